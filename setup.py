@@ -1,0 +1,59 @@
+"""Packaging of dassl-prompts.
+
+The repository keeps CoOp's top level (trainers/, datasets/, configs/), but none of these names may reach the import
+path: `datasets` is Hugging Face's package and `trainers` belongs to the CoOp checkout of our users. They are therefore
+installed as sub-packages of dassl_prompts.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = (ROOT / "dassl_prompts" / "VERSION").read_text().strip()
+
+MAPPED = {
+    "dassl_prompts.trainers": "trainers",
+    "dassl_prompts.datasets": "datasets",
+    "dassl_prompts.configs": "configs",
+}
+CONFIG_FILES = [str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".json")]
+
+setup(
+    name="dassl-prompts",
+    version=VERSION,
+    description="Prompt learning for vision-language models on the Dassl/CoOp toolbox: DPC, AttriPrompt, DCAR, PVLF",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dassl_prompts", "dassl_prompts.*"]) + list(MAPPED),
+    package_dir=MAPPED,
+    package_data={
+        "dassl_prompts": ["VERSION", "assets/**/*"],
+        "dassl_prompts.configs": CONFIG_FILES,
+    },
+    # torch and torchvision are listed side by side so that pip resolves them as a matching pair.
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "open_clip_torch>=2.26",
+        "transformers>=4.40",
+        "yacs>=0.1.8",
+        "numpy",
+        "Pillow",
+        "safetensors",
+        "scikit-learn",
+        "tabulate",
+        "tqdm",
+        "matplotlib",
+    ],
+    extras_require={
+        "prepare": ["gdown"],
+        "faiss": ["faiss-cpu"],
+        "tensorboard": ["tensorboard"],
+        "emoji-build": ["resvg-py"],
+        "dev": ["pytest"],
+    },
+    zip_safe=False,
+)
