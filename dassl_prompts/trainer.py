@@ -1,0 +1,133 @@
+"""What all classification methods share as Dassl trainers: building, one training step, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from dassl_prompts.engine import PromptTrainer, build_lr_scheduler, build_optimizer, compute_accuracy
+
+PRECISIONS = ("fp16", "fp32", "amp")
+
+
+def method_node(cfg, name: str):
+    """``cfg.TRAINER.<name>`` or a readable error when the plugin's defaults were never added."""
+    try:
+        return getattr(cfg.TRAINER, name)
+    except AttributeError:
+        raise ValueError(
+            f"the configuration has no TRAINER.{name}: call dassl_prompts.extend_cfg(cfg) before merging files"
+        ) from None
+
+
+class ClassificationTrainer(PromptTrainer):
+    """Trains the prompts of a :class:`~dassl_prompts.models.prompted.PromptedCLIP`.
+
+    A method sets ``config_node`` and implements ``build_net`` and, unless it is plain cross-entropy, ``loss``.
+    """
+
+    #: the method's node under cfg.TRAINER
+    config_node = ""
+
+    # -- what a method defines ------------------------------------------------------------------------------------
+
+    @classmethod
+    def build_net(cls, cfg, classnames: Sequence[str], clip: nn.Module) -> nn.Module:
+        """The method's model for ``classnames`` on a loaded CLIP, without data or trainer."""
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Terms of the objective of one batch; ``"loss"`` is what gets differentiated, the rest is logged."""
+        logits = self.model(images)
+        return {
+            "loss": nn.functional.cross_entropy(logits, labels),
+            "acc": compute_accuracy(logits, labels)[0],
+        }
+
+    # -- Dassl's hooks --------------------------------------------------------------------------------------------
+
+    def check_cfg(self, cfg):
+        node = method_node(cfg, self.config_node)
+        if "PREC" in node and node.PREC not in PRECISIONS:
+            raise ValueError(f"TRAINER.{self.config_node}.PREC is {node.PREC!r}; choose one of {', '.join(PRECISIONS)}")
+
+    @classmethod
+    def load_backbone(cls, cfg, device) -> nn.Module:
+        """The frozen CLIP that ``cfg`` names, in the precision that the method asks for."""
+        from dassl_prompts.models import load_clip, resolve_precision
+
+        node = method_node(cfg, cls.config_node) if cls.config_node else {}
+        precision = resolve_precision(node.get("PREC", "amp"), device)
+        clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision=precision, device=device)
+        size = tuple(cfg.INPUT.SIZE)
+        if size != (clip.image_size, clip.image_size):
+            raise ValueError(
+                f"INPUT.SIZE is {size} but the backbone {cfg.MODEL.BACKBONE.NAME} takes {clip.image_size} px: "
+                f'give INPUT.SIZE "({clip.image_size}, {clip.image_size})" or a configuration file made for this backbone'
+            )
+        return clip
+
+    def build_model(self):
+        from dassl_prompts.models import resolve_precision
+
+        cfg = self.cfg
+        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+        clip = self.load_backbone(cfg, self.device)
+        node = method_node(cfg, self.config_node) if self.config_node else {}
+        self.precision = resolve_precision(node.get("PREC", "amp"), self.device)
+        self.autocast_dtype = None
+        if self.precision == "amp":
+            self.autocast_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        self.scaler = torch.amp.GradScaler("cuda") if self.autocast_dtype is torch.float16 else None
+
+        self.model = self.build_net(cfg, self.dm.dataset.classnames, clip).to(self.device)
+        self.register_net()
+
+    def register_net(self):
+        """Optimise and checkpoint the learnable tensors under the official folder name."""
+        module = self.model.checkpoint_module
+        learnable = [p for p in module.parameters() if p.requires_grad]
+        names = [n for n, p in module.named_parameters() if p.requires_grad]
+        print(f"Learned tensors: {len(names)}, {sum(p.numel() for p in learnable):,} parameters")
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            self.load_init_weights(module, self.cfg.MODEL.INIT_WEIGHTS)
+        self.optim = build_optimizer(learnable, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model(self.model.checkpoint_name, module, self.optim, self.sched)
+
+    def autocast(self):
+        """The autocast context of the run's precision."""
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled)
+
+    def forward_backward(self, batch):
+        images, labels = self.parse_batch_train(batch)
+        with self.autocast():
+            terms = self.loss(images, labels)
+        self.step(terms["loss"])
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        return {name: float(value) for name, value in terms.items()}
+
+    def step(self, loss: Tensor) -> None:
+        """One optimiser step on ``loss``; stops the run when it is not finite."""
+        self.detect_anomaly(loss)
+        self.model_zero_grad()
+        if self.scaler is None:
+            loss.backward()
+            self.model_update()
+            return
+        self.scaler.scale(loss).backward()
+        for name in self.get_model_names():
+            self.scaler.step(self._optims[name])
+        self.scaler.update()
+
+    def parse_batch_train(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def model_inference(self, input):
+        with self.autocast():
+            return self.model(input)

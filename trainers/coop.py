@@ -1,0 +1,74 @@
+"""CoOp: learned context tokens in front of the class name (Zhou et al., IJCV 2022)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.models.prompted import PromptedCLIP, Prompts
+from dassl_prompts.trainer import ClassificationTrainer
+
+POSITIONS = ("end", "middle", "front")
+
+
+def extend_cfg(cfg):
+    add_defaults(cfg, "TRAINER.COOP", {
+        "N_CTX": 16,  # number of context tokens
+        "CSC": False,  # class-specific context
+        "CTX_INIT": "",  # words whose token embeddings start the context; then N_CTX is their number
+        "PREC": "amp",  # fp16, fp32, amp
+        "CLASS_TOKEN_POSITION": "end",  # end, middle or front
+    })
+
+
+def initial_context(text, n_ctx: int, words: str = "", n_classes: int | None = None) -> torch.Tensor:
+    """Layer-0 context ``[n, d_t]`` (``[C, n, d_t]`` for class-specific ones): word embeddings or N(0, 0.02^2).
+
+    As in CoOp, initial words fix the number of tokens and give a shared context.
+    """
+    if words:
+        return text.embed_words(words)
+    shape = (n_ctx, text.width) if n_classes is None else (n_classes, n_ctx, text.width)
+    return torch.empty(shape).normal_(std=0.02)
+
+
+class PromptLearner(nn.Module):
+    """Holds ``ctx``: ``[n, d_t]``, or ``[C, n, d_t]`` with class-specific contexts."""
+
+    def __init__(self, ctx: torch.Tensor):
+        super().__init__()
+        self.ctx = nn.Parameter(ctx.clone().float())
+
+
+class CoOpModel(PromptedCLIP):
+    """Text prompts ``[SOT] ctx name . [EOT]``; the image tower stays as it is."""
+
+    def __init__(self, clip, classnames, n_ctx=16, ctx_init="", csc=False, position="end"):
+        super().__init__(clip, classnames)
+        if position not in POSITIONS:
+            raise ValueError(f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}; choose one of {', '.join(POSITIONS)}")
+        per_class = len(classnames) if csc and not ctx_init else None
+        ctx = initial_context(clip.text, n_ctx, ctx_init.replace("_", " "), per_class)
+        self.class_position = position
+        self.class_prompts = clip.text.class_prompts(self.classnames, n_ctx=ctx.shape[-2])
+        self.prompt_learner = PromptLearner(ctx)
+
+    @property
+    def checkpoint_module(self):
+        return self.prompt_learner
+
+    def emit(self) -> Prompts:
+        return Prompts(text=self.prompt_learner.ctx)
+
+
+@register_trainer
+class CoOp(ClassificationTrainer):
+    """Cross-entropy over s V T^T; only ``ctx`` is learned."""
+
+    config_node = "COOP"
+
+    @classmethod
+    def build_net(cls, cfg, classnames, clip):
+        node = cfg.TRAINER.COOP
+        return CoOpModel(clip, classnames, node.N_CTX, node.CTX_INIT, node.CSC, node.CLASS_TOKEN_POSITION)

@@ -1,0 +1,76 @@
+"""Zero-shot CLIP with hand-written templates: one per dataset (ZeroshotCLIP) or an ensemble (ZeroshotCLIP2).
+
+Source: Radford et al. 2021; the seven selected ImageNet templates and the per-dataset wordings are CoOp's.
+"""
+
+from __future__ import annotations
+
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.models.prompted import PromptedCLIP, Prompts, normalize
+from dassl_prompts.templates import CUSTOM_TEMPLATES, ENSEMBLE_TEMPLATES
+from dassl_prompts.trainer import ClassificationTrainer
+
+
+def extend_cfg(cfg):
+    add_defaults(cfg, "TRAINER.ZSCLIP", {
+        "PREC": "amp",
+        "TEMPLATE": "",  # "" = the dataset's own template; e.g. "a photo of a {}."
+    })
+
+
+class ZeroshotModel(PromptedCLIP):
+    """Class features are the normalised mean of the normalised features of every template."""
+
+    def __init__(self, clip, classnames, templates: list[str]):
+        super().__init__(clip, classnames)
+        self.prompts_per_template = [
+            clip.text.prompts_from_texts([template.format(name) for name in self.classnames]) for template in templates
+        ]
+
+    def emit(self) -> Prompts:
+        return Prompts()
+
+    def encode_classes(self, prompts, index=None):
+        views = self.prompts_per_template
+        if index is not None:
+            views = [view.select(index) for view in views]
+        features = sum(normalize(self.clip.text(view)) for view in views) / len(views)
+        return normalize(features)
+
+
+@register_trainer
+class ZeroshotCLIP(ClassificationTrainer):
+    """Evaluation only: one template per dataset."""
+
+    config_node = "ZSCLIP"
+
+    @classmethod
+    def templates(cls, cfg) -> list[str]:
+        template = cfg.TRAINER.ZSCLIP.TEMPLATE or CUSTOM_TEMPLATES.get(cfg.DATASET.NAME)
+        if template is None:
+            raise ValueError(f'no template is known for dataset {cfg.DATASET.NAME}: set TRAINER.ZSCLIP.TEMPLATE "a photo of a {{}}."')
+        if template.count("{}") != 1:
+            raise ValueError(f"TRAINER.ZSCLIP.TEMPLATE must hold {{}} once for the class name, got {template!r}")
+        return [template]
+
+    @classmethod
+    def build_net(cls, cfg, classnames, clip):
+        return ZeroshotModel(clip, classnames, cls.templates(cfg))
+
+    def register_net(self):
+        # Dassl asks for at least the name of a model to switch modes; there is nothing to optimise.
+        self.register_model("zero_shot", self.model)
+
+    def before_train(self):
+        raise ValueError(f"{type(self).__name__} has nothing to train: run it with --eval-only or --no-train")
+
+
+@register_trainer
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """Evaluation only: CoOp's seven selected templates, and the dataset's own where it is not ImageNet's."""
+
+    @classmethod
+    def templates(cls, cfg) -> list[str]:
+        templates = list(ENSEMBLE_TEMPLATES)
+        own = super().templates(cfg)
+        return templates if cfg.DATASET.NAME.startswith("ImageNet") else templates + own
