@@ -1,0 +1,204 @@
+"""Hard negatives for contrastive training: which classes confuse a model, and an image for each of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+
+def hard_negatives(
+    scores: Tensor,
+    labels: Sequence[int],
+    k: int,
+    *,
+    cap: str = "k-1",
+    dedup: bool = True,
+    min_fill: int = 0,
+    fill_range: tuple[int, int] | None = None,
+    rng: random.Random | None = None,
+) -> list[list[int]]:
+    """Classes that a frozen model confuses with each anchor's class (DPC's negative sampler).
+
+    Args:
+        scores: ``[B, C]`` similarities of the anchors to all classes.
+        labels: the anchors' classes.
+        k: how many of the highest-scored classes are candidates, at most C.
+        cap: ``"k-1"`` keeps at most k-1 negatives (paper); ``"k"`` keeps all k when the true class is not among them
+            (released code).
+        dedup: drop a class that is an anchor's class or already a negative of the step.
+        min_fill: draw random classes for an anchor with fewer negatives than this (released code: 2).
+        fill_range: first and last class that may be drawn; default all classes.
+        rng: source of the random draws; needed when ``min_fill`` is positive.
+
+    Returns:
+        For each anchor its negatives, most confusing first.
+    """
+    n_classes = scores.shape[1]
+    if not 1 <= k <= n_classes:
+        raise ValueError(f"k must lie between 1 and the number of classes ({n_classes}), got {k}")
+    if cap not in ("k-1", "k"):
+        raise ValueError(f"cap must be 'k-1' or 'k', got {cap!r}")
+    ranked = scores.float().cpu().argsort(dim=1, descending=True, stable=True)[:, :k].tolist()
+    used = set(labels)
+    groups = []
+    for candidates, label in zip(ranked, labels):
+        negatives = [c for c in candidates if c != label][: k if cap == "k" else k - 1]
+        if dedup:
+            negatives = [c for c in negatives if c not in used]
+        used.update(negatives)
+        if len(negatives) < min_fill:
+            negatives += _fill(min_fill - len(negatives), label, negatives, used, fill_range or (0, n_classes - 1), dedup, rng)
+            used.update(negatives)
+        groups.append(negatives)
+    return groups
+
+
+def _fill(missing, label, negatives, used, fill_range, dedup, rng) -> list[int]:
+    """Up to ``missing`` random classes; as many tries as there are classes in the range, as in the released code."""
+    first, last = fill_range
+    drawn: list[int] = []
+    for _ in range(last - first + 1):
+        if len(drawn) == missing:
+            break
+        c = rng.randint(first, last)
+        if c == label or c in drawn or c in negatives or (dedup and c in used):
+            continue
+        drawn.append(c)
+    return drawn
+
+
+_items = None
+
+
+def _start_worker(dataset):
+    global _items
+    _items = dataset
+    torch.set_num_threads(1)
+
+
+def _load(index: int, seed: int):
+    return load_seeded(_items, index, seed).numpy()
+
+
+def load_seeded(dataset, index: int, seed: int) -> Tensor:
+    """``dataset[index]["img"]`` with its augmentation drawn from ``seed`` alone; the caller's random state is untouched."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        image = dataset[index]["img"]
+    random.setstate(state)
+    return image
+
+
+class ImagePool:
+    """Loads images of a dataset by index, in worker processes when there are any.
+
+    Each image carries its own seed, so the result does not depend on the number of workers.
+    """
+
+    def __init__(self, dataset, num_workers: int = 0):
+        self.dataset = dataset
+        self._executor = None
+        if num_workers > 0:
+            self._executor = ProcessPoolExecutor(
+                num_workers, mp_context=mp.get_context("fork"), initializer=_start_worker, initargs=(dataset,)
+            )
+
+    def submit(self, indices: Sequence[int], seeds: Sequence[int]) -> Callable[[], Tensor]:
+        """Start loading; calling the returned function waits and gives ``[n, 3, H, W]``."""
+        if self._executor is None:
+            return lambda: torch.stack([load_seeded(self.dataset, i, s) for i, s in zip(indices, seeds)])
+        jobs: list[Future] = [self._executor.submit(_load, i, s) for i, s in zip(indices, seeds)]
+        return lambda: torch.stack([torch.from_numpy(job.result()) for job in jobs])
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+
+@dataclass
+class Mined:
+    """One step's classes: for each anchor, itself and then its negatives, flattened.
+
+    ``order`` lists positions in the concatenation [anchors | negatives] so that groups stay together.
+    """
+
+    labels: list[int]
+    order: list[int]
+    negatives: list[int]
+
+
+def group_pairs(labels: Sequence[int], negatives: Sequence[Sequence[int]]) -> Mined:
+    """Lay out [anchor, its negatives] for every anchor."""
+    flat: list[int] = []
+    out_labels: list[int] = []
+    order: list[int] = []
+    for anchor, (label, group) in enumerate(zip(labels, negatives)):
+        out_labels += [label, *group]
+        order += [anchor, *range(len(labels) + len(flat), len(labels) + len(flat) + len(group))]
+        flat += group
+    return Mined(out_labels, order, flat)
+
+
+class MinedLoader:
+    """Wraps the training loader: batches of B anchors come out as N >= B aligned (image, class) pairs.
+
+    The miner is frozen, so a batch can be mined and its negatives loaded while the step before it still trains: one batch of
+    look-ahead hides the loading.
+
+    Args:
+        loader: the few-shot training loader; batches carry ``img``, ``label`` and ``index``.
+        mine: ``(images, labels, rng) -> list of negatives per anchor``.
+        by_class: for every class the indices of its training images.
+        pool: where negatives' images come from.
+        seed: seed of the run; each (epoch, batch) has its own stream, hence resuming changes nothing.
+    """
+
+    def __init__(self, loader, mine, by_class: Sequence[Sequence[int]], pool: ImagePool, seed: int):
+        self.loader, self.mine, self.by_class, self.pool, self.seed = loader, mine, by_class, pool, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name):
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[dict]:
+        waiting = None
+        for number, batch in enumerate(self.loader):
+            started = self._start(number, batch)
+            if waiting is not None:
+                yield waiting()
+            waiting = started
+        if waiting is not None:
+            yield waiting()
+
+    def _start(self, number: int, batch: dict) -> Callable[[], dict]:
+        rng = random.Random(f"{self.seed}/{self.epoch}/{number}")
+        labels = batch["label"].tolist()
+        pairs = group_pairs(labels, self.mine(batch["img"], labels, rng))
+        indices = [rng.choice(self.by_class[c]) for c in pairs.negatives]
+        seeds = [rng.getrandbits(31) for _ in indices]
+        images = self.pool.submit(indices, seeds) if indices else None
+
+        def finish() -> dict:
+            together = batch["img"] if images is None else torch.cat([batch["img"], images()])
+            return {
+                "img": together[pairs.order],
+                "label": torch.tensor(pairs.labels),
+                "anchors": torch.tensor([i for i, source in enumerate(pairs.order) if source < len(labels)]),
+                "negative_index": indices,
+            }
+
+        return finish

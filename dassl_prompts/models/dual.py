@@ -1,0 +1,155 @@
+"""Two prompts of one method side by side, and their mixtures (DPC's weighting-decoupling module).
+
+``tuned`` is the prompt P of stage 1, frozen; ``parallel`` is P', its clone that stage 2 trains. Mixtures are taken of the
+prompt *vectors* that enter the encoders, never of features: F(X) = w X + (1 - w) P.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.func import functional_call
+
+from dassl_prompts.models.prompted import PromptedCLIP, Prompts
+
+
+def clone_prompts(net: PromptedCLIP) -> PromptedCLIP:
+    """A copy of a method's model with its own prompts and the same frozen towers."""
+    from dassl_prompts.models.clip import CLIP
+
+    shared = {id(module): module for module in net.modules() if isinstance(module, CLIP)}
+    return copy.deepcopy(net, shared)
+
+
+class _Emit(nn.Module):
+    """Lets ``functional_call`` reach ``emit``."""
+
+    def __init__(self, net: PromptedCLIP):
+        super().__init__()
+        self.net = net
+
+    def forward(self) -> Prompts:
+        return self.net.emit()
+
+
+def emit_with(net: PromptedCLIP, leaves: dict[str, Tensor]) -> Prompts:
+    """What ``net`` would emit if its parameters had these values."""
+    return functional_call(_Emit(net), {f"net.{name}": value for name, value in leaves.items()}, ())
+
+
+def mix(x: Tensor, p: Tensor, omega: float) -> Tensor:
+    """F(x) = omega x + (1 - omega) p."""
+    return omega * x + (1 - omega) * p
+
+
+class DualPrompts(PromptedCLIP):
+    """P and P' of one method, evaluated as the mixture that the task asks for.
+
+    Args:
+        tuned: the method's model; becomes P and is frozen.
+        omega_b, omega_n: weight of P' for base and for new classes, in [0, 1].
+        task: "base" or "new".
+        param: "parallel" trains P' itself; "mixed" trains theta = F(P') and recovers P' = P + (theta - P) / omega_b.
+        train_forward: "parallel" trains with P', "mixed" with F(P').
+        eval_base: "mixed" scores base classes with F(P'), "parallel" with P'.
+        scope: "all" mixes every prompt vector; "text" only the text tower's layer-0 context, the rest follows P'.
+        mix_leaves: mix the parameters instead of the vectors they emit (they differ where the map is bilinear, as in MaPLe).
+    """
+
+    def __init__(
+        self,
+        tuned: PromptedCLIP,
+        omega_b: float = 0.2,
+        omega_n: float = 0.0,
+        task: str = "base",
+        param: str = "parallel",
+        train_forward: str = "parallel",
+        eval_base: str = "mixed",
+        scope: str = "all",
+        mix_leaves: bool = False,
+    ):
+        super().__init__(tuned.clip, tuned.classnames)
+        if param == "mixed" and omega_b == 0:
+            raise ValueError("TRAINER.DPC.PARAM mixed cannot recover P' at OMEGA_B 0.0; use PARAM parallel")
+        self.omega_b, self.omega_n, self.task = omega_b, omega_n, task
+        self.param, self.train_forward, self.eval_base = param, train_forward, eval_base
+        self.scope, self.mix_leaves = scope, mix_leaves
+        self.tuned = tuned
+        self.parallel = clone_prompts(tuned)
+        self.checkpoint_name = tuned.checkpoint_name
+        self.class_prompts = tuned.class_prompts
+        self.tuned.requires_grad_(False)
+
+    @property
+    def checkpoint_module(self) -> nn.Module:
+        return self.parallel.checkpoint_module
+
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Names, relative to the method's model, and tensors that stage 2 trains."""
+        return {name: p for name, p in self.parallel.named_parameters() if p.requires_grad}
+
+    def _tuned_leaves(self) -> dict[str, Tensor]:
+        tuned = dict(self.tuned.named_parameters())
+        return {name: tuned[name] for name in self.learnable()}
+
+    # -- the prompts ----------------------------------------------------------------------------------------------
+
+    def parallel_leaves(self) -> dict[str, Tensor]:
+        """The parameters of P'."""
+        leaves = self.learnable()
+        if self.param == "parallel":
+            return leaves
+        tuned = self._tuned_leaves()
+        return {name: tuned[name] + (theta - tuned[name]) / self.omega_b for name, theta in leaves.items()}
+
+    def parallel_prompts(self) -> Prompts:
+        """P' itself."""
+        return self.parallel.emit() if self.param == "parallel" else emit_with(self.parallel, self.parallel_leaves())
+
+    def mixed(self, omega: float) -> Prompts:
+        """omega P' + (1 - omega) P; exactly P at 0 and exactly P' at 1."""
+        if omega == 0:
+            return self.tuned.emit()
+        if omega == 1:
+            return self.parallel_prompts()
+        if self.mix_leaves:
+            tuned = self._tuned_leaves()
+            return emit_with(self.parallel, {n: mix(x, tuned[n], omega) for n, x in self.parallel_leaves().items()})
+        return self.parallel_prompts().map(lambda x, p: mix(x, p, omega), self.tuned.emit())
+
+    def base_mixture(self) -> Prompts:
+        """The prompts of base classes, within the mixing scope."""
+        mixed = self.mixed(self.omega_b)
+        if self.scope == "all":
+            return mixed
+        own = self.parallel_prompts()
+        return Prompts(mixed.text, own.text_deep, own.vision, own.vision_deep)
+
+    def train_prompts(self) -> Prompts:
+        """What the training forward uses."""
+        return self.base_mixture() if self.train_forward == "mixed" else self.parallel_prompts()
+
+    def emit(self) -> Prompts:
+        """What evaluation uses: decoupled by task."""
+        if self.task == "new":
+            return self.mixed(self.omega_n)
+        return self.base_mixture() if self.eval_base == "mixed" else self.parallel_prompts()
+
+    # -- encoding: everything but the prompts (PromptKD's projector) follows P' on base classes and P on new ones ----
+
+    @property
+    def _net(self) -> PromptedCLIP:
+        return self.tuned if self.task == "new" else self.parallel
+
+    def encode_classes(self, prompts, index=None):
+        return self._net.encode_classes(prompts, index)
+
+    def encode_images(self, images, prompts):
+        return self._net.encode_images(images, prompts)
+
+    @property
+    def scale(self):
+        return self._net.scale

@@ -1,0 +1,120 @@
+"""Train or evaluate one run: CoOp's command line on top of the engine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import dassl_prompts
+from dassl_prompts.engine import (
+    ENGINE,
+    build_trainer,
+    collect_env_info,
+    get_cfg_default,
+    merge_file,
+    merge_opts,
+    set_random_seed,
+    setup_logger,
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train or evaluate one method on one dataset with one seed.",
+        epilog="Trailing KEY VALUE pairs change the configuration, e.g. DATASET.NUM_SHOTS 16 TRAINER.COOP.N_CTX 4",
+    )
+    p.add_argument("--root", default="", help="folder that holds the datasets")
+    p.add_argument("--output-dir", default="", help="folder of this run: log, checkpoints, results.json")
+    p.add_argument("--resume", default="", help="folder of an unfinished run to continue from")
+    p.add_argument("--seed", type=int, default=-1, help="0 or larger fixes all random streams")
+    p.add_argument("--source-domains", nargs="+", default=None, help="source domains (Dassl)")
+    p.add_argument("--target-domains", nargs="+", default=None, help="target domains (Dassl)")
+    p.add_argument("--transforms", nargs="+", default=None, help="names of the training transforms")
+    p.add_argument("--config-file", default="", help="YAML of the method")
+    p.add_argument("--dataset-config-file", default="", help="YAML of the dataset")
+    p.add_argument("--trainer", default="", help="name of the trainer, e.g. CoOp or DPC_CoOp")
+    p.add_argument("--backbone", default="", help="e.g. ViT-B/16, RN50, emoji-tiny or a file with weights")
+    p.add_argument("--head", default="", help="name of the head (Dassl)")
+    p.add_argument("--eval-only", action="store_true", help="only evaluate the checkpoint in --model-dir")
+    p.add_argument("--model-dir", default="", help="run folder to load for --eval-only")
+    p.add_argument("--load-epoch", type=int, default=None, help="epoch of the checkpoint to load; default the newest")
+    p.add_argument("--no-train", action="store_true", help="build everything, do not train")
+    p.add_argument("opts", nargs=argparse.REMAINDER, default=None, help="KEY VALUE pairs")
+    return p
+
+
+def setup_cfg(args):
+    """The resolved, frozen configuration: defaults < dataset file < method file < flags < KEY VALUE pairs."""
+    cfg = get_cfg_default()
+    dassl_prompts.extend_cfg(cfg)
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            merge_file(cfg, path)
+    flags = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }
+    given = [item for key, value in flags.items() if value for item in (key, value)]
+    if args.seed >= 0:
+        given += ["SEED", args.seed]
+    merge_opts(cfg, given)
+    merge_opts(cfg, [opt for opt in args.opts or [] if opt != "--"])
+    for key, flag in (("TRAINER.NAME", "--trainer"), ("DATASET.NAME", "--dataset-config-file")):
+        section, leaf = key.split(".")
+        if not cfg[section][leaf]:
+            raise ValueError(f"{key} is empty: give {flag}")
+    cfg.freeze()
+    return cfg
+
+
+def run(args) -> float | None:
+    """Execute the parsed command; returns the final metric, or None when nothing was evaluated."""
+    import torch
+
+    cfg = setup_cfg(args)
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    setup_logger(cfg.OUTPUT_DIR)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+
+    print("***************\n** Arguments **\n***************")
+    for key, value in sorted(vars(args).items()):
+        print(f"{key}: {value}")
+    print(f"************\n** Config **\n************\n{cfg}")
+    print(f"Collecting env info ...\n** System info **\nengine: {ENGINE}\n{collect_env_info()}\n")
+
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        if args.model_dir:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        return trainer.test()
+    if not args.no_train:
+        return trainer.train()
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; configuration and input errors end with one readable line and exit code 2."""
+    args = parser().parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, KeyError) as error:
+        if "--debug" in sys.argv:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

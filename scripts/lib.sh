@@ -1,0 +1,63 @@
+# Sourced by every script: where the project is, which Python runs it, and the set-up that quickstart.sh and test.sh share.
+
+set -euo pipefail
+PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$PROJECT/.venv}
+
+# The interpreter: $PYTHON, else the project's own environment, else whatever is active.
+pick_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        echo "$PYTHON"
+    elif [ -x "$VENV/bin/python" ]; then
+        echo "$VENV/bin/python"
+    else
+        command -v python3 || command -v python
+    fi
+}
+
+# usage TEXT MINIMUM "$@": print the usage line unless there are enough arguments.
+usage() {
+    local text=$1 minimum=$2
+    shift 2
+    if [ $# -lt "$minimum" ]; then
+        echo "usage: bash $text" >&2
+        exit 2
+    fi
+}
+
+# run_protocol PROTOCOL OPTIONS...: one job through the protocol driver.
+run_protocol() {
+    "$(pick_python)" -m dassl_prompts.run "$@"
+}
+
+# A Python of at least 3.10 to make the environment with.
+base_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10 python; do
+        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python 3.10 or newer found; set PYTHON=/path/to/python" >&2
+    exit 1
+}
+
+# Create $VENV and install the project in it; does nothing when that is done for this setup.py.
+set_up() {
+    local stamp want
+    stamp=$VENV/.installed
+    want=$(cksum <"$PROJECT/setup.py")
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+        echo "== environment $VENV is ready"
+    else
+        echo "== creating $VENV and installing dassl-prompts with its dependencies (a few minutes, several GB with CUDA)"
+        "$(base_python)" -m venv "$VENV"
+        "$VENV/bin/python" -m pip install --quiet --upgrade pip
+        # one call: pip has to choose torch and torchvision together
+        "$VENV/bin/python" -m pip install --quiet -e "$PROJECT[dev]"
+        echo "$want" >"$stamp"
+    fi
+    PYTHON=$VENV/bin/python
+    "$PYTHON" -m dassl_prompts.check
+}
