@@ -1,0 +1,100 @@
+"""The base of the classification datasets: a split, its base or new classes, its few-shot draw."""
+
+from __future__ import annotations
+
+import os
+import random
+
+from dassl_prompts.data.images import check_images
+from dassl_prompts.data.splits import (
+    Splits, check_labels, few_shot, read_split, save_split, subsample_classes,
+)
+from dassl_prompts.engine import DatasetBase, add_defaults
+
+DOCS = "docs/datasets.md lists where each dataset comes from"
+
+
+def extend_cfg(cfg) -> None:
+    """Keys that the classification datasets read."""
+    add_defaults(cfg, "DATASET", {
+        "SUBSAMPLE_CLASSES": "all",  # all, base or new classes
+        "MAKE_SPLIT": -1,  # >= 0: the seed of a random split of our own, never comparable with published numbers
+    })
+
+
+class SplitDataset(DatasetBase):
+    """A dataset in CoOp's layout; a subclass names its folders and file, and says how to make a split of its own.
+
+    ``DATASET.ROOT / dataset_dir`` holds the split file; the paths in it are relative to ``image_dir`` below.
+    The few-shot draw comes before the base/new split, so both halves of a seed belong to one draw.
+
+    Raises:
+        FileNotFoundError: a folder, the split file or images are missing; says what to obtain.
+        ValueError: the split file is damaged, or a configuration key has a wrong value.
+    """
+
+    #: folder below DATASET.ROOT; on an instance, the full path (as in CoOp)
+    dataset_dir = ""
+    #: image folder below dataset_dir; on an instance, the full path
+    image_dir = ""
+    #: CoOp's split file; None where the dataset's own lists define the split
+    split_file: str | None = None
+    #: nothing here may be trained on: train_x repeats the test images to carry the class names
+    evaluation_only = False
+
+    def __init__(self, cfg):
+        root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+        self.dataset_dir = os.path.join(root, type(self).dataset_dir)
+        self.image_dir = os.path.join(self.dataset_dir, type(self).image_dir) if type(self).image_dir else self.dataset_dir
+        self.make_split_seed = cfg.DATASET.get("MAKE_SPLIT", -1)
+        self.require(self.dataset_dir)
+        self.require(self.image_dir)
+
+        splits = self.read_data()
+        splits = self.draw(splits, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        train, val, test = subsample_classes(*splits, subsample=cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
+        used = {item.impath: None for part in (train, val, test) for item in part}
+        check_images(list(used), type(self).__name__, f"Complete {self.image_dir}; {DOCS}.")
+        super().__init__(train_x=train, val=val or None, test=test)
+
+    # -- what a dataset may define --------------------------------------------------------------------------------
+
+    def read_data(self) -> Splits:
+        """The full split over all classes: CoOp's file, or on request one of our own."""
+        name = type(self).__name__
+        if self.make_split_seed >= 0:
+            path = os.path.join(self.dataset_dir, f"split_own{self.make_split_seed}_{name}.json")
+            if not os.path.exists(path):
+                splits = self.make_split(random.Random(self.make_split_seed))
+                check_labels(splits, f"{name} in {self.dataset_dir}")
+                save_split(splits, path, self.image_dir)
+                print(f"Made a split of our own: {path}")
+        else:
+            path = os.path.join(self.dataset_dir, self.split_file)
+            self.require(path, "DATASET.MAKE_SPLIT 1 makes a random split instead, whose numbers cannot be compared "
+                               "with published ones")
+        print(f"Reading split from {path}")
+        return read_split(path, self.image_dir)
+
+    def make_split(self, rng: random.Random) -> Splits:
+        """A random split from the dataset's original files, in CoOp's proportions."""
+        raise ValueError(f"DATASET.MAKE_SPLIT: {type(self).__name__} has its own lists, there is no split to make")
+
+    def draw(self, splits: Splits, shots: int, seed: int) -> Splits:
+        """The few-shot draw, kept in ``split_fewshot`` (a split of our own keeps its draws apart)."""
+        folder = "split_fewshot" if self.make_split_seed < 0 else f"split_fewshot_own{self.make_split_seed}"
+        cache_dir = os.path.join(self.dataset_dir, folder)
+        train, val = few_shot(splits.train, splits.val, shots, seed, self.image_dir, cache_dir)
+        return Splits(train, val, splits.test)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def require(self, path: str, otherwise: str = "") -> str:
+        """``path``, or FileNotFoundError that says what to obtain."""
+        if os.path.exists(path):
+            return path
+        hint = f"run `python -m dassl_prompts.prepare {type(self).__name__} --root {os.path.dirname(self.dataset_dir)}`"
+        raise FileNotFoundError(
+            f"{type(self).__name__}: {path} does not exist. Check DATASET.ROOT (--root), or {hint}; {DOCS}."
+            + (f" {otherwise}." if otherwise else "")
+        )

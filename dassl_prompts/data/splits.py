@@ -1,0 +1,335 @@
+"""Splits of classification datasets: CoOp's split files, base and new classes, few-shot draws.
+
+Everything here gives the images that Dassl and CoOp give for the same seed. What differs is what happens around it:
+split files are validated, and the few-shot draw is kept as JSON with relative paths, so that a dataset folder can be
+moved. Dassl's own pickled draws are read without executing what is in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import posixpath
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dassl_prompts.data.dassl_cache import read_dassl_cache
+from dassl_prompts.engine import Datum, write_json
+
+SUBSAMPLES = ("all", "base", "new")
+PARTS = ("train", "val", "test")
+FEWSHOT_FORMAT = 1
+
+
+class Splits(NamedTuple):
+    """Lists of Datum. ``val`` may be empty (ImageNet's variants have none)."""
+
+    train: list[Datum]
+    val: list[Datum]
+    test: list[Datum]
+
+
+# -- split files ------------------------------------------------------------------------------------------------------
+
+
+def read_split(path: str | os.PathLike, image_root: str | os.PathLike) -> Splits:
+    """Read a split file ``{"train": [[relative path, label, class name], ...], "val": ..., "test": ...}``.
+
+    Args:
+        path: the JSON file, such as CoOp's ``split_zhou_Caltech101.json``.
+        image_root: the folder that its paths are relative to.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a JSON file, or its labels and class names contradict each other.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"split file {path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
+        raise ValueError(f"split file {path} must hold an object with the lists train, val and test")
+    splits = Splits(*(_to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in PARTS))
+    check_labels(splits, path)
+    return splits
+
+
+def _to_data(entries: list, image_root: str, origin: str) -> list[Datum]:
+    data = []
+    for i, entry in enumerate(entries):
+        match entry:
+            case [str(relative), int(label), str(classname)] if label >= 0 and _is_inside(relative):
+                data.append(Datum(impath=os.path.join(image_root, relative), label=label, classname=classname))
+            case _:
+                raise ValueError(
+                    f"split file {origin}, entry {i}: expected [relative path, label >= 0, class name], got {entry!r}"
+                )
+    return data
+
+
+def _is_inside(relative: str) -> bool:
+    """Whether a path from a file stays below the folder that it is joined to."""
+    return bool(relative) and not posixpath.isabs(relative) and ".." not in relative.replace("\\", "/").split("/")
+
+
+def check_labels(splits: Splits, origin: str) -> None:
+    """Refuse labels with gaps, labels with two names, and evaluation labels that training does not know.
+
+    A gap would shift every class name behind it against the columns of the logits.
+
+    Raises:
+        ValueError: names ``origin`` and the first offending label.
+    """
+    for part in ("train", "test"):
+        if not getattr(splits, part):
+            raise ValueError(f"{origin}: no {part} images")
+    names: dict[int, str] = {}
+    for part, data in zip(PARTS, splits):
+        for item in data:
+            if names.setdefault(item.label, item.classname) != item.classname:
+                raise ValueError(
+                    f"{origin}: label {item.label} is called {names[item.label]!r} and, in {part}, {item.classname!r}"
+                )
+    trained = {item.label for item in splits.train}
+    empty = sorted(set(range(max(names) + 1)) - trained)
+    if empty:
+        named = ", ".join(f"{label} ({names[label]})" if label in names else str(label) for label in empty[:5])
+        raise ValueError(f"{origin}: {len(empty)} of {max(names) + 1} labels have no training image: {named}")
+
+
+def save_split(splits: Splits, path: str | os.PathLike, image_root: str | os.PathLike) -> None:
+    """Write a split file that :func:`read_split` (and CoOp) reads; atomically."""
+    content = {part: to_entries(data, image_root) for part, data in zip(PARTS, splits)}
+    write_json_atomic(content, path)
+
+
+def to_entries(data: Iterable[Datum], image_root: str | os.PathLike) -> list[list]:
+    """``[relative path, label, class name]`` of every item."""
+    return [[relative_path(item.impath, image_root), item.label, item.classname] for item in data]
+
+
+def relative_path(impath: str, image_root: str | os.PathLike) -> str:
+    """``impath`` below ``image_root``, with forward slashes."""
+    # os.path.relpath costs 10 us, which is 13 s on ImageNet
+    root = os.path.join(os.fspath(image_root), "")
+    relative = impath[len(root):] if impath.startswith(root) else os.path.relpath(impath, root)
+    return relative.replace(os.sep, "/")
+
+
+def write_json_atomic(content: object, path: str | os.PathLike) -> None:
+    """``write_json`` to a neighbour of ``path``, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_json(content, str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# -- random splits of our own, in CoOp's proportions ------------------------------------------------------------------
+
+
+def split_by_class(
+    items: Sequence[Datum], rng: random.Random, p_train: float = 0.5, p_val: float = 0.2
+) -> Splits:
+    """Split every class at random into train, val and test (the rest).
+
+    Raises:
+        ValueError: a class is too small to give each part an image.
+    """
+    train, val, test = [], [], []
+    for same in by_label(items).values():
+        same = rng.sample(same, len(same))
+        n_train, n_val = round(len(same) * p_train), round(len(same) * p_val)
+        if not (n_train and n_val and n_train + n_val < len(same)):
+            raise ValueError(f"class {same[0].classname!r} has {len(same)} images, too few for train, val and test")
+        train += same[:n_train]
+        val += same[n_train:n_train + n_val]
+        test += same[n_train + n_val:]
+    return Splits(train, val, test)
+
+
+def split_trainval(trainval: Sequence[Datum], rng: random.Random, p_val: float = 0.2) -> tuple[list, list]:
+    """Take ``p_val`` of every class out of an official training list.
+
+    Raises:
+        ValueError: a class is too small to give an image to both parts.
+    """
+    train, val = [], []
+    for same in by_label(trainval).values():
+        same = rng.sample(same, len(same))
+        n_val = round(len(same) * p_val)
+        if not 0 < n_val < len(same):
+            raise ValueError(f"class {same[0].classname!r} has {len(same)} training images, too few to take val from")
+        val += same[:n_val]
+        train += same[n_val:]
+    return train, val
+
+
+# -- classes and shots ------------------------------------------------------------------------------------------------
+
+
+def by_label(items: Iterable[Datum]) -> dict[int, list[Datum]]:
+    """Items of each label; labels in order of first appearance, which is the order that Dassl draws in."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[item.label].append(item)
+    return dict(groups)
+
+
+def subsample_classes(*sets: Sequence[Datum], subsample: str = "all") -> list[list[Datum]]:
+    """CoOp's base-to-new protocol: the first ceil(n/2) labels of the first set are base, the rest new.
+
+    Labels are renumbered from 0 in each half.
+
+    Raises:
+        ValueError: ``subsample`` is not all, base or new, or the half has no class.
+    """
+    if subsample not in SUBSAMPLES:
+        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}; choose one of {', '.join(SUBSAMPLES)}")
+    if subsample == "all":
+        return [list(items) for items in sets]
+    labels = sorted({item.label for item in sets[0]})
+    n_base = math.ceil(len(labels) / 2)
+    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
+    chosen = labels[:n_base] if subsample == "base" else labels[n_base:]
+    if not chosen:
+        raise ValueError(f"DATASET.SUBSAMPLE_CLASSES {subsample}: {len(labels)} class leaves none for it")
+    new_label = {label: i for i, label in enumerate(chosen)}
+    return [
+        [
+            Datum(impath=x.impath, label=new_label[x.label], domain=x.domain, classname=x.classname)
+            for x in items if x.label in new_label
+        ]
+        for items in sets
+    ]
+
+
+def draw_shots(
+    items: Sequence[Datum], shots: int, rng: random.Random, repeat: bool = False
+) -> list[Datum]:
+    """``shots`` items of every class, as Dassl's sampler draws them from the same generator state.
+
+    A class with fewer items gives all of them in their order, or with ``repeat`` draws with replacement.
+    """
+    drawn = []
+    for same in by_label(items).values():
+        if len(same) >= shots:
+            drawn += rng.sample(same, shots)
+        else:
+            drawn += rng.choices(same, k=shots) if repeat else same
+    return drawn
+
+
+def few_shot(
+    train: Sequence[Datum],
+    val: Sequence[Datum],
+    shots: int,
+    seed: int,
+    image_root: str | os.PathLike,
+    cache_dir: str | os.PathLike | None = None,
+) -> tuple[list[Datum], list[Datum]]:
+    """Draw ``shots`` training and ``min(shots, 4)`` validation images of every class.
+
+    The draw equals Dassl's after ``set_random_seed(seed)``, but from a generator of its own, so that the rest of the
+    run does not depend on whether a cached draw was found. A negative seed draws from Python's global generator and is
+    never cached.
+
+    Args:
+        train, val: the full lists over all classes; the base/new split comes after the draw. val may be empty.
+        shots: images per class; below 1 the lists are returned as they are.
+        image_root: what cached paths are relative to.
+        cache_dir: CoOp's ``split_fewshot`` folder; None neither reads nor writes. A ``shot_N-seed_S.pkl`` of Dassl's
+            found there decides which images are used; otherwise the draw is kept in ``shot_N-seed_S.json``. A folder
+            that cannot be written is reported once and costs nothing but the draw.
+
+    Raises:
+        ValueError: a cache file is damaged, or a ``.pkl`` names images that are not in ``train`` and ``val``.
+    """
+    if shots < 1:
+        return list(train), list(val)
+    _report_small_classes(train, shots)
+    if cache_dir is None or seed < 0:
+        return _draw(train, val, shots, random if seed < 0 else random.Random(seed))
+
+    stem = os.path.join(os.fspath(cache_dir), f"shot_{shots}-seed_{seed}")
+    if os.path.exists(stem + ".pkl"):
+        print(f"Loading preprocessed few-shot data from {stem}.pkl")
+        known = ({relative_path(item.impath, image_root): item for item in part} for part in (train, val))
+        return read_dassl_cache(stem + ".pkl", *known)
+    source = {"num_shots": shots, "seed": seed, "source_sha256": _hash_source(train, val, image_root)}
+    cached = _read_fewshot(stem + ".json", source, image_root)
+    if cached is None:
+        cached = _draw(train, val, shots, random.Random(seed))
+        _write_fewshot(stem + ".json", source, cached, image_root)
+    return cached
+
+
+def _draw(train, val, shots: int, rng) -> tuple[list[Datum], list[Datum]]:
+    print(f"Creating a {shots}-shot dataset")
+    train = draw_shots(train, shots, rng)
+    if not val:
+        return train, []
+    print(f"Creating a {min(shots, 4)}-shot dataset")
+    return train, draw_shots(val, min(shots, 4), rng)
+
+
+def _report_small_classes(train: Sequence[Datum], shots: int) -> None:
+    small = [same for same in by_label(train).values() if len(same) < shots]
+    if small:
+        least = min(small, key=len)
+        print(
+            f"{len(small)} classes have fewer than {shots} training images and give all they have "
+            f"(fewest: {least[0].classname!r} with {len(least)})"
+        )
+
+
+def _hash_source(train: Sequence[Datum], val: Sequence[Datum], image_root) -> str:
+    digest = hashlib.sha256()
+    for part in (train, val):
+        for relative, label, _ in to_entries(part, image_root):
+            digest.update(f"{relative}\t{label}\n".encode("utf-8", "surrogateescape"))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], list[Datum]] | None:
+    """The draw kept in ``path``; None when there is none or it was drawn from other lists."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"few-shot file {path} is damaged ({error}); delete it, the draw is repeatable") from error
+    if content.get("format") != FEWSHOT_FORMAT or any(content.get(key) != value for key, value in source.items()):
+        print(f"{path} was drawn from another split: drawing again")
+        return None
+    print(f"Loading preprocessed few-shot data from {path}")
+    train, val = (_to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val"))
+    return train, val
+
+
+_unwritable: set[str] = set()
+
+
+def _write_fewshot(path: str, source: dict, drawn: tuple[list[Datum], list[Datum]], image_root) -> None:
+    train, val = (to_entries(part, image_root) for part in drawn)
+    try:
+        write_json_atomic({"format": FEWSHOT_FORMAT, **source, "train": train, "val": val}, path)
+    except OSError as error:
+        folder = os.path.dirname(path)
+        if folder not in _unwritable:
+            _unwritable.add(folder)
+            print(f"The few-shot draw is not kept: {folder} cannot be written ({error.strerror})")
+    else:
+        print(f"Saving preprocessed few-shot data to {path}")

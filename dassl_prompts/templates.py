@@ -1,0 +1,119 @@
+"""Hand-written prompt templates.
+
+Sources: the per-dataset wordings and the seven selected templates are CoOp's (Zhou et al. 2022, its zero-shot
+baseline); the 60 are the first 60 of the 80 ImageNet templates of CLIP (Radford et al. 2021), which is the part of that
+list that PromptSRC (Khattak et al. 2023) averages over.
+"""
+
+from __future__ import annotations
+
+PLAIN_TEMPLATE = "a photo of a {}."
+
+#: one template per dataset, keyed by the dataset's registered name
+CUSTOM_TEMPLATES = {
+    "Caltech101": PLAIN_TEMPLATE,
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "StanfordCars": PLAIN_TEMPLATE,
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "Food101": "a photo of {}, a type of food.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "SUN397": PLAIN_TEMPLATE,
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "UCF101": "a photo of a person doing {}.",
+    "ImageNet": PLAIN_TEMPLATE,
+    "ImageNetV2": PLAIN_TEMPLATE,
+    "ImageNetSketch": PLAIN_TEMPLATE,
+    "ImageNetA": PLAIN_TEMPLATE,
+    "ImageNetR": PLAIN_TEMPLATE,
+}
+
+#: the seven templates that CoOp selected for its zero-shot ensemble
+ENSEMBLE_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+#: the 60 templates whose mean text feature is PromptSRC's frozen target
+PROMPTSRC_TEMPLATES = (
+    "a bad photo of a {}.",
+    "a photo of many {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+)
+
+
+def template_for(cfg) -> str:
+    """The hand-written template of ``cfg.DATASET.NAME``.
+
+    Raises:
+        ValueError: no template is known for this dataset.
+    """
+    try:
+        return CUSTOM_TEMPLATES[cfg.DATASET.NAME]
+    except KeyError:
+        raise ValueError(
+            f"no template is known for DATASET.NAME {cfg.DATASET.NAME!r} (known: {', '.join(CUSTOM_TEMPLATES)}); "
+            "add it to dassl_prompts.templates.CUSTOM_TEMPLATES or give the trainer's own template key"
+        ) from None
