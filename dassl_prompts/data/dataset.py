@@ -7,9 +7,17 @@ import random
 
 from dassl_prompts.data.images import check_images
 from dassl_prompts.data.splits import (
-    Splits, check_labels, few_shot, read_split, save_split, subsample_classes,
+    Splits,
+    check_labels,
+    few_shot,
+    list_folders,
+    list_images,
+    read_split,
+    save_split,
+    split_by_class,
+    subsample_classes,
 )
-from dassl_prompts.engine import DatasetBase, add_defaults
+from dassl_prompts.engine import DatasetBase, Datum, add_defaults
 
 DOCS = "docs/datasets.md lists where each dataset comes from"
 
@@ -78,7 +86,7 @@ class SplitDataset(DatasetBase):
 
     def make_split(self, rng: random.Random) -> Splits:
         """A random split from the dataset's original files, in CoOp's proportions."""
-        raise ValueError(f"DATASET.MAKE_SPLIT: {type(self).__name__} has its own lists, there is no split to make")
+        raise NotImplementedError
 
     def draw(self, splits: Splits, shots: int, seed: int) -> Splits:
         """The few-shot draw, kept in ``split_fewshot`` (a split of our own keeps its draws apart)."""
@@ -87,7 +95,7 @@ class SplitDataset(DatasetBase):
         train, val = few_shot(splits.train, splits.val, shots, seed, self.image_dir, cache_dir)
         return Splits(train, val, splits.test)
 
-    # -- helpers --------------------------------------------------------------------------------------------------
+    # -- helpers for subclasses --------------------------------------------------------------------------------------------------
 
     def require(self, path: str, otherwise: str = "") -> str:
         """``path``, or FileNotFoundError that says what to obtain."""
@@ -98,3 +106,52 @@ class SplitDataset(DatasetBase):
             f"{type(self).__name__}: {path} does not exist. Check DATASET.ROOT (--root), or {hint}; {DOCS}."
             + (f" {otherwise}." if otherwise else "")
         )
+
+    def read_lines(self, *parts: str) -> list[str]:
+        """The non-empty lines of a text file below the dataset folder, stripped."""
+        path = self.require(os.path.join(self.dataset_dir, *parts))
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+
+    def read_mat(self, *parts: str) -> dict:
+        """The variables of a Matlab file below the dataset folder."""
+        from scipy.io import loadmat
+
+        return loadmat(self.require(os.path.join(self.dataset_dir, *parts)))
+
+    def list_classes(self, root: str, names: dict[str, str]) -> list[Datum]:
+        """All images in the folders that ``names`` maps to class names; labels count the folders in its order."""
+        return [
+            Datum(impath=impath, label=label, classname=name)
+            for label, (folder, name) in enumerate(names.items())
+            for impath in list_images(self.require(os.path.join(root, folder)))
+        ]
+
+
+class FolderDataset(SplitDataset):
+    """A dataset that comes as one folder of images per class."""
+
+    #: folders that are no class
+    ignored: tuple[str, ...] = ()
+    #: folder -> class name, where they differ
+    renamed: dict[str, str] = {}
+
+    def make_split(self, rng: random.Random) -> Splits:
+        folders = [folder for folder in list_folders(self.image_dir) if folder not in self.ignored]
+        names = {folder: self.renamed.get(folder, folder) for folder in folders}
+        return split_by_class(self.list_classes(self.image_dir, names), rng)
+
+
+class ListedDataset(SplitDataset):
+    """A dataset whose own lists or folders are the split: there is no split file."""
+
+    def read_data(self) -> Splits:
+        name = type(self).__name__
+        if self.make_split_seed >= 0:
+            raise ValueError(f"DATASET.MAKE_SPLIT is {self.make_split_seed}, but the split of {name} is not random")
+        splits = self.read_lists()
+        check_labels(splits, f"{name} in {self.dataset_dir}")
+        return splits
+
+    def read_lists(self) -> Splits:
+        raise NotImplementedError

@@ -8,18 +8,17 @@ moved. Dassl's own pickled draws are read without executing what is in them.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import posixpath
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from dassl_prompts.data.dassl_cache import read_dassl_cache
-from dassl_prompts.engine import Datum, write_json
+from dassl_prompts.engine import Datum
+from dassl_prompts.engine.files import read_json, write_json
+from dassl_prompts.engine.unpickle import read_pickle
 
 SUBSAMPLES = ("all", "base", "new")
 PARTS = ("train", "val", "test")
@@ -48,12 +47,7 @@ def read_split(path: str | os.PathLike, image_root: str | os.PathLike) -> Splits
         FileNotFoundError: no such file.
         ValueError: not such a JSON file, or its labels and class names contradict each other.
     """
-    path = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"split file {path} is not valid JSON ({error}); fetch it again") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
         raise ValueError(f"split file {path} must hold an object with the lists train, val and test")
     splits = Splits(*(_to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in PARTS))
@@ -107,7 +101,7 @@ def check_labels(splits: Splits, origin: str) -> None:
 def save_split(splits: Splits, path: str | os.PathLike, image_root: str | os.PathLike) -> None:
     """Write a split file that :func:`read_split` (and CoOp) reads; atomically."""
     content = {part: to_entries(data, image_root) for part, data in zip(PARTS, splits)}
-    write_json_atomic(content, path)
+    write_json(content, path)
 
 
 def to_entries(data: Iterable[Datum], image_root: str | os.PathLike) -> list[list]:
@@ -123,16 +117,28 @@ def relative_path(impath: str, image_root: str | os.PathLike) -> str:
     return relative.replace(os.sep, "/")
 
 
-def write_json_atomic(content: object, path: str | os.PathLike) -> None:
-    """``write_json`` to a neighbour of ``path``, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_json(content, str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
+
+
+def list_images(folder: str) -> list[str]:
+    """Sorted paths of the image files in ``folder``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[0] != ".")
+    if not names:
+        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return [os.path.join(folder, name) for name in names]
+
+
+def list_folders(root: str) -> list[str]:
+    """Sorted names of the folders in ``root``, hidden ones left out."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
 
 
 # -- random splits of our own, in CoOp's proportions ------------------------------------------------------------------
@@ -264,8 +270,7 @@ def few_shot(
     stem = os.path.join(os.fspath(cache_dir), f"shot_{shots}-seed_{seed}")
     if os.path.exists(stem + ".pkl"):
         print(f"Loading preprocessed few-shot data from {stem}.pkl")
-        known = ({relative_path(item.impath, image_root): item for item in part} for part in (train, val))
-        return read_dassl_cache(stem + ".pkl", *known)
+        return _read_dassl_fewshot(stem + ".pkl", train, val, image_root)
     source = {"num_shots": shots, "seed": seed, "source_sha256": _hash_source(train, val, image_root)}
     cached = _read_fewshot(stem + ".json", source, image_root)
     if cached is None:
@@ -304,14 +309,10 @@ def _hash_source(train: Sequence[Datum], val: Sequence[Datum], image_root) -> st
 
 def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], list[Datum]] | None:
     """The draw kept in ``path``; None when there is none or it was drawn from other lists."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"few-shot file {path} is damaged ({error}); delete it, the draw is repeatable") from error
-    if content.get("format") != FEWSHOT_FORMAT or any(content.get(key) != value for key, value in source.items()):
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FEWSHOT_FORMAT or any(content.get(key) != value for key, value in source.items()):
         print(f"{path} was drawn from another split: drawing again")
         return None
     print(f"Loading preprocessed few-shot data from {path}")
@@ -325,7 +326,7 @@ _unwritable: set[str] = set()
 def _write_fewshot(path: str, source: dict, drawn: tuple[list[Datum], list[Datum]], image_root) -> None:
     train, val = (to_entries(part, image_root) for part in drawn)
     try:
-        write_json_atomic({"format": FEWSHOT_FORMAT, **source, "train": train, "val": val}, path)
+        write_json({"format": FEWSHOT_FORMAT, **source, "train": train, "val": val}, path)
     except OSError as error:
         folder = os.path.dirname(path)
         if folder not in _unwritable:
@@ -333,3 +334,35 @@ def _write_fewshot(path: str, source: dict, drawn: tuple[list[Datum], list[Datum
             print(f"The few-shot draw is not kept: {folder} cannot be written ({error.strerror})")
     else:
         print(f"Saving preprocessed few-shot data to {path}")
+
+
+def _read_dassl_fewshot(path: str, train, val, image_root) -> tuple[list[Datum], list[Datum]]:
+    """Our items of the images that Dassl's pickled draw names, in its order.
+
+    The pickle holds absolute paths of the machine that wrote it. Each is matched by its longest trailing part that is
+    a relative path of the split, so the dataset folder may have moved.
+    """
+    content = read_pickle(path)
+    drawn = []
+    for part, source in (("train", train), ("val", val)):
+        if not source:  # ImageNet's draw has no val
+            drawn.append([])
+            continue
+        if not isinstance(content, dict) or part not in content:
+            raise ValueError(f"few-shot cache {path} has no list {part!r}; delete it to draw again")
+        known = {relative_path(item.impath, image_root): item for item in source}
+        drawn.append([_match(old, known, f"{path}, {part}") for old in content[part]])
+    return drawn[0], drawn[1]
+
+
+def _match(old: Datum, known: dict[str, Datum], origin: str) -> Datum:
+    parts = old.impath.replace("\\", "/").split("/")
+    item = next((known[tail] for i in range(len(parts)) if (tail := "/".join(parts[i:])) in known), None)
+    if item is None:
+        raise ValueError(f"few-shot cache {origin}: {old.impath!r} is not in this split; delete it to draw again")
+    if item.label != old.label:
+        raise ValueError(
+            f"few-shot cache {origin}: {old.impath!r} has label {old.label} there and {item.label} in this split; "
+            "delete it to draw again"
+        )
+    return item
