@@ -1,0 +1,174 @@
+"""DPC's studies: accuracy along omega, and the ablation table of the paper's poster (specs/dpc.md 5.5).
+
+``python -m dassl_prompts.run.dpc_study omega --backbone CoOp --dataset emoji --seed 1``
+``python -m dassl_prompts.run.dpc_study ablation --backbone CoOp --dataset emoji --seed 1 2 3``
+
+A trained stage 2 serves every omega, so each needs training once and is then only evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from dassl_prompts.run.__main__ import table
+from dassl_prompts.run.protocols import Job, accuracy, base2new, harmonic_mean
+from dassl_prompts.run.steps import Step, StepFailed, execute
+
+OMEGAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+#: how stage 2 is trained in the rows of the ablation
+TRAININGS = {
+    "two_step": ("TRAINER.DPC.TOPK", "1", "TRAINER.DPC.NEG_MIN_FILL", "0",
+                 "TRAINER.DPC.LOSS.CL_W", "0.0", "TRAINER.DPC.LOSS.CE_W", "1.0"),
+    "dhno": (),
+    "dhno_ce": ("TRAINER.DPC.LOSS.CL_W", "0.0", "TRAINER.DPC.LOSS.CE_W", "1.0"),
+}  # fmt: skip
+
+
+def evaluate(step: Step, model_dir: Path, settings: list[dict[str, float]]) -> list[float]:
+    """Accuracy of one trained run on one class subset for several values of omega."""
+    from dassl_prompts.engine import build_trainer, set_random_seed
+
+    cfg = step.config().clone()
+    cfg.defrost()
+    results = []
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        cfg.OUTPUT_DIR = scratch  # the run's own results.json stays as it is
+        cfg.freeze()
+        set_random_seed(cfg.SEED)
+        trainer = build_trainer(cfg)
+        trainer.load_model(str(model_dir))
+        for values in settings:
+            for name, value in values.items():
+                setattr(trainer.model, name, value)
+            trainer.model.train(False)  # forget the class matrix of the omega before
+            results.append(trainer.test())
+    return results
+
+
+def trained(job: Job, force: bool) -> tuple[Step, Step, Step, Step]:
+    """The four steps of a DPC base-to-new job, finished: stage 1, its new test, stage 2, its new test."""
+    steps = base2new(job)
+    execute(steps, force=force, quiet=True)
+    return tuple(steps[-4:])
+
+
+def omega_curve(job: Job, force: bool = False) -> list[dict]:
+    """Base accuracy along omega_b and new accuracy along omega_n."""
+    _, _, base, new = trained(job, force)
+    base_curve = evaluate(base, base.output, [{"omega_b": w, "eval_base": "mixed"} for w in OMEGAS])
+    new_curve = evaluate(new, base.output, [{"omega_n": w} for w in OMEGAS])
+    return [
+        {"seed": job.seed, "omega": w, "base at omega_b": b, "new at omega_n": n}
+        for w, b, n in zip(OMEGAS, base_curve, new_curve)
+    ]
+
+
+def ablation(job: Job, force: bool = False) -> list[dict]:
+    """Rows of the poster's table for one seed."""
+    omega_b = 1.0 if job.trainer == "DPC_MaPLe" else 0.2
+    plain = {"mixed": [1.0, omega_b], "new": [1.0, omega_b, 0.0]}
+    scores = {}
+    for name, opts in TRAININGS.items():
+        first, first_new, base, new = trained(replace(job, tag=name if opts else job.tag, opts=job.opts + opts), force)
+        on_base = evaluate(base, base.output, [{"omega_b": w, "eval_base": "mixed"} for w in plain["mixed"]])
+        on_new = evaluate(new, base.output, [{"omega_n": w} for w in plain["new"]])
+        scores[name] = dict(zip(("p_prime", "mixed"), on_base)), dict(zip(("p_prime", "mixed", "p"), on_new))
+    backbone = accuracy(first), accuracy(first_new)
+
+    def row(label, training, base_key, new_key):
+        base, new = (scores[training][0][base_key], scores[training][1][new_key]) if training else backbone
+        return {"seed": job.seed, "row": label, "Base": base, "New": new, "HM": harmonic_mean(base, new)}
+
+    return [
+        row("0 backbone", None, "", ""),
+        row("1 dual prompts only (two-step)", "two_step", "p_prime", "p_prime"),
+        row("2 + DHNO", "dhno", "p_prime", "p_prime"),
+        row("3 + DHNO + weighting", "dhno", "mixed", "mixed"),
+        row("4 two-step + weighting + decoupling", "two_step", "mixed", "p"),
+        row("5 DHNO + weighting + decoupling = DPC", "dhno", "mixed", "p"),
+        row("6 as 5, cross-entropy for the contrastive loss", "dhno_ce", "mixed", "p"),
+    ]
+
+
+def mean_over_seeds(rows: list[dict], key: str) -> list[dict]:
+    """Means of the numeric columns over seeds; HM is recomputed from the means."""
+    groups: dict = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    out = []
+    for value, same in groups.items():
+        columns = [c for c in same[0] if c not in ("seed", key)]
+        mean = {c: sum(r[c] for r in same) / len(same) for c in columns}
+        if "HM" in mean:
+            mean["HM"] = harmonic_mean(mean["Base"], mean["New"])
+        out.append({key: value, "seeds": len(same), **mean})
+    return out
+
+
+def plot_omega(rows: list[dict], path: Path, title: str) -> None:
+    """Both curves over omega, mean over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    means = mean_over_seeds(rows, "omega")
+    omegas = [r["omega"] for r in means]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), constrained_layout=True)
+    for axis, column, name in zip(axes, ("base at omega_b", "new at omega_n"), ("base", "new")):
+        axis.plot(omegas, [r[column] for r in means], marker="o")
+        axis.set_xlabel(rf"$\omega_{name[0]}$  (0 = P, 1 = P')")
+        axis.set_ylabel(f"{name} accuracy (%)")
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m dassl_prompts.run.dpc_study", description=__doc__.splitlines()[0])
+    p.add_argument("study", choices=("omega", "ablation"))
+    p.add_argument("--backbone", default="CoOp", help="CoOp, MaPLe, PromptSRC, PromptKD or IVLP")
+    p.add_argument("--dataset", default="emoji")
+    p.add_argument("--seed", type=int, nargs="+", default=[1])
+    p.add_argument("--shots", type=int, default=16)
+    p.add_argument("--root", default=os.environ.get("DATA", "data"))
+    p.add_argument("--output", type=Path, default=Path("output"))
+    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    study = omega_curve if args.study == "omega" else ablation
+    rows = []
+    try:
+        for seed in args.seed:
+            job = Job(f"DPC_{args.backbone}", args.dataset, seed, args.shots, root=args.root, output=args.output)
+            rows += study(job, args.force)
+    except (StepFailed, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, StepFailed) else 2
+    folder = args.output / "studies" / f"dpc_{args.backbone}_{args.dataset}_shots{args.shots}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{args.study}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    print(table(mean_over_seeds(rows, "omega" if args.study == "omega" else "row")))
+    if args.study == "omega":
+        picture = folder / "omega.png"
+        plot_omega(rows, picture, f"DPC on {args.backbone}, {args.dataset}, seeds {', '.join(map(str, args.seed))}")
+        print(f"plot: {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
