@@ -92,7 +92,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 
 
 def missing_images(paths: Iterable[str]) -> list[str]:
-    """Paths that do not exist, in order; one directory listing per folder or archive, no access per image."""
+    """Paths that do not exist, folder by folder; one listing per folder or archive, no access per image."""
     wanted = defaultdict(dict)
     for path in paths:
         archive, member = split_member(path)
