@@ -1,0 +1,76 @@
+"""Registries: classes by name, with Dassl's messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class Registry:
+    """Objects by their ``__name__``.
+
+    ``@R.register()`` and ``R.register(obj)`` both work; the first returns the object, the second None (as in Dassl).
+
+    Args:
+        name: shown in error messages.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._obj_map: dict[str, Any] = {}
+
+    def _do_register(self, name: str, obj: Any, force: bool = False) -> None:
+        if name in self._obj_map and not force:
+            raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
+        self._obj_map[name] = obj
+
+    def register(self, obj: Any = None, force: bool = False) -> Any:
+        """Register ``obj``, or return a decorator that does.
+
+        Raises:
+            KeyError: the name is taken and ``force`` is not set.
+        """
+        if obj is None:
+
+            def wrapper(fn_or_class: Any) -> Any:
+                self._do_register(fn_or_class.__name__, fn_or_class, force=force)
+                return fn_or_class
+
+            return wrapper
+        self._do_register(obj.__name__, obj, force=force)
+        return None
+
+    def get(self, name: str) -> Any:
+        """The object called ``name``.
+
+        Raises:
+            KeyError: nothing of that name.
+        """
+        if name not in self._obj_map:
+            raise KeyError(f'Object name "{name}" does not exist in "{self._name}" registry')
+        return self._obj_map[name]
+
+    def registered_names(self) -> list[str]:
+        """All names, in the order they were registered."""
+        return list(self._obj_map)
+
+
+def check_availability(requested: str, available: Iterable[str]) -> None:
+    """Check that ``requested`` is one of ``available``.
+
+    Raises:
+        ValueError: lists what is available and names the nearest.
+    """
+    available = list(available)
+    if requested in available:
+        return
+    nearest = max(available, key=lambda name: difflib.SequenceMatcher(None, str(requested), name).ratio(), default=None)
+    raise ValueError(
+        f"The requested one is expected to belong to {available}, but got [{requested}] (do you mean [{nearest}]?)"
+    )
+
+
+TRAINER_REGISTRY = Registry("TRAINER")
+DATASET_REGISTRY = Registry("DATASET")
+EVALUATOR_REGISTRY = Registry("EVALUATOR")

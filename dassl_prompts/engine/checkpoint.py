@@ -1,0 +1,202 @@
+"""Checkpoints: CoOp's folders and keys, written atomically, read without executing pickled code.
+
+``<run>/<registered name>/model.pth.tar-<epoch>`` holds ``state_dict``, ``epoch`` (epochs done), ``optimizer``,
+``scheduler`` and ``val_result``; the text file ``checkpoint`` beside it names the newest epoch file.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.engine.unpickle import UnsafePickleError, pickle_module
+
+BEST = "model-best.pth.tar"
+
+
+def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without running pickled code.
+
+    Files written by this package and any file of tensors and plain values load with ``weights_only=True``. Checkpoints of
+    stock Dassl also contain scheduler and optimiser objects: these come back as inert records
+    (:class:`dassl_prompts.engine.unpickle.Inert`).
+
+    Args:
+        fpath: the file.
+        trust: run the pickle as it is; only for files whose origin you know.
+
+    Raises:
+        ValueError: no path was given, or the file is damaged or not a checkpoint.
+        FileNotFoundError: there is no such file.
+        UnsafePickleError: the file refers to code; names it.
+    """
+    if not fpath:
+        raise ValueError("File path is None")
+    if not os.path.isfile(fpath):
+        raise FileNotFoundError(f'File is not found at "{fpath}"')
+    try:
+        if trust:
+            return torch.load(fpath, map_location="cpu", weights_only=False)
+        return _load_safely(fpath)
+    except UnsafePickleError as error:
+        raise UnsafePickleError(
+            f"{fpath} {error}; it was not read. If you know where the file comes from: load_checkpoint(path, trust=True)"
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ValueError(f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}") from error
+
+
+def _load_safely(fpath: str | os.PathLike) -> dict[str, Any]:
+    try:
+        return torch.load(fpath, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return torch.load(fpath, map_location="cpu", weights_only=False, pickle_module=pickle_module)
+
+
+def save_checkpoint(
+    state: dict[str, Any],
+    save_dir: str | os.PathLike,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
+    """Write ``state`` to ``save_dir/model.pth.tar-<epoch>`` (or ``model_name``), atomically.
+
+    Unlike stock Dassl a file with its own name, such as ``model-best.pth.tar``, leaves the pointer file ``checkpoint``
+    alone: it always names the newest epoch file.
+
+    Args:
+        state: needs ``state_dict`` and ``epoch``.
+        save_dir: folder of one registered model, made if missing.
+        is_best: also write the same content to ``model-best.pth.tar``.
+        remove_module_from_keys: strip DataParallel's leading ``module.`` from the tensor names.
+        model_name: file name instead of the default.
+    """
+    state = dict(state)
+    if remove_module_from_keys:
+        state["state_dict"] = strip_module(state["state_dict"])
+    if state.get("val_result") is not None:
+        state["val_result"] = float(state["val_result"])  # a numpy scalar would not load with weights_only
+    save_dir = Path(save_dir)
+    path = save_dir / (model_name or f"model.pth.tar-{state['epoch']}")
+    write_tensors(state, path)
+    print(f"Checkpoint saved to {path}")
+    if not model_name:
+        with atomic_path(save_dir / "checkpoint") as temporary:
+            temporary.write_text(f"{path.name}\n", encoding="utf-8")
+    if is_best:
+        write_tensors(state, save_dir / BEST)
+        print(f'Best checkpoint saved to "{save_dir / BEST}"')
+
+
+def write_tensors(state: Any, path: str | os.PathLike) -> None:
+    """``torch.save`` through a temporary file."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def strip_module(state_dict: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Tensor names without DataParallel's leading ``module.``."""
+    return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
+
+
+def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None) -> int:
+    """Load the checkpoint that the pointer file in ``fdir`` names into model, optimiser and schedule (Dassl's function).
+
+    Returns:
+        the number of epochs done.
+    """
+    name = (Path(fdir) / "checkpoint").read_text(encoding="utf-8").splitlines()[0].strip()
+    path = Path(fdir) / name
+    print(f'Loading checkpoint from "{path}"')
+    checkpoint = load_checkpoint(path)
+    model.load_state_dict(checkpoint["state_dict"])
+    print("Loaded model weights")
+    if optimizer is not None and checkpoint.get("optimizer") is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        print("Loaded optimizer")
+    if scheduler is not None and checkpoint.get("scheduler") is not None:
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        print("Loaded scheduler")
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
+    """Load the tensors of a file that fit ``model`` by name and shape; says which did not, warns when none did."""
+    checkpoint = load_checkpoint(weight_path)
+    state_dict = strip_module(checkpoint.get("state_dict", checkpoint))
+    own = model.state_dict()
+    matched = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
+    discarded = [k for k in state_dict if k not in matched]
+    model.load_state_dict({**own, **matched})
+    if not matched:
+        warnings.warn(f"Cannot load {weight_path} (check the key names manually)")
+        return
+    print(f"Successfully loaded pretrained weights from {weight_path}")
+    if discarded:
+        print(f"Layers discarded due to unmatched keys or size: {discarded}")
+
+
+def learned_tensors(module: nn.Module) -> OrderedDict[str, Tensor]:
+    """The tensors of ``module`` that training changes, by their name in ``state_dict``.
+
+    These are the parameters with ``requires_grad`` and the persistent buffers, save those inside a frozen part (a
+    sub-module that has parameters, none of which is trained, such as a CLIP tower with its BatchNorm statistics).
+    """
+    frozen = [
+        name + "."
+        for name, part in module.named_modules()
+        if name and any(True for _ in part.parameters()) and not any(p.requires_grad for p in part.parameters())
+    ]
+    learned = OrderedDict()
+    for key, value in module.state_dict(keep_vars=True).items():
+        is_buffer = not isinstance(value, nn.Parameter)
+        if value.requires_grad or (is_buffer and not key.startswith(tuple(frozen))):
+            learned[key] = value.detach()
+    return learned
+
+
+def load_learned_tensors(module: nn.Module, state: dict[str, Tensor], source: str = "the checkpoint") -> list[str]:
+    """Copy ``state`` into the learned tensors of ``module``, all or nothing.
+
+    Class-specific token buffers (``token_prefix``, ``token_suffix``) are never taken from a file: they belong to the
+    classes that the file was trained on. Tensors of the file that are not learned here (frozen towers in official MaPLe
+    checkpoints) are left out.
+
+    Returns:
+        names in ``state`` that were left out.
+
+    Raises:
+        ValueError: a learned parameter is missing in ``state`` or has another shape; names both sides.
+    """
+    own = {k: v for k, v in module.state_dict(keep_vars=True).items() if k in learned_tensors(module)}
+    own = {k: v for k, v in own.items() if not _is_class_token(k)}
+    state = strip_module(state)
+    missing = [k for k, v in own.items() if k not in state and isinstance(v, nn.Parameter)]
+    if missing:
+        raise ValueError(
+            f"{source} does not hold {missing}: it was written by another method or configuration "
+            f"(it holds {sorted(state)[:8]}{' ...' if len(state) > 8 else ''})"
+        )
+    wrong = [f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model"
+             for k, v in own.items() if k in state and state[k].shape != v.shape]
+    if wrong:
+        raise ValueError(f"{source} has tensors of other shapes than this model: {'; '.join(wrong)}")
+    with torch.no_grad():
+        for key, tensor in own.items():
+            if key in state:
+                tensor.copy_(state[key])
+    return [k for k in state if k not in own]
+
+
+def _is_class_token(key: str) -> bool:
+    return key.rsplit(".", 1)[-1].rstrip("2") in ("token_prefix", "token_suffix")

@@ -1,0 +1,192 @@
+"""Config helpers on top of yacs: add defaults, merge with readable errors, compare.
+
+They work on the config tree of either engine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+#: keys that this package's parts of the engine read, added to the tree of either engine
+ENGINE_DEFAULTS = {
+    "DATASET": {
+        # classes to use: "all", "base" (first half of the labels) or "new" (second half)
+        "SUBSAMPLE_CLASSES": "all",
+    },
+    "DATALOADER": {
+        # unreadable training images that may be skipped before a run stops; evaluation never skips
+        "MAX_CORRUPT": 0,
+        # draw augmentations per (epoch, image): the same for every NUM_WORKERS; False = stock Dassl's stream
+        "SEED_ITEMS": True,
+    },
+    "TRAIN": {
+        # epochs between writing resume.pt (and at the end); 0 = never
+        "RESUME_FREQ": 1,
+        # checkpoints with all tensors of the registered models instead of the learned ones
+        "CHECKPOINT_FULL": False,
+    },
+}
+
+
+def add_defaults(cfg: CfgNode, path: str, values: dict[str, Any]) -> None:
+    """Add ``values`` under the dotted ``path`` of ``cfg`` where they are missing; what is there stays.
+
+    Args:
+        cfg: config tree; a frozen one is opened and frozen again.
+        path: such as ``"TRAINER.COOP"``; nodes are made on the way; ``""`` is the root.
+        values: defaults; dictionaries become nodes.
+
+    Raises:
+        ValueError: a value stands where a node is needed, or the other way round.
+    """
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    node, done = cfg, []
+    for part in filter(None, path.split(".")):
+        done.append(part)
+        if part not in node:
+            node[part] = CfgNode()
+        node = node[part]
+        if not isinstance(node, CfgNode):
+            raise ValueError(f"config key {'.'.join(done)} is a value ({node!r}), but {path} needs a node there")
+    for key, value in values.items():
+        full = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict):
+            if key in node and not isinstance(node[key], CfgNode):
+                raise ValueError(f"config key {full} is a value ({node[key]!r}), not a node")
+            add_defaults(node, key, value)
+        elif key not in node:
+            node[key] = value
+        elif isinstance(node[key], CfgNode):
+            raise ValueError(f"config key {full} is a node, not a value")
+    if frozen:
+        cfg.freeze()
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add the keys of :data:`ENGINE_DEFAULTS` where they are missing."""
+    add_defaults(cfg, "", ENGINE_DEFAULTS)
+
+
+def with_engine_defaults(cfg: CfgNode) -> CfgNode:
+    """``cfg`` itself if it has all keys of :data:`ENGINE_DEFAULTS`, else a copy that has."""
+    if all(key in cfg.get(node, {}) for node, keys in ENGINE_DEFAULTS.items() for key in keys):
+        return cfg
+    cfg = cfg.clone()
+    extend_cfg(cfg)
+    return cfg
+
+
+def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """All leaves by their full dotted key."""
+    leaves = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            leaves.update(flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    """Merge ``[KEY, VALUE, KEY, VALUE, ...]`` from the command line.
+
+    Raises:
+        ValueError: a key without a value, an unknown key (names the nearest known one), a value of another type.
+    """
+    if len(opts) % 2:
+        raise ValueError(f"config options come as KEY VALUE pairs, but {opts[-1]!r} has no value: {' '.join(map(str, opts))}")
+    for key, value in zip(opts[::2], opts[1::2]):
+        _assign(cfg, cfg, key, value, source="command line")
+
+
+def merge_file(cfg: CfgNode, path: str | os.PathLike) -> None:
+    """Merge a YAML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not YAML, an unknown key (names the nearest known one), a value of another type; names the file.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if values is None:
+        return
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a config file is a mapping of keys, this one is a {type(values).__name__}")
+    _merge_mapping(cfg, values, "", str(path))
+
+
+def _merge_mapping(cfg: CfgNode, values: dict, prefix: str, source: str) -> None:
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        target = _lookup(cfg, full)
+        if isinstance(value, dict) and isinstance(target, CfgNode):
+            _merge_mapping(cfg, value, full + ".", source)
+        else:
+            _assign(cfg, cfg, full, value, source)
+
+
+def _lookup(cfg: CfgNode, full_key: str) -> Any:
+    node = cfg
+    for part in full_key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _assign(root: CfgNode, node: CfgNode, full_key: str, value: Any, source: str) -> None:
+    *path, leaf = full_key.split(".")
+    for part in path:
+        if not isinstance(node, CfgNode) or part not in node:
+            raise ValueError(unknown_key(root, full_key, source))
+        node = node[part]
+    if not isinstance(node, CfgNode) or leaf not in node:
+        raise ValueError(unknown_key(root, full_key, source))
+    node[leaf] = _coerce(node[leaf], value, full_key, source)
+
+
+def _coerce(old: Any, value: Any, full_key: str, source: str) -> Any:
+    """``value`` in the type of ``old``: strings are literal-evaluated as yacs does, an integer is fine for a float."""
+    value = CfgNode._decode_cfg_value(value)
+    if isinstance(old, CfgNode):
+        raise ValueError(f"{source}: {full_key} is a node with the keys {sorted(old)}, it cannot be set to {value!r}")
+    if old is None or value is None or type(old) is type(value):
+        return value
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(old, list) and isinstance(value, tuple):
+        return list(value)
+    raise ValueError(
+        f"{source}: {full_key} is a {type(old).__name__} (now {old!r}) and cannot take {value!r} of type {type(value).__name__}"
+    )
+
+
+def unknown_key(cfg: CfgNode, full_key: str, source: str) -> str:
+    """Error text for a key that ``cfg`` does not have, with the nearest known key."""
+    known = list(flatten(cfg))
+    near = difflib.get_close_matches(full_key, known, n=1, cutoff=0.6)
+    if not near:
+        leaf = full_key.rsplit(".", 1)[-1]
+        near = [k for k in known if k.rsplit(".", 1)[-1] == leaf][:1]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{source}: unknown config key {full_key}{hint}"
+
+
+def differing_keys(old: dict[str, str], new: dict[str, str], ignore: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+    """Keys that both flat configs have with different values: ``{key: (old, new)}``."""
+    return {
+        key: (old[key], new[key])
+        for key in sorted(old.keys() & new.keys())
+        if old[key] != new[key] and key not in ignore
+    }

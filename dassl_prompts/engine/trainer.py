@@ -1,0 +1,417 @@
+"""``PromptTrainer``: the base of our trainers on either engine.
+
+It keeps Dassl's hooks, attributes and printed lines, and owns what stock Dassl gets wrong or lacks: safe and atomic
+checkpoints of the learned tensors, exact resume, results.json, a test loop that stops on NaN, data errors with a name.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dassl_prompts.engine import resume
+from dassl_prompts.engine.backend import DataManager, TrainerX
+from dassl_prompts.engine.builtin.trainer import SimpleTrainer
+from dassl_prompts.engine.checkpoint import (
+    BEST,
+    learned_tensors,
+    load_checkpoint,
+    load_learned_tensors,
+    save_checkpoint,
+)
+from dassl_prompts.engine.config import with_engine_defaults
+from dassl_prompts.engine.files import read_json
+from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt
+from dassl_prompts.engine.randomness import set_rng_state
+from dassl_prompts.engine.run_folder import RESULTS, RunFolder
+from dassl_prompts.engine.seam import ENGINE, VERSION, announce
+
+
+class PromptTrainer(TrainerX):
+    """Trainer of one run.
+
+    Subclasses define ``check_cfg(cfg)``, ``build_model()`` (which calls ``register_model``) and
+    ``forward_backward(batch) -> dict``, as for Dassl's ``TrainerX``; ``update_lr()`` at the last batch of an epoch is their
+    duty. They may extend the hooks of the life cycle, and say what a checkpoint holds (:meth:`learned_state`) and what else
+    a resumed run needs (:meth:`extra_state`).
+
+    Args:
+        cfg: frozen config.
+
+    Raises:
+        OSError: the output folder cannot be written.
+        ValueError: the labels of the dataset have gaps.
+    """
+
+    def __init__(self, cfg):
+        cfg = with_engine_defaults(cfg)
+        announce()
+        self.folder = RunFolder(cfg.OUTPUT_DIR, run_identity(cfg))
+        self.corrupt_images: set[str] = set()
+        self.elapsed_before = 0.0
+        self.time_start = time.time()
+        self._rng = None
+        self._training = False
+        super().__init__(cfg)
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def build_data_loader(self) -> None:
+        """Dassl's data manager over :class:`~dassl_prompts.engine.loading.PromptDatasetWrapper`."""
+        self.use_data_manager(DataManager(self.cfg, dataset_wrapper=PromptDatasetWrapper))
+        check_labels(self.dm.dataset)
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def train(self) -> float | None:
+        """Train, or go on training, then test.
+
+        Returns:
+            the final test result, None with ``TEST.NO_TEST``.
+
+        Raises:
+            FolderInUse: another run writes to the output folder.
+            CannotResume: the output folder (or ``cfg.RESUME``) holds another run.
+            FloatingPointError: a loss is not finite; names epoch and batch.
+        """
+        self._final_result = None
+        with self.folder.lock():
+            self._training = True
+            try:
+                self.before_train()
+                self.epoch = max(self.start_epoch - 1, 0)
+                if self._rng is not None:
+                    # last, so that whatever the hooks above drew does not count
+                    set_rng_state(self._rng)
+                for self.epoch in range(self.start_epoch, self.max_epoch):
+                    self.before_epoch()
+                    self.run_epoch()
+                    self.after_epoch()
+                    self.save_resume_state()
+                self.after_train()
+            finally:
+                self._training = False
+            self.write_results({"finished": True, "seconds": round(self.elapsed(), 1)})
+        return self._final_result
+
+    def before_train(self) -> None:
+        """Resume, claim the output folder, open tensorboard, start the clock."""
+        self.time_start = time.time()
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
+        self.write_results({**self.description(), "finished": False})
+        self.init_writer(Path(self.output_dir) / "tensorboard")
+
+    def run_epoch(self) -> None:
+        """One pass over ``train_loader_x``."""
+        self.set_model_mode("train")
+        self.num_batches = len(self.train_loader_x)
+        wrapper = getattr(self.dm.train_loader_x, "dataset", None)
+        if self.cfg.DATALOADER.SEED_ITEMS and isinstance(wrapper, PromptDatasetWrapper):
+            wrapper.epoch_seed = int(torch.randint(2**62, ()))
+        self.run_batches(iter(self.train_loader_x), self._checked_step)
+
+    def _checked_step(self, batch: Any) -> dict[str, float] | None:
+        count_corrupt(batch, self.corrupt_images, self.cfg.DATALOADER.MAX_CORRUPT)
+        losses = self.forward_backward(batch)
+        bad = [name for name, value in (losses or {}).items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(self._not_finite(", ".join(bad)))
+        return losses
+
+    def detect_anomaly(self, loss: Tensor) -> None:
+        """Stop on a loss that is not finite, before it reaches the weights.
+
+        Raises:
+            FloatingPointError: names epoch and batch, and the last good checkpoint.
+        """
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(self._not_finite("loss"))
+
+    def _not_finite(self, what: str) -> str:
+        batch = getattr(self, "batch_idx", -1) + 1
+        kept = Path(self.output_dir) / resume.FILE
+        state = f"the state after epoch {self.epoch} is kept in {kept}" if kept.exists() else "nothing was saved"
+        return (
+            f"Loss is infinite or NaN! ({what} in epoch {self.epoch + 1}/{self.max_epoch}, batch {batch}/{self.num_batches}; "
+            f"{state}). Try a smaller OPTIM.LR or PREC fp32"
+        )
+
+    # pinned to the built-in versions: the forks of Dassl differ here
+    use_data_manager = SimpleTrainer.use_data_manager
+    run_batches = SimpleTrainer.run_batches
+    progress_line = SimpleTrainer.progress_line
+    after_epoch = SimpleTrainer.after_epoch
+    choose_split = SimpleTrainer.choose_split
+    init_writer = SimpleTrainer.init_writer
+    close_writer = SimpleTrainer.close_writer
+    write_scalar = SimpleTrainer.write_scalar
+    model_inference = SimpleTrainer.model_inference
+    parse_batch_test = SimpleTrainer.parse_batch_test
+
+    def after_train(self) -> None:
+        """Final test, elapsed time."""
+        SimpleTrainer.after_train(self)
+
+    # -- test -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on ``split`` (default ``TEST.SPLIT``) and note the results in results.json.
+
+        Returns:
+            the evaluator's first value.
+
+        Raises:
+            FloatingPointError: NaN among the logits; names split and batch.
+            ImageReadError: an image cannot be read; evaluation never skips one.
+            ValueError: the output folder holds the results of another run.
+        """
+        from tqdm import tqdm
+
+        with self.folder.lock():
+            self.folder.check_owner()
+            self.set_model_mode("eval")
+            self.evaluator.reset()
+            split, loader = self.choose_split(split)
+            print(f"Evaluate on the *{split}* set")
+            for number, batch in enumerate(tqdm(loader), 1):
+                input, label = self.parse_batch_test(batch)
+                output = self.model_inference(input)
+                if isinstance(output, Tensor) and output.isnan().any():
+                    raise FloatingPointError(f"NaN among the logits of the {split} set, batch {number} of {len(loader)}")
+                self.evaluator.process(output, label)
+            results = self.evaluator.evaluate()
+            return self.record(split, results)
+
+    def record(self, split: str, results: dict[str, float]) -> float:
+        """Note the results of an evaluation in results.json and tensorboard; returns the first of them."""
+        for key, value in results.items():
+            self.write_scalar(f"{split}/{key}", value, self.epoch)
+        values = {key: float(value) for key, value in results.items()}
+        entry = {split: values}
+        if not self._training and self.folder.results().get("finished") is None:
+            # an evaluation on its own is finished with its result; the flag of a training run is left to that run
+            entry = {**self.description(), **entry, "finished": True}
+        self.write_results(entry)
+        self._final_result = next(iter(values.values()))
+        return self._final_result
+
+    # -- results.json ---------------------------------------------------------------------------------------------
+
+    def description(self) -> dict[str, Any]:
+        """What results.json says about the run besides its results."""
+        return {
+            "config": resume.flat_config(self.cfg),
+            "classnames": list(getattr(self.dm.dataset, "classnames", ())),
+            "max_epoch": self.max_epoch,
+            "engine": ENGINE,
+            "dassl_prompts": VERSION,
+            "torch": torch.__version__,
+            "device": str(self.device),
+        }
+
+    def write_results(self, values: dict[str, Any]) -> None:
+        """Merge ``values`` into ``OUTPUT_DIR/results.json``."""
+        self.folder.write(values)
+
+    @staticmethod
+    def read_run(directory: str | Path) -> dict[str, Any]:
+        """results.json of another run; empty if it has none (runs of official code)."""
+        path = Path(directory) / RESULTS
+        return read_json(path) if path.exists() else {}
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all parts of a resumed run."""
+        return self.elapsed_before + time.time() - self.time_start
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def learned_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+        """Tensors of a registered model that its checkpoint holds: those that are learned (or all of them, with
+        ``TRAIN.CHECKPOINT_FULL``)."""
+        return module.state_dict() if self.cfg.TRAIN.CHECKPOINT_FULL else learned_tensors(module)
+
+    def load_learned_state(self, name: str, module: nn.Module, state: dict[str, Tensor]) -> None:
+        """Put the tensors of a checkpoint into a registered model.
+
+        Raises:
+            ValueError: they do not fit; names the tensors.
+        """
+        load_learned_tensors(module, state, source=f"the checkpoint of {name}")
+
+    def load_init_weights(self, module: nn.Module, path: str | Path) -> None:
+        """Start from the learned tensors of a checkpoint file (``MODEL.INIT_WEIGHTS``).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: its tensors do not fit; names file and tensors.
+        """
+        checkpoint = load_checkpoint(path)
+        load_learned_tensors(module, checkpoint.get("state_dict", checkpoint), source=str(path))
+        print(f"Initialised from {path}")
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
+        """Write ``directory/<name>/model.pth.tar-<epoch + 1>`` (or ``model_name``) for every registered model."""
+        for name in self.get_model_names():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": self.learned_state(name, self._models[name]),
+                "epoch": epoch + 1,
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
+                "val_result": val_result,
+                "trainer": self.cfg.TRAINER.NAME,
+            }
+            save_checkpoint(state, Path(directory) / name, is_best=is_best, model_name=model_name)
+
+    def load_model(self, directory, epoch: int | None = None) -> None:
+        """Load the registered models from ``directory``, which may be a run of official code.
+
+        Args:
+            directory: run folder; empty does nothing but say so.
+            epoch: 1-based; None takes ``model-best.pth.tar``, else the newest epoch.
+
+        Raises:
+            FileNotFoundError: no such checkpoint; lists those that are there.
+            ValueError: a checkpoint does not fit the model.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)")
+            return
+        for name in self.get_model_names():
+            state = self.read_learned(directory, name, epoch)
+            self.load_learned_state(name, self._models[name], state)
+
+    def read_learned(self, directory, name: str, epoch: int | None = None) -> dict[str, Tensor]:
+        """Tensors of the checkpoint of model ``name`` in a run folder; arguments and errors as in :meth:`load_model`."""
+        path = find_checkpoint(Path(directory) / name, epoch)
+        checkpoint = load_checkpoint(path)
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            raise ValueError(f"{path} is not a checkpoint: it has no state_dict")
+        print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "unknown")})')
+        return checkpoint["state_dict"]
+
+    # -- resume ---------------------------------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides models, optimisers and schedules: tensors and plain values."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`extra_state` returned."""
+
+    def save_resume_state(self) -> None:
+        """Write resume.pt if it is due after this epoch."""
+        freq, done = self.cfg.TRAIN.RESUME_FREQ, self.epoch + 1
+        if freq > 0 and (done % freq == 0 or done == self.max_epoch):
+            resume.write(self, done)
+
+    def resume_model_if_exist(self, directory) -> int:
+        """Go on with the unfinished run in the output folder, or with the one in ``directory``.
+
+        The output folder's own resume file comes first, so that the same command can be given again after every
+        interruption. A new run writes a resume file before its first epoch.
+
+        Args:
+            directory: ``cfg.RESUME``; a run folder of this package, or of stock Dassl (weights, optimiser and schedule only).
+
+        Returns:
+            the number of epochs done.
+
+        Raises:
+            CannotResume: the folder belongs to another run, or holds checkpoints without a resume file.
+            FileNotFoundError: ``directory`` has nothing to resume from.
+        """
+        own = Path(self.output_dir) / resume.FILE
+        if own.exists():
+            return self._resume_from(own)
+        left = [str(p) for n in self.get_model_names() for p in sorted((Path(self.output_dir) / n).glob("model*.pth.tar*"))]
+        if left and Path(directory or "").resolve() != Path(self.output_dir).resolve():
+            raise resume.CannotResume(
+                f"{self.output_dir} holds checkpoints ({left[0]}) but no {resume.FILE}: training here would replace them. "
+                "Choose another --output-dir, go on from them with --resume, or delete the folder"
+            )
+        self.folder.check_owner()
+        if not directory:
+            print("No checkpoint found, train from scratch")
+            start = 0
+        elif (Path(directory) / resume.FILE).exists():
+            start = self._resume_from(Path(directory) / resume.FILE)
+        else:
+            start = self._resume_plain(Path(directory))
+        if self.cfg.TRAIN.RESUME_FREQ > 0:
+            resume.write(self, start)
+        return start
+
+    def _resume_from(self, path: Path) -> int:
+        state = resume.read(path)
+        resume.check(state, self, path)
+        done = resume.unpack(state, self)
+        self._rng = state["rng"]
+        if done >= self.max_epoch:
+            print(f"The run in {path.parent} is finished ({done} epochs), nothing left to train")
+        elif done > 0:
+            print(f"Found checkpoint at {path.parent} (will resume training)\nPrevious epoch: {done}")
+        else:
+            print("No epoch was finished, train from scratch")
+        return done
+
+    def _resume_plain(self, directory: Path) -> int:
+        """Resume from model.pth.tar-E files, which hold neither random generators nor config."""
+        done = set()
+        for name in self.get_model_names():
+            path = find_checkpoint(directory / name, None, best=False)
+            checkpoint = load_checkpoint(path)
+            self.load_learned_state(name, self._models[name], checkpoint["state_dict"])
+            if self._optims[name] is not None and checkpoint.get("optimizer") is not None:
+                self._optims[name].load_state_dict(checkpoint["optimizer"])
+            if self._scheds[name] is not None:
+                self._scheds[name].load_state_dict({"last_epoch": checkpoint["epoch"]})
+            done.add(checkpoint["epoch"])
+        if len(done) != 1:
+            raise resume.CannotResume(f"the checkpoints in {directory} are of different epochs {sorted(done)}")
+        print(f"Found checkpoint at {directory} (will resume training)\nPrevious epoch: {max(done)}")
+        print("It holds no random state: the result will not be bit-identical to an uninterrupted run")
+        return max(done)
+
+
+def run_identity(cfg) -> dict[str, Any]:
+    """The entries of results.json that say which run it is."""
+    return {
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "seed": cfg.SEED,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+    }
+
+
+def find_checkpoint(folder: Path, epoch: int | None, best: bool = True) -> Path:
+    """A checkpoint file in the folder of one registered model.
+
+    Args:
+        folder: ``<run>/<registered name>``.
+        epoch: 1-based; None takes the best one, else the newest.
+        best: whether None may mean the best one.
+
+    Raises:
+        FileNotFoundError: there is none; lists those that are there.
+    """
+    there = {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("model.pth.tar-*") if p.name.rsplit("-", 1)[1].isdigit()}
+    if epoch is not None:
+        path = folder / f"model.pth.tar-{epoch}"
+    elif best and (folder / BEST).exists():
+        path = folder / BEST
+    else:
+        path = there[max(there)] if there else folder / BEST
+    if not path.is_file():
+        found = [p.name for p in sorted(folder.glob("model*.pth.tar*"))] if folder.is_dir() else []
+        shown = f"there are {', '.join(found)}" if found else f"{folder} has no checkpoint"
+        raise FileNotFoundError(f"No model at {path} ({shown})")
+    return path
