@@ -1,0 +1,121 @@
+"""Lloyd's k-means on many small point sets at once: deterministic, without random numbers, without host synchronisation.
+
+An image has a few hundred patch tokens in a space of several hundred dimensions, so points are fewer than dimensions. All
+iterations therefore run on the Gram matrix ``G = X X^T`` of the points: a centroid is a column of weights over the points,
+its products with all points are ``G w`` and its squared length is ``w^T G w``. The points are read twice, once for ``G``
+and once for the final centroids, whatever the number of iterations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+METRICS = ("l2", "cosine")
+
+
+class Clusters(NamedTuple):
+    """Result of :func:`kmeans`, clusters in canonical order: larger first, then smaller lowest member index.
+
+    Attributes:
+        centroids: ``[N, K, D]`` fp32 (fp64 for fp64 points); unit length for the cosine metric.
+        labels: ``[N, P]`` int64, cluster of every point.
+        sizes: ``[N, K]`` int64, number of points; 0 for a cluster that no point is nearest to.
+    """
+
+    centroids: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+
+@torch.no_grad()
+def kmeans(points: Tensor, k: int, iters: int = 10, metric: str = "l2") -> Clusters:
+    """Cluster each of ``N`` point sets into ``k`` clusters.
+
+    Start: the point nearest the mean, then repeatedly the point farthest from all chosen ones (maximin). Every tie goes to
+    the lowest index. An empty cluster keeps its previous centroid. The number of iterations is fixed.
+
+    Args:
+        points: ``[N, P, D]``; half precision is converted to fp32 and autocast is off.
+        k: clusters, at most ``P``.
+        iters: Lloyd iterations (assignment, then update); labels are those of the last centroids.
+        metric: "l2", or "cosine" (spherical k-means: points and centroids of unit length).
+
+    Raises:
+        ValueError: ``k`` or ``iters`` out of range, unknown metric.
+    """
+    if points.ndim != 3:
+        raise ValueError(f"k-means takes points of shape [N, P, D], got {tuple(points.shape)}")
+    n_points = points.shape[1]
+    if not 1 <= k <= n_points:
+        raise ValueError(f"{k} clusters cannot be made of {n_points} points: choose 1 to {n_points}")
+    if iters < 0:
+        raise ValueError(f"the number of k-means iterations is {iters}; it cannot be negative")
+    if metric not in METRICS:
+        raise ValueError(f"unknown k-means metric {metric!r}: choose one of {', '.join(METRICS)}")
+    with torch.autocast(points.device.type, enabled=False):
+        x = points if points.dtype is torch.float64 else points.float()
+        cosine = metric == "cosine"
+        if cosine:
+            x = F.normalize(x, dim=-1)
+        # Distances do not change under a shift, rounding does: channels that are large and equal for all tokens, which
+        # CLIP has, would otherwise swamp the differences.
+        shifted = x if cosine else x - x[:, :1]
+        gram = shifted @ shifted.transpose(1, 2)
+        weights = maximin_start(gram, k)
+        for _ in range(iters):
+            weights = update(assign(gram, weights, cosine), k, weights)
+        labels = assign(gram, weights, cosine)
+        return canonical(x, weights, labels, cosine)
+
+
+def maximin_start(gram: Tensor, k: int) -> Tensor:
+    """One-hot centroid weights ``[N, P, K]`` from the Gram matrix ``[N, P, P]``."""
+    squared = gram.diagonal(dim1=1, dim2=2)
+    chosen = [(squared - 2 * gram.mean(dim=2)).argmin(dim=1)]  # nearest the mean; its own length is the same for all
+    nearest = torch.full_like(squared, float("inf"))
+    for _ in range(k - 1):
+        last = chosen[-1][:, None]
+        column = gram.gather(2, last[:, :, None].expand(-1, gram.shape[1], 1)).squeeze(2)
+        nearest = torch.minimum(nearest, squared + squared.gather(1, last) - 2 * column)
+        chosen.append(nearest.argmax(dim=1))
+    return one_hot(torch.stack(chosen, dim=1), gram.shape[1], gram.dtype).transpose(1, 2)
+
+
+def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """``index [...] -> [..., size]``; torch's own looks at the data on the host."""
+    return (index[..., None] == torch.arange(size, device=index.device)).to(dtype)
+
+
+def assign(gram: Tensor, weights: Tensor, cosine: bool) -> Tensor:
+    """Nearest centroid ``[N, P]`` of every point; ``weights`` is ``[N, P, K]``."""
+    products = gram @ weights
+    squared = (weights * products).sum(dim=1, keepdim=True)
+    if cosine:
+        return (products * squared.clamp_min(1e-24).rsqrt()).argmax(dim=2)
+    return (squared - 2 * products).argmin(dim=2)
+
+
+def update(labels: Tensor, k: int, previous: Tensor) -> Tensor:
+    """Weights ``[N, P, K]`` that average the members; a matrix product, hence the same on every run of a GPU."""
+    members = one_hot(labels, k, previous.dtype)
+    count = members.sum(dim=1, keepdim=True)
+    return torch.where(count > 0, members / count.clamp_min(1), previous)
+
+
+def canonical(x: Tensor, weights: Tensor, labels: Tensor, cosine: bool) -> Clusters:
+    """Centroids, labels and sizes with the clusters in canonical order."""
+    n_points, k = weights.shape[1:]
+    members = labels[..., None] == torch.arange(k, device=labels.device)
+    sizes = members.sum(dim=1)
+    index = torch.arange(n_points, device=labels.device)[:, None]
+    first = torch.where(members, index, n_points).amin(dim=1)
+    order = (first - sizes * (n_points + 1)).argsort(dim=1, stable=True)
+    rank = order.argsort(dim=1)
+    centroids = weights.transpose(1, 2).gather(1, order[..., None].expand(-1, -1, n_points)) @ x
+    if cosine:
+        centroids = F.normalize(centroids, dim=-1)
+    return Clusters(centroids, rank.gather(1, labels), sizes.gather(1, order))
