@@ -1,8 +1,8 @@
 """Lloyd's k-means on many small point sets at once: deterministic, without random numbers, without host synchronisation.
 
 An image has a few hundred patch tokens in a space of several hundred dimensions, so points are fewer than dimensions. All
-iterations therefore run on the Gram matrix ``G = X X^T`` of the points: a centroid is a column of weights over the points,
-its products with all points are ``G w`` and its squared length is ``w^T G w``. The points are read twice, once for ``G``
+iterations therefore run on the Gram matrix ``G = X X^T`` of the points: a centroid is a row ``w`` of weights over the points,
+its products with all points are ``w G`` and its squared length is ``w G w^T``. The points are read twice, once for ``G``
 and once for the final centroids, whatever the number of iterations.
 """
 
@@ -67,55 +67,55 @@ def kmeans(points: Tensor, k: int, iters: int = 10, metric: str = "l2") -> Clust
         gram = shifted @ shifted.transpose(1, 2)
         weights = maximin_start(gram, k)
         for _ in range(iters):
-            weights = update(assign(gram, weights, cosine), k, weights)
+            weights = update(assign(gram, weights, cosine), weights)
         labels = assign(gram, weights, cosine)
         return canonical(x, weights, labels, cosine)
 
 
 def maximin_start(gram: Tensor, k: int) -> Tensor:
-    """One-hot centroid weights ``[N, P, K]`` from the Gram matrix ``[N, P, P]``."""
+    """One-hot centroid weights ``[N, K, P]`` from the Gram matrix ``[N, P, P]``."""
     squared = gram.diagonal(dim1=1, dim2=2)
     chosen = [(squared - 2 * gram.mean(dim=2)).argmin(dim=1)]  # nearest the mean; its own length is the same for all
     nearest = torch.full_like(squared, float("inf"))
     for _ in range(k - 1):
         last = chosen[-1][:, None]
-        column = gram.gather(2, last[:, :, None].expand(-1, gram.shape[1], 1)).squeeze(2)
-        nearest = torch.minimum(nearest, squared + squared.gather(1, last) - 2 * column)
+        row = gram.gather(1, last[:, :, None].expand(-1, -1, gram.shape[2])).squeeze(1)
+        nearest = torch.minimum(nearest, squared + squared.gather(1, last) - 2 * row)
         chosen.append(nearest.argmax(dim=1))
-    return one_hot(torch.stack(chosen, dim=1), gram.shape[1], gram.dtype).transpose(1, 2)
-
-
-def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """``index [...] -> [..., size]``; torch's own looks at the data on the host."""
-    return (index[..., None] == torch.arange(size, device=index.device)).to(dtype)
+    index = torch.arange(gram.shape[1], device=gram.device)
+    return (torch.stack(chosen, dim=1)[..., None] == index).to(gram.dtype)
 
 
 def assign(gram: Tensor, weights: Tensor, cosine: bool) -> Tensor:
-    """Nearest centroid ``[N, P]`` of every point; ``weights`` is ``[N, P, K]``."""
-    products = gram @ weights
-    squared = (weights * products).sum(dim=1, keepdim=True)
+    """Nearest centroid ``[N, P]`` of every point; ``weights`` is ``[N, K, P]``."""
+    products = weights @ gram
+    squared = (weights * products).sum(dim=2, keepdim=True)
     if cosine:
-        return (products * squared.clamp_min(1e-24).rsqrt()).argmax(dim=2)
-    return (squared - 2 * products).argmin(dim=2)
+        return (products * squared.clamp_min(1e-24).rsqrt()).max(dim=1).indices
+    return (squared - 2 * products).min(dim=1).indices
 
 
-def update(labels: Tensor, k: int, previous: Tensor) -> Tensor:
-    """Weights ``[N, P, K]`` that average the members; a matrix product, hence the same on every run of a GPU."""
-    members = one_hot(labels, k, previous.dtype)
-    count = members.sum(dim=1, keepdim=True)
+def membership(labels: Tensor, k: int) -> Tensor:
+    """``labels [N, P] -> [N, K, P]`` bool; torch's own one_hot looks at the data on the host."""
+    return labels[:, None] == torch.arange(k, device=labels.device)[:, None]
+
+
+def update(labels: Tensor, previous: Tensor) -> Tensor:
+    """Weights ``[N, K, P]`` that average the members; as a matrix, hence the same on every run of a GPU."""
+    members = membership(labels, previous.shape[1]).to(previous.dtype)
+    count = members.sum(dim=2, keepdim=True)
     return torch.where(count > 0, members / count.clamp_min(1), previous)
 
 
 def canonical(x: Tensor, weights: Tensor, labels: Tensor, cosine: bool) -> Clusters:
     """Centroids, labels and sizes with the clusters in canonical order."""
-    n_points, k = weights.shape[1:]
-    members = labels[..., None] == torch.arange(k, device=labels.device)
-    sizes = members.sum(dim=1)
-    index = torch.arange(n_points, device=labels.device)[:, None]
-    first = torch.where(members, index, n_points).amin(dim=1)
+    k, n_points = weights.shape[1:]
+    members = membership(labels, k)
+    sizes = members.sum(dim=2)
+    first = torch.where(members, torch.arange(n_points, device=labels.device), n_points).amin(dim=2)
     order = (first - sizes * (n_points + 1)).argsort(dim=1, stable=True)
     rank = order.argsort(dim=1)
-    centroids = weights.transpose(1, 2).gather(1, order[..., None].expand(-1, -1, n_points)) @ x
+    centroids = weights.gather(1, order[..., None].expand(-1, -1, n_points)) @ x
     if cosine:
         centroids = F.normalize(centroids, dim=-1)
     return Clusters(centroids, rank.gather(1, labels), sizes.gather(1, order))
