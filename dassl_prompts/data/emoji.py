@@ -1,0 +1,171 @@
+"""Annotation and archives of the embedded `emoji` data (built by tools/build_emoji.py, described in docs/emoji.md).
+
+A *concept* is one CLDR entry ("woman firefighter"); four artists (*styles*) drew every concept; people and hands have up
+to five skin tones beside the default yellow. A *picture* is (concept, style, tone).
+"""
+
+import dataclasses
+import functools
+import json
+import lzma
+import zipfile
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
+VERSION = 1
+STYLES = ("noto", "twemoji", "openmoji", "fluent")
+HELD_OUT = "fluent"  # never shown to emoji-tiny and emoji-base
+STYLE_WORDS = {"noto": "shaded", "twemoji": "plain", "openmoji": "outlined", "fluent": "flat"}
+RESTORE = "restore it with `git checkout -- dassl_prompts/assets/emoji` or rebuild it with `python tools/build_emoji.py`"
+
+
+class EmojiDataError(RuntimeError):
+    """An archive of the embedded data is missing, damaged or of another version."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """One CLDR entry. `tones` maps a skin tone word to the code points of the toned picture; `colours` a style to words."""
+
+    id: str
+    name: str
+    tags: tuple
+    group: str
+    subgroup: str
+    classname: str | None  # one of the classes of the classification task, or None
+    family: str  # gender and direction variants share a family; a family never crosses a split
+    split: str  # train, val or test
+    gender: str | None
+    hair: str | None
+    facing: str | None
+    tones: dict
+    colours: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One drawing; `tone` is None for the default one."""
+
+    concept: Concept
+    style: str
+    tone: str | None = None
+
+    @property
+    def code(self):
+        """Code points in lower case, without presentation selectors: '1f469-1f3fe-200d-1f692'."""
+        return self.concept.tones[self.tone] if self.tone else self.concept.id
+
+    @property
+    def key(self):
+        """Unique name such as 'fluent-1f469-1f3fe-200d-1f692'."""
+        return f"{self.style}-{self.code}"
+
+    @property
+    def path(self):
+        """'<archive>.zip::<member>' for dassl_prompts.data.images.read_image."""
+        return picture_path(self.key)
+
+
+def archive_path(style):
+    return ASSETS / f"emoji-{style}-v{VERSION}.zip"
+
+
+def picture_path(key):
+    style, _, code = key.partition("-")
+    return f"{archive_path(style)}::{code}.webp"
+
+
+def is_twin(picture):
+    """Whether an earlier picture of the style shows exactly the same drawing."""
+    return picture.code in read_meta()["styles"][picture.style]["twins"]
+
+
+@functools.lru_cache(maxsize=1)
+def read_meta():
+    """The meta file as a dict. Raises EmojiDataError with the command that restores it."""
+    path = ASSETS / f"emoji-meta-v{VERSION}.json.xz"
+    if not path.is_file():
+        raise EmojiDataError(f"{path} is missing: {RESTORE}")
+    try:
+        meta = json.loads(lzma.decompress(path.read_bytes()))
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EmojiDataError(f"{path} is damaged ({error}): {RESTORE}") from error
+    if meta.get("version") != VERSION:
+        raise EmojiDataError(f"{path} has version {meta.get('version')}, this code reads version {VERSION}: {RESTORE}")
+    return meta
+
+
+@functools.lru_cache(maxsize=None)
+def check_archive(style):
+    """Raise EmojiDataError unless the style's archive is present, whole and the one the meta file describes."""
+    if style not in STYLES:
+        raise ValueError(f"unknown emoji style {style!r}: one of {', '.join(STYLES)}")
+    path, entry = archive_path(style), read_meta()["styles"][style]
+    if not path.is_file():
+        raise EmojiDataError(f"{path} is missing: {RESTORE}")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise EmojiDataError(f"{path} has {size} bytes instead of {entry['bytes']} (truncated or another version): {RESTORE}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            count = sum(name.endswith(".webp") for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise EmojiDataError(f"{path} is damaged ({error}): {RESTORE}") from error
+    if count != entry["pictures"]:
+        raise EmojiDataError(f"{path} holds {count} pictures instead of {entry['pictures']}: {RESTORE}")
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def concepts():
+    """All concepts in CLDR order."""
+    return tuple(
+        Concept(classname=c["class"], tags=tuple(c["tags"]), **{k: v for k, v in c.items() if k not in ("class", "tags")})
+        for c in read_meta()["concepts"]
+    )
+
+
+def classnames():
+    """Class names of the classification task, in the order of their labels (CLDR order)."""
+    return list(dict.fromkeys(c.classname for c in concepts() if c.classname))
+
+
+def pictures(style, splits=("train", "val", "test"), tones=True, twins=False):
+    """Pictures of one style in CLDR order; toned ones right after the default one.
+
+    A twin is pixel for pixel an earlier picture of its style (OpenMoji draws 'student' as 'man student'); left out by
+    default, so that every picture has one right answer.
+    """
+    check_archive(style)
+    found = [Picture(c, style, tone) for c in concepts() if c.split in splits for tone in (None, *(c.tones if tones else ()))]
+    return found if twins else [p for p in found if not is_twin(p)]
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+def category(concept):
+    """The class of a concept, or its CLDR subgroup in words where it belongs to no class of the classification task."""
+    return concept.classname or concept.subgroup.replace("-", " ")
+
+
+def description(picture):
+    """'woman firefighter with dark skin tone'; gender, hair and direction are part of the concept's name."""
+    return picture.concept.name + (f" with {picture.tone} skin tone" if picture.tone else "")
+
+
+def join_words(words):
+    return " and ".join(words)
+
+
+def caption(picture, *, classname=None, what=None, colours=None, style=None):
+    """One sentence with every attribute of the picture; the keywords replace single parts (for negatives).
+
+    'a worker emoji: woman firefighter with dark skin tone, in red and pink, drawn in flat style.'
+    """
+    colours = picture.concept.colours[picture.style] if colours is None else colours
+    kind = classname or category(picture.concept)
+    parts = [f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} emoji: {what or description(picture)}"]
+    if colours:
+        parts.append(f"in {join_words(colours)}")
+    parts.append(f"drawn in {STYLE_WORDS[style or picture.style]} style")
+    return ", ".join(parts) + "."
