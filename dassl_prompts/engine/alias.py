@@ -38,6 +38,7 @@ LAYOUT = {
     "optim": ("builtin.optim", "schedule"),
     "optim.optimizer": ("builtin.optim",),
     "optim.lr_scheduler": ("schedule",),
+    "optim.radam": ("builtin.optim",),
     "utils": ("files", "images", "randomness", "logger", "checkpoint", "builtin.registry", "builtin.meters"),
     "utils.tools": ("files", "images", "randomness", "builtin.registry"),
     "utils.logger": ("logger",),

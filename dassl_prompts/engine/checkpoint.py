@@ -97,8 +97,35 @@ def save_checkpoint(
         print(f'Best checkpoint saved to "{save_dir / BEST}"')
 
 
+PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+def require_plain(state: Any, where: str) -> None:
+    """Check that ``state`` consists of tensors, plain values and containers of them, so that it can be read safely.
+
+    Raises:
+        TypeError: names the entry that does not.
+    """
+    if isinstance(state, Tensor) or type(state) in PLAIN:
+        return
+    if type(state) in (dict, OrderedDict):
+        for key, value in state.items():
+            require_plain(key, f"a key of {where}")
+            require_plain(value, f"{where}[{key!r}]")
+    elif type(state) in (list, tuple):
+        for index, value in enumerate(state):
+            require_plain(value, f"{where}[{index}]")
+    else:
+        raise TypeError(f"{where} is a {type(state).__name__}; a checkpoint takes tensors, numbers, text, lists and dicts only")
+
+
 def write_tensors(state: Any, path: str | os.PathLike) -> None:
-    """``torch.save`` through a temporary file."""
+    """``torch.save`` through a temporary file.
+
+    Raises:
+        TypeError: something in ``state`` could not be read back with ``weights_only=True``; names it.
+    """
+    require_plain(state, Path(path).name)
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 

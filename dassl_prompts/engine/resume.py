@@ -68,7 +68,7 @@ def pack(trainer, epochs_done: int) -> dict[str, Any]:
         "trainer": trainer.cfg.TRAINER.NAME,
         "config": flat_config(trainer.cfg),
         "data": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "best_result": float(trainer.best_result),
         "corrupt": sorted(trainer.corrupt_images),
         "elapsed": trainer.elapsed(),
@@ -128,7 +128,7 @@ def unpack(state: dict[str, Any], trainer) -> int:
     trainer.corrupt_images = set(state["corrupt"])
     trainer.elapsed_before = state["elapsed"]
     trainer.load_extra_state(state["extra"])
-    if state["torch"] != torch.__version__:
+    if state["torch"] != str(torch.__version__):
         print(f"Note: the run began on torch {state['torch']}, this is {torch.__version__}; results may differ slightly")
     return state["epoch"]
 

@@ -85,9 +85,7 @@ class PromptTrainer(TrainerX):
             try:
                 self.before_train()
                 self.epoch = max(self.start_epoch - 1, 0)
-                if self._rng is not None:
-                    # last, so that whatever the hooks above drew does not count
-                    set_rng_state(self._rng)
+                self._settle_start()
                 for self.epoch in range(self.start_epoch, self.max_epoch):
                     self.before_epoch()
                     self.run_epoch()
@@ -98,6 +96,13 @@ class PromptTrainer(TrainerX):
                 self._training = False
             self.write_results({"finished": True, "seconds": round(self.elapsed(), 1)})
         return self._final_result
+
+    def _settle_start(self) -> None:
+        """The state that the first epoch starts from; last of all, so that what the hooks drew does not count."""
+        if self._rng is not None:
+            set_rng_state(self._rng)
+        if self.cfg.TRAIN.RESUME_FREQ > 0 and not (Path(self.output_dir) / resume.FILE).exists():
+            resume.write(self, self.start_epoch)
 
     def before_train(self) -> None:
         """Resume, claim the output folder, open tensorboard, start the clock."""
@@ -211,7 +216,7 @@ class PromptTrainer(TrainerX):
             "max_epoch": self.max_epoch,
             "engine": ENGINE,
             "dassl_prompts": VERSION,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "device": str(self.device),
         }
 
@@ -284,17 +289,8 @@ class PromptTrainer(TrainerX):
             print("Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)")
             return
         for name in self.get_model_names():
-            state = self.read_learned(directory, name, epoch)
+            state = read_learned(directory, name, epoch)
             self.load_learned_state(name, self._models[name], state)
-
-    def read_learned(self, directory, name: str, epoch: int | None = None) -> dict[str, Tensor]:
-        """Tensors of the checkpoint of model ``name`` in a run folder; arguments and errors as in :meth:`load_model`."""
-        path = find_checkpoint(Path(directory) / name, epoch)
-        checkpoint = load_checkpoint(path)
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise ValueError(f"{path} is not a checkpoint: it has no state_dict")
-        print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "unknown")})')
-        return checkpoint["state_dict"]
 
     # -- resume ---------------------------------------------------------------------------------------------------
 
@@ -339,14 +335,10 @@ class PromptTrainer(TrainerX):
         self.folder.check_owner()
         if not directory:
             print("No checkpoint found, train from scratch")
-            start = 0
-        elif (Path(directory) / resume.FILE).exists():
-            start = self._resume_from(Path(directory) / resume.FILE)
-        else:
-            start = self._resume_plain(Path(directory))
-        if self.cfg.TRAIN.RESUME_FREQ > 0:
-            resume.write(self, start)
-        return start
+            return 0
+        if (Path(directory) / resume.FILE).exists():
+            return self._resume_from(Path(directory) / resume.FILE)
+        return self._resume_plain(Path(directory))
 
     def _resume_from(self, path: Path) -> int:
         state = resume.read(path)
@@ -390,6 +382,16 @@ def run_identity(cfg) -> dict[str, Any]:
         "seed": cfg.SEED,
         "backbone": cfg.MODEL.BACKBONE.NAME,
     }
+
+
+def read_learned(directory, name: str, epoch: int | None = None) -> dict[str, Tensor]:
+    """Tensors of the checkpoint of model ``name`` in a run folder; arguments and errors as in ``PromptTrainer.load_model``."""
+    path = find_checkpoint(Path(directory) / name, epoch)
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint: it has no state_dict")
+    print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "unknown")})')
+    return checkpoint["state_dict"]
 
 
 def find_checkpoint(folder: Path, epoch: int | None, best: bool = True) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.optim import RAdam
 
 AVAILABLE = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
 
@@ -41,7 +42,7 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
         return torch.optim.AdamW(param_groups, betas=betas, **common)
     if name == "radam":
         # Dassl's copy of RAdam decays the weights directly
-        return torch.optim.RAdam(param_groups, betas=betas, decoupled_weight_decay=True, **common)
+        return RAdam(param_groups, betas=betas, decoupled_weight_decay=True, **common)
     if name == "rmsprop":
         return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
     return torch.optim.SGD(
