@@ -8,7 +8,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.engine import PromptTrainer, build_lr_scheduler, build_optimizer, compute_accuracy
+from dassl_prompts.engine import (
+    PromptTrainer,
+    build_lr_scheduler,
+    build_optimizer,
+    compute_accuracy,
+    load_learned_tensors,
+    read_learned,
+)
 
 PRECISIONS = ("fp16", "fp32", "amp")
 
@@ -47,20 +54,39 @@ class ClassificationTrainer(PromptTrainer):
             "acc": compute_accuracy(logits, labels)[0],
         }
 
+    @classmethod
+    def load_net(cls, model: nn.Module, directory, epoch: int | None = None) -> None:
+        """Put the learned tensors of a run folder into a model made by ``build_net``.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: its tensors do not fit.
+        """
+        state = read_learned(directory, model.checkpoint_name, epoch)
+        load_learned_tensors(model.checkpoint_module, state, source=str(directory))
+
     # -- Dassl's hooks --------------------------------------------------------------------------------------------
 
     def check_cfg(self, cfg):
-        node = method_node(cfg, self.config_node)
-        if "PREC" in node and node.PREC not in PRECISIONS:
-            raise ValueError(f"TRAINER.{self.config_node}.PREC is {node.PREC!r}; choose one of {', '.join(PRECISIONS)}")
+        precision = self.wanted_precision(cfg)
+        if precision not in PRECISIONS:
+            raise ValueError(f"TRAINER.{self.config_node}.PREC is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+
+    @classmethod
+    def wanted_precision(cls, cfg) -> str:
+        """``PREC`` of the method's node: fp16, fp32 or amp."""
+        return method_node(cfg, cls.config_node).PREC
 
     @classmethod
     def load_backbone(cls, cfg, device) -> nn.Module:
-        """The frozen CLIP that ``cfg`` names, in the precision that the method asks for."""
+        """The frozen CLIP that ``cfg`` names, in the precision that the method asks for.
+
+        Raises:
+            ValueError: ``INPUT.SIZE`` is not the backbone's.
+        """
         from dassl_prompts.models import load_clip, resolve_precision
 
-        node = method_node(cfg, cls.config_node) if cls.config_node else {}
-        precision = resolve_precision(node.get("PREC", "amp"), device)
+        precision = resolve_precision(cls.wanted_precision(cfg), device)
         clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision=precision, device=device)
         size = tuple(cfg.INPUT.SIZE)
         if size != (clip.image_size, clip.image_size):
@@ -76,8 +102,7 @@ class ClassificationTrainer(PromptTrainer):
         cfg = self.cfg
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip = self.load_backbone(cfg, self.device)
-        node = method_node(cfg, self.config_node) if self.config_node else {}
-        self.precision = resolve_precision(node.get("PREC", "amp"), self.device)
+        self.precision = resolve_precision(self.wanted_precision(cfg), self.device)
         self.autocast_dtype = None
         if self.precision == "amp":
             self.autocast_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -90,8 +115,7 @@ class ClassificationTrainer(PromptTrainer):
         """Optimise and checkpoint the learnable tensors under the official folder name."""
         module = self.model.checkpoint_module
         learnable = [p for p in module.parameters() if p.requires_grad]
-        names = [n for n, p in module.named_parameters() if p.requires_grad]
-        print(f"Learned tensors: {len(names)}, {sum(p.numel() for p in learnable):,} parameters")
+        print(f"Learned tensors: {len(learnable)}, {sum(p.numel() for p in learnable):,} parameters")
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(module, self.cfg.MODEL.INIT_WEIGHTS)
         self.optim = build_optimizer(learnable, self.cfg.OPTIM)
@@ -110,7 +134,8 @@ class ClassificationTrainer(PromptTrainer):
         self.step(terms["loss"])
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
-        return {name: float(value) for name, value in terms.items()}
+        # one transfer for all of them
+        return dict(zip(terms, torch.stack([value.detach().float() for value in terms.values()]).tolist()))
 
     def step(self, loss: Tensor) -> None:
         """One optimiser step on ``loss``; stops the run when it is not finite."""

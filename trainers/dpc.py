@@ -10,153 +10,29 @@ register of their differences; a key left at its "preset" value takes the preset
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_prompts.data.negatives import ImagePool, MinedLoader, hard_negatives
-from dassl_prompts.engine import DatasetWrapper, add_defaults, build_transform, register_trainer
-from dassl_prompts.models.dual import DualPrompts
-from dassl_prompts.trainer import ClassificationTrainer
+from dassl_prompts.data.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
+from dassl_prompts.dpc_settings import Settings, extend_cfg
+from dassl_prompts.engine import (
+    DatasetWrapper,
+    build_dataset,
+    build_transform,
+    load_learned_tensors,
+    read_learned,
+    register_trainer,
+)
+from dassl_prompts.models.dual import DualPrompts, reset_deep_prompts
+from dassl_prompts.trainer import ClassificationTrainer, method_node
 from dassl_prompts.trainers.coop import CoOp
 from dassl_prompts.trainers.ivlp import IVLP
 from dassl_prompts.trainers.maple import MaPLe
-from dassl_prompts.trainers.promptkd import PromptKD
-from dassl_prompts.trainers.promptsrc import PromptSRC
+from dassl_prompts.trainers.promptkd import PromptKD, distillation_loss
+from dassl_prompts.trainers.promptsrc import GaussianAggregation, PromptSRC, consistency_losses
 
-PRESET = "preset"
-
-PRESETS = {
-    "paper": {
-        "PARAM": "parallel", "GRAD_SCALE": 1.0, "TRAIN_FORWARD": "parallel", "EVAL_BASE": "mixed", "MIX_SCOPE": "all",
-        "DEEP_INIT": "clone", "MINER": "tuned", "NEG_CAP": "k-1", "NEG_MIN_FILL": 0, "NEG_FILL_RANGE": "all",
-        "NEG_TRANSFORM": "train", "PROJECTOR_BN": "frozen", "XD_RULE": "omega_n",
-    },
-    "official": {
-        "PARAM": "parallel", "GRAD_SCALE": 0.0, "TRAIN_FORWARD": "parallel", "EVAL_BASE": "parallel", "MIX_SCOPE": "all",
-        "DEEP_INIT": "clone", "MINER": "tuned", "NEG_CAP": "k", "NEG_MIN_FILL": 2, "NEG_FILL_RANGE": "official",
-        "NEG_TRANSFORM": "train", "PROJECTOR_BN": "train", "XD_RULE": "omega_n",
-    },
-}  # fmt: skip
-
-CHOICES = {
-    "PRESET": ("paper", "official"),
-    "PARAM": ("parallel", "mixed"),
-    "TRAIN_FORWARD": ("parallel", "mixed"),
-    "EVAL_BASE": ("mixed", "parallel"),
-    "MIX_SCOPE": ("all", "text"),
-    "MAPLE_MIX": ("tokens", "leaves"),
-    "DEEP_INIT": ("clone", "noise"),
-    "MINER": ("tuned", "teacher"),
-    "NEG_CAP": ("k-1", "k"),
-    "NEG_FILL_RANGE": ("all", "official"),
-    "NEG_TRANSFORM": ("train", "test"),
-    "NEG_POOL": ("shots", "full_train"),
-    "DUPLICATES": ("official", "mask", "multipos", "unique"),
-    "PROJECTOR_BN": ("frozen", "train"),
-    "XD_RULE": ("omega_n", "parallel"),
-    "TASK": ("auto", "base", "new"),
-    "SELECT": ("last", "val", "official_test"),
-}
-
-
-def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.DPC", {
-        "PRESET": "paper",
-        "CKPT_DIR": "",  # run directory of stage 1 (the backbone trained on the same classes, seed and shots)
-        "CKPT_EPOCH": -1,  # -1 = the last one found
-        "OMEGA_B": 0.2,  # weight of P' on base classes, in [0, 1]
-        "OMEGA_N": 0.0,  # weight of P' on new classes; 0.0 returns the backbone bit for bit
-        "TOPK": 8,  # candidates of the negative sampler; 1 = no negatives
-        "PARAM": PRESET,  # which tensor is trained: P' itself (parallel) or theta = F(P') (mixed)
-        "GRAD_SCALE": -1.0,  # factor on the gradient of P'; 0.0 = 1 / OMEGA_B, -1.0 = as the preset
-        "TRAIN_FORWARD": PRESET,
-        "EVAL_BASE": PRESET,
-        "MIX_SCOPE": PRESET,
-        "MAPLE_MIX": "tokens",  # leaves: mix the coupling weights instead of the tokens they emit
-        "DEEP_INIT": PRESET,  # noise: deep prompts restart from N(0, 0.02^2), as the released PromptKD code does
-        "MINER": PRESET,
-        "NEG_POOL": "shots",  # full_train: negatives' images from the whole training split (leaves the few-shot protocol)
-        "NEG_JSON": "",  # official SPLE_<Dataset>.json instead of our own index
-        "NEG_TRANSFORM": PRESET,
-        "NEG_CAP": PRESET,
-        "NEG_DEDUP": True,
-        "NEG_MIN_FILL": -1,
-        "NEG_FILL_RANGE": PRESET,
-        "DUPLICATES": "official",
-        # weights of the objective's terms; -1.0 = as the backbone asks (SCL 1.0 for PromptSRC under preset paper)
-        "LOSS": {"CL_W": 1.0, "CE_W": 0.0, "SCL_W": -1.0, "KD_W": 0.0},
-        "GPA": False,  # PromptSRC: average P' over epochs too
-        "PROJECTOR_BN": PRESET,
-        "XD_RULE": PRESET,
-        "TASK": "auto",
-        "SELECT": "last",
-    })
-
-
-@dataclass(frozen=True)
-class Settings:
-    """``TRAINER.DPC`` with every "preset" value resolved."""
-
-    preset: str
-    ckpt_dir: str
-    ckpt_epoch: int
-    omega_b: float
-    omega_n: float
-    topk: int
-    param: str
-    grad_scale: float
-    train_forward: str
-    eval_base: str
-    mix_scope: str
-    maple_mix: str
-    deep_init: str
-    miner: str
-    neg_pool: str
-    neg_json: str
-    neg_transform: str
-    neg_cap: str
-    neg_dedup: bool
-    neg_min_fill: int
-    neg_fill_range: str
-    duplicates: str
-    gpa: bool
-    projector_bn: str
-    xd_rule: str
-    task: str
-    select: str
-
-    @classmethod
-    def from_cfg(cls, cfg, overrides: dict | None = None) -> Settings:
-        """Resolve presets; ``overrides`` are what a backbone's official preset does differently.
-
-        Raises:
-            ValueError: naming the key whose value is impossible.
-        """
-        node = cfg.TRAINER.DPC
-        if node.PRESET not in PRESETS:
-            raise ValueError(f"TRAINER.DPC.PRESET is {node.PRESET!r}; choose paper or official")
-        preset = {**PRESETS[node.PRESET], **(overrides or {})}
-        values = {}
-        for field in fields(cls):
-            key = field.name.upper()
-            value = node[key]
-            unset = value == PRESET or (key in ("GRAD_SCALE", "NEG_MIN_FILL") and value < 0)
-            values[field.name] = preset[key] if unset and key in preset else value
-            if key in CHOICES and values[field.name] not in CHOICES[key]:
-                raise ValueError(f"TRAINER.DPC.{key} is {value!r}; choose one of {', '.join(CHOICES[key])}")
-        for name in ("omega_b", "omega_n"):
-            if not 0.0 <= values[name] <= 1.0:
-                raise ValueError(f"TRAINER.DPC.{name.upper()} must lie in [0, 1], got {values[name]}")
-        if values["topk"] < 1:
-            raise ValueError(f"TRAINER.DPC.TOPK must be at least 1, got {values['topk']}")
-        if values["grad_scale"] == 0.0:
-            if values["omega_b"] == 0.0:
-                raise ValueError("TRAINER.DPC.GRAD_SCALE 0.0 means 1 / OMEGA_B, which OMEGA_B 0.0 does not have")
-            values["grad_scale"] = 1.0 / values["omega_b"]
-        return cls(**values)
+__all__ = ["DPC", "DPC_CoOp", "DPC_IVLP", "DPC_MaPLe", "DPC_PromptKD", "DPC_PromptSRC", "extend_cfg", "symmetric_contrastive"]
 
 
 def symmetric_contrastive(images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor, duplicates="official") -> Tensor:
@@ -189,49 +65,62 @@ class DPC(ClassificationTrainer):
     backbone: type[ClassificationTrainer]
     #: what the released code does differently for this backbone
     official_overrides: dict = {}
+    #: how many of the last classes the released code never draws at random
+    official_fill_leaves_out = 0
+    #: weight of the backbone's consistency terms under preset paper
+    default_scl_weight = 0.0
 
     # -- building -------------------------------------------------------------------------------------------------
 
+    def __init__(self, cfg):
+        if self.settings(cfg).select != "last" and cfg.TEST.FINAL_MODEL != "best_val":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.TEST.FINAL_MODEL = "best_val"
+            cfg.freeze()
+        super().__init__(cfg)
+
     @classmethod
     def settings(cls, cfg) -> Settings:
-        return Settings.from_cfg(cfg, cls.official_overrides if cfg.TRAINER.DPC.PRESET == "official" else None)
+        official = method_node(cfg, "DPC").PRESET == "official"
+        return Settings.from_cfg(cfg, cls.official_overrides if official else None)
 
     def check_cfg(self, cfg):
-        self.backbone.check_cfg(self, cfg)
+        super().check_cfg(cfg)
         self.settings(cfg)
 
     @classmethod
-    def precision_node(cls, cfg):
-        return cls.backbone.precision_node(cfg)
+    def wanted_precision(cls, cfg):
+        return cls.backbone.wanted_precision(cfg)
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):
         s = cls.settings(cfg)
         task = s.task if s.task != "auto" else {"new": "new"}.get(cfg.DATASET.SUBSAMPLE_CLASSES, "base")
-        tuned = cls.backbone.build_net(cfg, classnames, clip)
         return DualPrompts(
-            cls.make_dual(tuned), s.omega_b, s.omega_n, task, s.param, s.train_forward, s.eval_base, s.mix_scope,
-            mix_leaves=s.maple_mix == "leaves",
+            cls.prepare_backbone(cls.backbone.build_net(cfg, classnames, clip)), s.omega_b, s.omega_n, task, s.param,
+            s.train_forward, s.eval_base, s.mix_scope, mix_leaves=s.maple_mix == "leaves",
         )  # fmt: skip
 
     @classmethod
-    def make_dual(cls, net):
-        """Hook: turn on the prompts that only stage 2 learns (PromptKD's text prompts)."""
+    def prepare_backbone(cls, net):
+        """Hook: add prompts that only stage 2 learns."""
         return net
 
     def build_data_loader(self):
-        super().build_data_loader()
-        s = self.settings(self.cfg)
-        if len(self.dm.dataset.classnames) < 2:
-            raise ValueError("DPC contrasts classes with each other, but there is only one base class")
-        self.topk = min(s.topk, len(self.dm.dataset.classnames))
-        if self.topk < s.topk:
-            print(f"Warning: TRAINER.DPC.TOPK {s.topk} exceeds the number of classes, using {self.topk}")
-
-    def build_model(self):
         self.dpc = self.settings(self.cfg)
-        super().build_model()
-        self.train_loader_x = self.mined_loader()
+        super().build_data_loader()
+        n_classes = len(self.dm.dataset.classnames)
+        if n_classes < 2:
+            raise ValueError(f"DPC contrasts classes with each other, but {self.cfg.DATASET.NAME} has {n_classes} here")
+        self.topk = min(self.dpc.topk, n_classes)
+        if self.topk < self.dpc.topk:
+            print(f"Warning: TRAINER.DPC.TOPK {self.dpc.topk} exceeds the number of classes, using {self.topk}")
+
+    def use_data_manager(self, dm):
+        if self.dpc.duplicates == "unique":
+            dm.train_loader_x = unique_class_loader(self.cfg, dm)
+        super().use_data_manager(dm)
 
     def register_net(self):
         super().register_net()
@@ -239,61 +128,90 @@ class DPC(ClassificationTrainer):
             for parameter in self.model.learnable().values():
                 parameter.register_hook(lambda grad: grad * self.dpc.grad_scale)
 
-    # -- stage 1 --------------------------------------------------------------------------------------------------
+    # -- stage 1 and checkpoints ----------------------------------------------------------------------------------
 
     def before_train(self):
         self.load_stage1()
+        self.train_loader_x = self.mined_loader()
         super().before_train()
 
     def load_stage1(self):
         """Read P into both prompts."""
-        s = self.dpc
         name = self.backbone.__name__
-        if not s.ckpt_dir:
+        if not self.dpc.ckpt_dir:
             raise ValueError(
-                f"TRAINER.DPC.CKPT_DIR is empty: give the run directory of {name}, made by "
+                f"TRAINER.DPC.CKPT_DIR is empty: give the run folder of {name}, made by "
                 f"`python train.py --trainer {name} ...` on the same classes, seed and shots"
             )
-        self.check_stage1_classes()
-        self.load_backbone_checkpoint(s.ckpt_dir, s.ckpt_epoch)
-        if s.deep_init == "noise":
+        self.check_stage1_classes(list(self.read_run(self.dpc.ckpt_dir).get("classnames", ())))
+        load_learned_tensors(self.model.checkpoint_module, self.stage1_state(), source=f"stage 1 in {self.dpc.ckpt_dir}")
+        self.model.adopt()
+        if self.dpc.deep_init == "noise":
             reset_deep_prompts(self.model.parallel)
 
-    def load_backbone_checkpoint(self, directory, epoch):
-        """Put a backbone run's learned tensors into P and P'."""
-        state = self.read_learned(directory, self.model.checkpoint_name, None if epoch < 0 else epoch)
-        for net in (self.model.tuned, self.model.parallel):
-            self.load_learned_state(net.checkpoint_name, net.checkpoint_module, state)
+    def stage1_state(self) -> dict[str, Tensor]:
+        """The backbone's learned tensors.
 
-    def check_stage1_classes(self):
-        """Stage 1 must have been trained on the classes of this run."""
-        known = self.read_run(self.dpc.ckpt_dir).get("classnames")
+        Raises:
+            FileNotFoundError: no such checkpoint; says which command makes it.
+        """
+        epoch = None if self.dpc.ckpt_epoch < 0 else self.dpc.ckpt_epoch
+        try:
+            return read_learned(self.dpc.ckpt_dir, self.model.checkpoint_name, epoch)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}. TRAINER.DPC.CKPT_DIR must be a finished run of {self.backbone.__name__}: make it with "
+                f"`python train.py --trainer {self.backbone.__name__} ...`, or let scripts/dpc/base2new.sh run both stages"
+            ) from error
+
+    def check_stage1_classes(self, known: list[str]):
+        """Stage 1 must have been trained on the classes of this run (official runs do not say which they had)."""
         ours = list(self.dm.dataset.classnames)
-        if known is not None and list(known) != ours:
+        if known and known != ours:
             raise ValueError(
                 f"TRAINER.DPC.CKPT_DIR {self.dpc.ckpt_dir} was trained on {len(known)} classes starting with {known[:3]}, "
                 f"this run has {len(ours)} starting with {ours[:3]}: train stage 1 on the same dataset and classes"
             )
 
+    def learned_state(self, name, module):
+        """P' under the official names, and P beside it as ``tuned.<name>``, so that a checkpoint needs no other file."""
+        tuned = self.model.tuned.checkpoint_module.state_dict()
+        return {**super().learned_state(name, module), **{f"tuned.{n}": tuned[n] for n in self.model.learned_names()}}
+
+    def load_learned_state(self, name, module, state):
+        tuned = {key.removeprefix("tuned."): value for key, value in state.items() if key.startswith("tuned.")}
+        if not tuned:  # a checkpoint of the released code: P is in the stage-1 run
+            self.load_stage1()
+        super().load_learned_state(name, module, {k: v for k, v in state.items() if not k.startswith("tuned.")})
+        if tuned:
+            self.model.adopt(tuned)
+
+    def load_model(self, directory, epoch=None):
+        super().load_model(directory, epoch)
+        source = self.read_run(directory).get("dataset") if directory else None
+        everything = self.dpc.task == "auto" and self.cfg.DATASET.SUBSAMPLE_CLASSES == "all"
+        if everything and source not in (None, self.cfg.DATASET.NAME) and self.dpc.xd_rule == "omega_n":
+            self.model.task = "new"  # another dataset than the one trained on
+
     # -- negatives ------------------------------------------------------------------------------------------------
 
     def mined_loader(self) -> MinedLoader:
         """The training loader with hard negatives added to every batch."""
-        s, cfg = self.dpc, self.cfg
         items = self.negative_items()
         by_class = [[] for _ in self.dm.dataset.classnames]
         for index, item in enumerate(items):
             by_class[item.label].append(index)
-        empty = [self.dm.dataset.classnames[c] for c, found in enumerate(by_class) if not found]
+        empty = [name for name, found in zip(self.dm.dataset.classnames, by_class) if not found]
         if empty:
             raise ValueError(f"no training image to serve as negative for {len(empty)} classes, e.g. {empty[0]}")
-        is_train = s.neg_transform == "train"
-        wrapped = DatasetWrapper(cfg, items, transform=build_transform(cfg, is_train=is_train), is_train=is_train)
-        self.pool = ImagePool(wrapped, cfg.DATALOADER.NUM_WORKERS)
-        return MinedLoader(self.train_loader_x, self.mine, by_class, self.pool, cfg.SEED)
+        is_train = self.dpc.neg_transform == "train"
+        transform = build_transform(self.cfg, is_train=is_train)
+        wrapped = DatasetWrapper(self.cfg, items, transform=transform, is_train=is_train)
+        self.pool = ImagePool(wrapped, self.cfg.DATALOADER.NUM_WORKERS)
+        return MinedLoader(self.train_loader_x, self.mine, by_class, self.pool, self.cfg.SEED)
 
     def negative_items(self) -> list:
-        """Training items of the base classes that negatives may be drawn from."""
+        """Training items of the run's classes that negatives may be drawn from."""
         dataset = self.dm.dataset
         if self.dpc.neg_json:
             return read_official_json(self.dpc.neg_json, dataset)
@@ -313,22 +231,16 @@ class DPC(ClassificationTrainer):
         with self.autocast():
             scores = self.miner_scores(images.to(self.device))
         last = scores.shape[1] - 1
-        fill_range = (0, last) if s.neg_fill_range == "all" else self.official_fill_range(last)
         return hard_negatives(
             scores, labels, self.topk, cap=s.neg_cap, dedup=s.neg_dedup, min_fill=s.neg_min_fill,
-            fill_range=fill_range, rng=rng,
+            fill_range=(0, last) if s.neg_fill_range == "all" else (1, last - self.official_fill_leaves_out), rng=rng,
         )  # fmt: skip
 
     def miner_scores(self, images: Tensor) -> Tensor:
         """``[B, C]`` similarities under P; its class matrix is computed once per run."""
         if self.dpc.miner == "teacher":
             raise ValueError(f"TRAINER.DPC.MINER teacher: {self.backbone.__name__} has no teacher; use tuned")
-        tuned = self.model.tuned
-        return tuned.logits(tuned.encode_images(images, tuned.emit()), tuned.class_features())
-
-    def official_fill_range(self, last: int) -> tuple[int, int]:
-        """Classes that the released code can draw at random: never the first, for CoOp not the last either."""
-        return 1, last - 1
+        return self.model.tuned(images)
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -355,13 +267,12 @@ class DPC(ClassificationTrainer):
         needs_all = weights["CE_W"] > 0 or weights["SCL_W"] > 0 or weights["KD_W"] > 0
         classes = torch.arange(len(model.classnames), device=labels.device) if needs_all else labels.unique()
         text = model.encode_classes(prompts, None if needs_all else classes)
-        pair_text = text[torch.searchsorted(classes, labels)]
 
         terms = {}
         if weights["CL_W"] > 0:
-            terms["loss_cl"] = weights["CL_W"] * symmetric_contrastive(
-                image_features, pair_text, labels, model.scale, self.dpc.duplicates
-            )
+            pair_text = text[torch.searchsorted(classes, labels)]
+            contrast = symmetric_contrastive(image_features, pair_text, labels, model.scale, self.dpc.duplicates)
+            terms["loss_cl"] = weights["CL_W"] * contrast
         if weights["CE_W"] > 0:
             terms["loss_ce"] = weights["CE_W"] * F.cross_entropy(model.logits(image_features, text), labels)
         if weights["SCL_W"] > 0 or weights["KD_W"] > 0:
@@ -373,11 +284,127 @@ class DPC(ClassificationTrainer):
     def loss_weights(self) -> dict[str, float]:
         weights = dict(self.cfg.TRAINER.DPC.LOSS)
         if weights["SCL_W"] < 0:
-            weights["SCL_W"] = 0.0
+            weights["SCL_W"] = self.default_scl_weight if self.dpc.preset == "paper" else 0.0
         return weights
 
     def backbone_terms(self, images, image_features, text, weights) -> dict[str, Tensor]:
-        """The backbone's own regularisers on the anchors; CoOp and MaPLe have none."""
+        """The backbone's own regularisers on the anchors; CoOp, IVLP and MaPLe have none."""
         raise ValueError(
             f"TRAINER.DPC.LOSS.SCL_W and KD_W belong to PromptSRC and PromptKD; {self.backbone.__name__} has no such term"
         )
+
+    def test(self, split=None):
+        if split == "val" and self.dpc.select == "official_test":
+            print("Warning: TRAINER.DPC.SELECT official_test chooses the epoch on the *test* set")
+            split = "test"
+        return super().test(split)
+
+
+def unique_class_loader(cfg, dm):
+    """The training loader with at most one image of each class in a batch (``DUPLICATES unique``)."""
+    from dassl_prompts.engine.builtin.loading import build_data_loader
+    from dassl_prompts.engine.loading import PromptDatasetWrapper
+
+    return build_data_loader(
+        cfg, "RandomClassSampler", dm.dataset.train_x, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, n_ins=1,
+        tfm=build_transform(cfg, is_train=True), dataset_wrapper=PromptDatasetWrapper,
+    )  # fmt: skip
+
+
+# -- the four published combinations, and a fifth that shows what a new backbone takes -----------------------------------
+
+
+@register_trainer
+class DPC_CoOp(DPC):
+    backbone = CoOp
+    official_fill_leaves_out = 1  # CoOp's version of the released code never draws the last class either
+
+
+@register_trainer
+class DPC_MaPLe(DPC):
+    backbone = MaPLe
+
+
+@register_trainer
+class DPC_IVLP(DPC):
+    backbone = IVLP
+
+
+@register_trainer
+class DPC_PromptSRC(DPC):
+    """Keeps PromptSRC's consistency terms on the anchors; averages P' over epochs only with ``GPA``."""
+
+    backbone = PromptSRC
+    default_scl_weight = 1.0
+
+    def build_model(self):
+        super().build_model()
+        node = self.cfg.TRAINER.PROMPTSRC
+        self.aggregation = GaussianAggregation(self.cfg.OPTIM.MAX_EPOCH, node.GPA_MEAN, node.GPA_STD)
+
+    def backbone_terms(self, images, image_features, text, weights):
+        if weights["KD_W"] > 0:
+            return super().backbone_terms(images, image_features, text, weights)
+        node, tuned = self.cfg.TRAINER.PROMPTSRC, self.model.tuned
+        d_text, d_image, d_logits = consistency_losses(
+            image_features, text, tuned.frozen_image_features(images), tuned.text_target, tuned.scale
+        )
+        total = node.TEXT_LOSS_WEIGHT * d_text + node.IMAGE_LOSS_WEIGHT * d_image + d_logits
+        return {"loss_scl": weights["SCL_W"] * total}
+
+    def after_epoch(self):
+        if self.dpc.gpa:
+            self.aggregation.add(self.epoch, self.model.learnable())
+            if self.epoch + 1 == self.max_epoch:
+                with torch.no_grad():
+                    for name, parameter in self.model.learnable().items():
+                        parameter.copy_(self.aggregation.total[name])
+        super().after_epoch()
+
+    def extra_state(self):
+        return {"aggregation": self.aggregation.state_dict()}
+
+    def load_extra_state(self, state):
+        self.aggregation.load_state_dict(state["aggregation"])
+
+
+@register_trainer
+class DPC_PromptKD(DPC):
+    """PromptKD has no text prompts: stage 2 starts from the teacher's and learns them for the teacher's text tower."""
+
+    backbone = PromptKD
+    official_overrides = {"MIX_SCOPE": "text", "DEEP_INIT": "noise", "MINER": "teacher", "NEG_TRANSFORM": "test"}
+
+    @classmethod
+    def build_net(cls, cfg, classnames, clip):
+        model = super().build_net(cfg, classnames, clip)
+        model.parallel.VPT_image_trans.frozen_statistics = cls.settings(cfg).projector_bn == "frozen"
+        return model
+
+    @classmethod
+    def prepare_backbone(cls, net):
+        net.add_text_prompts()
+        return net
+
+    def stage1_state(self):
+        """The student's tensors, and the teacher's text prompts that the model already holds."""
+        text = {k: v for k, v in self.model.tuned.state_dict().items() if k.startswith(("prompt_learner.", "text_encoder."))}
+        return {**super().stage1_state(), **text}
+
+    def check_stage1_classes(self, known):
+        # the student was distilled on images of all classes, of which this run has the first half
+        super().check_stage1_classes(known[: len(self.dm.dataset.classnames)])
+
+    def miner_scores(self, images):
+        if self.dpc.miner == "tuned":
+            return super().miner_scores(images)
+        tuned = self.model.tuned
+        return tuned.teacher_logits(tuned.teacher_image_features(images))
+
+    def backbone_terms(self, images, image_features, text, weights):
+        if weights["SCL_W"] > 0:
+            return super().backbone_terms(images, image_features, text, weights)
+        node, model = self.cfg.TRAINER.PROMPTKD, self.model
+        teacher = model.tuned.teacher_logits(model.tuned.teacher_image_features(images))
+        kd = distillation_loss(model.logits(image_features, text), teacher, node.TEMPERATURE)
+        return {"loss_kd": weights["KD_W"] * node.KD_WEIGHT * kd}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
+
+from dassl_prompts.engine import Datum
+from dassl_prompts.engine.randomness import own_stream
 
 
 def hard_negatives(
@@ -88,13 +94,8 @@ def _load(index: int, seed: int):
 
 def load_seeded(dataset, index: int, seed: int) -> Tensor:
     """``dataset[index]["img"]`` with its augmentation drawn from ``seed`` alone; the caller's random state is untouched."""
-    state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        image = dataset[index]["img"]
-    random.setstate(state)
-    return image
+    with own_stream(seed):
+        return dataset[index]["img"]
 
 
 class ImagePool:
@@ -202,3 +203,35 @@ class MinedLoader:
             }
 
         return finish
+
+
+def read_official_json(path: str, dataset) -> list:
+    """Training items of the dataset's classes from the released annotation format ``SPLE_<Dataset>.json``.
+
+    ``{"train": [{class name: [label, [relative path, ...]]}], ...}``; only names and paths are used. The paths are relative to
+    an unnamed folder: of the folders above the training images, the one under which the files exist.
+
+    Raises:
+        ValueError: the file has another form, lacks a class, lists a validation or test image, or its images are not there.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))["train"][0]
+        paths = {name.replace("_", " ").lower(): entry[1] for name, entry in table.items()}
+    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f'{path} is not an SPLE file ({{"train": [{{class: [label, [paths]]}}]}}): {error!r}') from error
+    held_out = {os.path.abspath(d.impath) for d in [*(dataset.val or []), *(dataset.test or [])]}
+    roots = dict.fromkeys(parent for d in dataset.train_x[:50] for parent in Path(os.path.abspath(d.impath)).parents)
+    items = []
+    for label, name in enumerate(dataset.classnames):
+        found = paths.get(name.replace("_", " ").lower())
+        if not found:
+            raise ValueError(f"{path} has no images for class {name!r}")
+        root = next((r for r in roots if (r / found[0]).is_file()), None)
+        if root is None:
+            raise ValueError(f"{path}: {found[0]} exists under none of the folders above {dataset.train_x[0].impath}")
+        for relative in found:
+            full = os.path.abspath(root / relative)
+            if full in held_out:
+                raise ValueError(f"{path}: {relative} is a validation or test image and may not be trained on")
+            items.append(Datum(impath=full, label=label, classname=name))
+    return items

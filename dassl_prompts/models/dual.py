@@ -13,6 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.func import functional_call
 
+from dassl_prompts.engine import learned_tensors
 from dassl_prompts.models.prompted import PromptedCLIP, Prompts
 
 
@@ -38,6 +39,15 @@ class _Emit(nn.Module):
 def emit_with(net: PromptedCLIP, leaves: dict[str, Tensor]) -> Prompts:
     """What ``net`` would emit if its parameters had these values."""
     return functional_call(_Emit(net), {f"net.{name}": value for name, value in leaves.items()}, ())
+
+
+@torch.no_grad()
+def reset_deep_prompts(net: PromptedCLIP) -> None:
+    """Restart the learned deep prompts from N(0, 0.02^2), as the released PromptKD code of DPC does by mistake."""
+    prompts = net.emit()
+    for tokens in (*prompts.text_deep, *prompts.vision_deep):
+        if isinstance(tokens, nn.Parameter):
+            tokens.normal_(std=0.02)
 
 
 def mix(x: Tensor, p: Tensor, omega: float) -> Tensor:
@@ -82,6 +92,7 @@ class DualPrompts(PromptedCLIP):
         self.checkpoint_name = tuned.checkpoint_name
         self.class_prompts = tuned.class_prompts
         self.tuned.requires_grad_(False)
+        self.tuned.eval()
 
     @property
     def checkpoint_module(self) -> nn.Module:
@@ -94,6 +105,19 @@ class DualPrompts(PromptedCLIP):
     def _tuned_leaves(self) -> dict[str, Tensor]:
         tuned = dict(self.tuned.named_parameters())
         return {name: tuned[name] for name in self.learnable()}
+
+    @torch.no_grad()
+    def adopt(self, state: dict[str, Tensor] | None = None) -> None:
+        """Make P what ``state`` holds, or else a copy of the present P'; names as in ``checkpoint_module``."""
+        own = self.tuned.checkpoint_module.state_dict()
+        source = self.checkpoint_module.state_dict() if state is None else state
+        for name in self.learned_names():
+            own[name].copy_(source[name])
+        self._cache = self.tuned._cache = None
+
+    def learned_names(self) -> list[str]:
+        """What tells P from P': the learned tensors of ``checkpoint_module``."""
+        return list(learned_tensors(self.checkpoint_module))
 
     # -- the prompts ----------------------------------------------------------------------------------------------
 

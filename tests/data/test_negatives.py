@@ -1,11 +1,12 @@
 """Hard negatives: the sampler against hand-made rankings and the released procedure, the pool, the loader."""
 
+import json
 import random
 
 import pytest
 import torch
 
-from dassl_prompts.data.negatives import ImagePool, MinedLoader, group_pairs, hard_negatives
+from dassl_prompts.data.negatives import ImagePool, MinedLoader, group_pairs, hard_negatives, read_official_json
 
 
 def ranking(*rows):
@@ -144,3 +145,52 @@ def test_loader_repeats_an_epoch_exactly_and_changes_between_epochs():
     assert torch.equal(first, torch.stack([b["img"] for b in loader]))
     loader.epoch = 1
     assert not torch.equal(first, torch.stack([b["img"] for b in loader]))
+
+
+# -- the official annotation format ----------------------------------------------------------------------------------
+
+
+class Dataset:
+    def __init__(self, root):
+        from dassl_prompts.engine import Datum
+
+        def datum(relative, label, name):
+            path = root / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+            return Datum(impath=str(path), label=label, classname=name)
+
+        self.classnames = ["abbey", "bow window"]
+        self.train_x = [datum("img/a/abbey/1.jpg", 0, "abbey"), datum("img/b/bow_window/indoor/1.jpg", 1, "bow window")]
+        self.val = []
+        self.test = [datum("img/a/abbey/9.jpg", 0, "abbey")]
+
+
+def write_json(path, **classes):
+    path.write_text(json.dumps({"train": [{name: [0, paths] for name, paths in classes.items()}]}))
+    return str(path)
+
+
+def test_official_json_resolves_folders_of_different_depth(tmp_path):
+    dataset = Dataset(tmp_path)
+    path = write_json(tmp_path / "SPLE_SUN397.json", abbey=["a/abbey/1.jpg"], bow_window=["b/bow_window/indoor/1.jpg"])
+    items = read_official_json(path, dataset)
+    assert [(i.label, i.impath) for i in items] == [(d.label, d.impath) for d in dataset.train_x]
+
+
+@pytest.mark.parametrize("classes, message", [
+    ({"abbey": ["a/abbey/1.jpg"]}, "no images for class 'bow window'"),
+    ({"abbey": ["a/abbey/9.jpg"], "bow_window": ["b/bow_window/indoor/1.jpg"]}, "test image"),
+    ({"abbey": ["x/1.jpg"], "bow_window": ["b/bow_window/indoor/1.jpg"]}, "exists under none"),
+])  # fmt: skip
+def test_official_json_refuses_what_would_be_wrong(tmp_path, classes, message):
+    path = write_json(tmp_path / "SPLE_SUN397.json", **classes)
+    with pytest.raises(ValueError, match=message):
+        read_official_json(path, Dataset(tmp_path))
+
+
+def test_other_json_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="not an SPLE file"):
+        read_official_json(str(path), Dataset(tmp_path))

@@ -1,0 +1,139 @@
+"""P, P' and their mixtures, on every backbone method."""
+
+import pytest
+import torch
+
+from dassl_prompts.models.dual import DualPrompts, clone_prompts
+from dassl_prompts.trainers.coop import CoOpModel
+from dassl_prompts.trainers.ivlp import IVLPModel
+from dassl_prompts.trainers.maple import MaPLeModel
+from dassl_prompts.trainers.promptkd import PromptKDModel
+from tests.tiny import tiny_clip
+
+CLASSES = ["red apple", "green pear", "blue plum", "fig", "dark red cherry"]
+
+
+def make(method, clip):
+    if method == "CoOp":
+        return CoOpModel(clip, CLASSES, n_ctx=4)
+    if method == "MaPLe":
+        return MaPLeModel(clip, CLASSES, n_ctx=2, depth=3)
+    if method == "PromptKD":
+        teacher = IVLPModel(tiny_clip(seed=5), CLASSES, 2, 2, 3, 3)
+        net = PromptKDModel(clip, CLASSES, teacher, n_vision=2, depth_vision=3)
+        net.add_text_prompts()
+        return net.eval()
+    return IVLPModel(clip, CLASSES, 2, 2, 3, 3)
+
+
+METHODS = ["CoOp", "MaPLe", "IVLP", "PromptKD"]
+
+
+@pytest.fixture(params=METHODS)
+def dual(request):
+    net = make(request.param, tiny_clip(seed=1))
+    model = DualPrompts(net, omega_b=0.2)
+    with torch.no_grad():
+        for p in model.learnable().values():
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 32, 32)
+
+
+def tensors(prompts):
+    return [t for t in (prompts.text, *prompts.text_deep, prompts.vision, *prompts.vision_deep) if t is not None]
+
+
+@torch.no_grad()
+def test_new_classes_at_omega_0_are_the_backbone_bit_for_bit(dual, images):
+    alone = clone_prompts(dual.tuned).eval()
+    dual.task, dual.omega_n = "new", 0.0
+    assert torch.equal(dual(images), alone(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("omega, which", [(1.0, "parallel"), (0.0, "tuned")])
+def test_ends_of_the_mixture_are_p_prime_and_p(dual, images, omega, which):
+    dual.omega_b = omega
+    for ours, own in zip(tensors(dual.emit()), tensors(getattr(dual, which).emit())):
+        assert torch.equal(ours, own)
+
+
+@torch.no_grad()
+def test_mixture_is_linear_in_every_emitted_vector(dual):
+    mixed, p_prime, p = (tensors(x) for x in (dual.emit(), dual.parallel.emit(), dual.tuned.emit()))
+    assert len(mixed) == len(p)
+    for m, a, b in zip(mixed, p_prime, p):
+        torch.testing.assert_close(m, 0.2 * a + 0.8 * b, rtol=0, atol=1e-6)
+        assert not torch.equal(a, b)
+
+
+def test_everything_is_cloned_and_the_towers_are_shared(dual):
+    fresh = DualPrompts(clone_prompts(dual.tuned).requires_grad_(True))
+    tuned = dict(fresh.tuned.named_parameters())
+    for name, p in fresh.parallel.named_parameters():
+        assert torch.equal(p, tuned[name]), name
+        same = p.data_ptr() == tuned[name].data_ptr()
+        assert same == name.startswith(("clip.", "teacher.clip.")), name
+
+
+def test_only_p_prime_gets_gradients(dual, images):
+    dual.encode_images(images, dual.train_prompts()).sum().backward()
+    dual.encode_classes(dual.train_prompts()).sum().backward()
+    assert all(p.grad is None for p in dual.tuned.parameters())
+    assert all(p.grad is None for p in dual.clip.parameters())
+    assert all(p.grad is not None for p in dual.learnable().values())
+
+
+@torch.no_grad()
+def test_tokens_and_leaves_agree_at_the_ends_and_differ_between():
+    dual = DualPrompts(make("MaPLe", tiny_clip(seed=1)))
+    for p in dual.learnable().values():
+        p.add_(0.1 * torch.randn_like(p))
+    for omega, equal in ((0.0, True), (0.5, False), (1.0, True)):
+        dual.omega_b = omega
+        dual.mix_leaves = False
+        tokens = tensors(dual.emit())
+        dual.mix_leaves = True
+        leaves = tensors(dual.emit())
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(tokens, leaves)) == equal
+
+
+@torch.no_grad()
+def test_text_scope_mixes_the_first_text_layer_only():
+    dual = DualPrompts(make("IVLP", tiny_clip(seed=1)), scope="text")
+    for p in dual.learnable().values():
+        p.add_(0.1 * torch.randn_like(p))
+    ours, own, tuned = dual.emit(), dual.parallel.emit(), dual.tuned.emit()
+    torch.testing.assert_close(ours.text, 0.2 * own.text + 0.8 * tuned.text)
+    assert all(torch.equal(a, b) for a, b in zip(ours.text_deep, own.text_deep))
+    assert torch.equal(ours.vision, own.vision)
+
+
+@torch.no_grad()
+def test_mixed_parametrisation_recovers_p_prime():
+    """theta = F(P') is stored; F^-1(theta) must give P' back."""
+    dual = DualPrompts(make("CoOp", tiny_clip(seed=1)), param="mixed")
+    p = dual.tuned.prompt_learner.ctx
+    p_prime = p + 0.1 * torch.randn_like(p)
+    dual.parallel.prompt_learner.ctx.copy_(0.2 * p_prime + 0.8 * p)
+    torch.testing.assert_close(dual.parallel_prompts().text, p_prime, rtol=0, atol=1e-6)
+    torch.testing.assert_close(dual.mixed(0.2).text, dual.parallel.prompt_learner.ctx, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="OMEGA_B 0.0"):
+        DualPrompts(make("CoOp", tiny_clip(seed=1)), omega_b=0.0, param="mixed")
+
+
+@torch.no_grad()
+def test_projector_follows_p_prime_on_base_and_p_on_new(images):
+    dual = DualPrompts(make("PromptKD", tiny_clip(seed=1)), omega_n=0.5).eval()
+    for p in dual.parallel.VPT_image_trans.parameters():
+        p.add_(0.1 * torch.randn_like(p))
+    prompts = dual.tuned.emit()
+    base = dual.encode_images(images, prompts)
+    dual.task = "new"
+    assert torch.equal(dual.encode_images(images, prompts), dual.tuned.encode_images(images, prompts))
+    assert not torch.allclose(base, dual.encode_images(images, prompts))
