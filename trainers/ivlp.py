@@ -7,6 +7,7 @@ deep language prompting.
 
 from __future__ import annotations
 
+import re
 from operator import attrgetter
 
 import torch
@@ -85,6 +86,8 @@ class IVLPModel(PromptedCLIP):
     def __init__(self, clip, classnames, n_text=2, n_vision=2, depth_text=9, depth_vision=9, ctx_init="a photo of a",
                  node="IVLP"):
         super().__init__(clip, classnames)
+        if not depth_text and not depth_vision:
+            raise ValueError(f"TRAINER.{node}: PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0: nothing to learn")
         check_depth(f"TRAINER.{node}.PROMPT_DEPTH_TEXT", depth_text, clip.text.layers)
         self.depth_text, self.depth_vision = depth_text, depth_vision
         if depth_text:
@@ -135,22 +138,31 @@ def visual_prompts(model, depth: int) -> tuple[Tensor | None, tuple[Tensor, ...]
     return attrgetter(VISION_CTX)(model), deep
 
 
+def refuse_unused_prompts(module, state, keys: str) -> None:
+    """Stop when a checkpoint holds prompts for layers (or a tower) that the model has none for.
+
+    Official files also hold frozen weights and class tokens, which are rightly left out; prompts are not.
+    """
+    own = set(module.state_dict())
+    unused = [n for n in state if n.removeprefix("module.") not in own and re.search(r"VPT(_shallow)?$|compound_prompt|\.ctx$", n)]
+    if unused:
+        raise ValueError(f"the checkpoint holds prompts that this configuration has no place for ({', '.join(sorted(unused))}): "
+                         f"set {keys} as in the run that wrote it")
+
+
 @register_trainer
 class IVLP(ClassificationTrainer):
     """Cross-entropy over s V T^T; the tokens of both towers are learned."""
 
     config_node = "IVLP"
 
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        node = method_node(cfg, self.config_node)
-        if not node.PROMPT_DEPTH_TEXT and not node.PROMPT_DEPTH_VISION:
-            raise ValueError(f"TRAINER.{self.config_node}: PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0, so nothing "
-                             "would be learned")
-
     @classmethod
     def build_net(cls, cfg, classnames, clip):
         return IVLPModel(clip, classnames, **ivlp_arguments(cfg, cls.config_node))
+
+    def load_learned_state(self, name, module, state):
+        refuse_unused_prompts(module, state, "PROMPT_DEPTH_TEXT, PROMPT_DEPTH_VISION")
+        super().load_learned_state(name, module, state)
 
 
 def ivlp_arguments(cfg, name: str) -> dict:

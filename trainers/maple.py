@@ -10,7 +10,7 @@ import torch.nn as nn
 from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.models.prompted import PromptedCLIP, Prompts
 from dassl_prompts.trainer import ClassificationTrainer
-from dassl_prompts.trainers.ivlp import check_depth, language_prompt, random_tokens
+from dassl_prompts.trainers.ivlp import check_depth, language_prompt, random_tokens, refuse_unused_prompts
 
 
 def extend_cfg(cfg):
@@ -76,3 +76,7 @@ class MaPLe(ClassificationTrainer):
     def build_net(cls, cfg, classnames, clip):
         node = cfg.TRAINER.MAPLE
         return MaPLeModel(clip, classnames, node.N_CTX, node.CTX_INIT, node.PROMPT_DEPTH)
+
+    def load_learned_state(self, name, module, state):
+        refuse_unused_prompts(module, state, "TRAINER.MAPLE.PROMPT_DEPTH")
+        super().load_learned_state(name, module, state)

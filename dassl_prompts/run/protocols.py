@@ -6,10 +6,11 @@ A protocol turns a :class:`Job` into steps and, once they are finished, into tab
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dassl_prompts.run.distillation import distill_base2new, distill_targets, distilled_dir, teacher_opts
+from dassl_prompts.run.job import STAGE1_RECIPES, Job, eval_step, subsample, train_step
 from dassl_prompts.run.steps import Step
 
 XD_TARGETS = (
@@ -18,111 +19,6 @@ XD_TARGETS = (
 )  # fmt: skip
 DG_TARGETS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 EMOJI_STYLES = ("emoji_noto", "emoji_twemoji", "emoji_openmoji")
-
-#: default configuration file per trainer and protocol; "*" serves every other protocol
-RECIPES: dict[str, dict[str, str]] = {
-    "ZeroshotCLIP": {"*": "vit_b16"},
-    "ZeroshotCLIP2": {"*": "vit_b16"},
-    "CoOp": {"base2new": "vit_b16_ctxv1", "xd": "vit_b16_ep50_ctxv1", "dg": "vit_b16_ep50_ctxv1", "*": "vit_b16"},
-    "CoCoOp": {"*": "vit_b16_c4_ep10_batch1_ctxv1"},
-    "IVLP": {"*": "vit_b16_c2_ep5_batch4_2+2ctx"},
-    "MaPLe": {"xd": "vit_b16_c2_ep5_batch4_2ctx_cross_datasets", "dg": "vit_b16_c2_ep5_batch4_2ctx_cross_datasets",
-              "*": "vit_b16_c2_ep5_batch4_2ctx"},
-    "PromptSRC": {"xd": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets", "dg": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
-                  "fewshot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot", "*": "vit_b16_c2_ep20_batch4_4+4ctx"},
-    "PromptKD": {"xd": "vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets", "*": "vit_b16_c2_ep20_batch8_4+4ctx"},
-    "AttriPrompt": {"*": "vit_b16_ep20_batch4"},
-    "DPC_CoOp": {"*": "vit_b16_ep20"},
-    "DPC_MaPLe": {"*": "vit_b16_ep20"},
-    "DPC_PromptSRC": {"*": "vit_b16_ep20"},
-    "DPC_PromptKD": {"*": "vit_b16_ep20"},
-    "DPC_IVLP": {"*": "vit_b16_ep20"},
-}  # fmt: skip
-#: the recipe with which a backbone is trained as stage 1 of DPC (specs/dpc.md 4.9)
-STAGE1_RECIPES = {
-    "CoOp": "vit_b16_ep20_lr35",
-    "MaPLe": "vit_b16_c2_ep20_batch32_2ctx",
-    "PromptSRC": "vit_b16_c2_ep20_batch32_4+4ctx",
-    "PromptKD": "vit_b16_c2_ep20_batch32_4+4ctx",
-    "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx",
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A method on a dataset with one seed.
-
-    Attributes:
-        trainer: registered name. dataset: name of a file in configs/datasets. cfg: name of a file in
-        configs/trainers/<trainer>; "" = the protocol's recipe. root: folder of the datasets. output: root of the output tree.
-        tag: appended to the folder name of the configuration, to keep variants apart. opts: KEY VALUE pairs.
-    """
-
-    trainer: str
-    dataset: str
-    seed: int
-    shots: int = 16
-    cfg: str = ""
-    root: str = "data"
-    output: Path = Path("output")
-    tag: str = ""
-    opts: tuple[str, ...] = field(default=())
-
-    def recipe(self, protocol: str) -> Job:
-        """This job with its configuration file chosen."""
-        if self.cfg:
-            return self
-        if self.dataset.startswith("emoji"):
-            return replace(self, cfg="emoji_tiny")
-        table = RECIPES.get(self.trainer)
-        if table is None:
-            raise ValueError(f"no default recipe for trainer {self.trainer}: give --cfg (known: {', '.join(RECIPES)})")
-        return replace(self, cfg=table.get(protocol, table["*"]))
-
-    @property
-    def folder(self) -> Path:
-        """``<dataset>/shots_<n>/<trainer>/<cfg>/seed<s>``."""
-        name = f"{self.cfg}_{self.tag}" if self.tag else self.cfg
-        return Path(self.dataset) / f"shots_{self.shots}" / self.trainer / name / f"seed{self.seed}"
-
-    def args(self, *extra: str, dataset: str = "") -> tuple[str, ...]:
-        return (
-            "--root", self.root, "--seed", str(self.seed), "--trainer", self.trainer,
-            "--dataset-config-file", config_file("datasets", dataset or self.dataset),
-            "--config-file", config_file("trainers", self.trainer, self.cfg),
-            *extra,
-        )  # fmt: skip
-
-
-def config_file(*parts: str) -> str:
-    """Path of a shipped YAML file, or of a user's own.
-
-    Raises:
-        ValueError: listing what there is.
-    """
-    own = Path(parts[-1])
-    if own.suffix == ".yaml" and own.is_file():
-        return str(own)
-    folder = Path(str(resources.files("dassl_prompts.configs"))).joinpath(*parts[:-1])
-    path = folder / f"{parts[-1]}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml")) if folder.is_dir() else []
-        raise ValueError(f"no configuration {path}; known: {', '.join(known) or 'none'}")
-    return str(path)
-
-
-def train_step(job: Job, title: str, output: Path, *opts: str) -> Step:
-    return Step(title, output, job.args("DATASET.NUM_SHOTS", str(job.shots), *job.opts, *opts))
-
-
-def eval_step(job: Job, title: str, output: Path, model_dir: Path | None, *opts: str, dataset: str = "") -> Step:
-    load = ("--model-dir", str(model_dir)) if model_dir else ()
-    args = job.args(*load, "--eval-only", "DATASET.NUM_SHOTS", str(job.shots), *job.opts, *opts, dataset=dataset)
-    return Step(title, output, args)
-
-
-def subsample(which: str) -> tuple[str, str]:
-    return "DATASET.SUBSAMPLE_CLASSES", which
 
 
 # -- base-to-new ------------------------------------------------------------------------------------------------------
@@ -150,10 +46,11 @@ def base2new(job: Job) -> list[Step]:
         ]
     if job.trainer.startswith("DPC_"):
         return dpc_base2new(job, name, base, new)
+    if job.trainer == "PromptKD":
+        return distill_base2new(job, name)
     return [
-        *prerequisites(job),
-        train_step(job, f"{name}: train and test base classes", base, *subsample("base"), *teacher_opts(job)),
-        eval_step(job, f"{name}: test new classes", new, base, *subsample("new"), *teacher_opts(job)),
+        train_step(job, f"{name}: train and test base classes", base, *subsample("base")),
+        eval_step(job, f"{name}: test new classes", new, base, *subsample("new")),
     ]
 
 
@@ -166,9 +63,11 @@ def stage1(job: Job) -> Job:
 
 def dpc_base2new(job: Job, name: str, base: Path, new: Path) -> list[Step]:
     """Stage 1 (shared with the plain backbone), stage 2, both evaluations of both."""
-    first = base2new(stage1(job))
-    ckpt = ("TRAINER.DPC.CKPT_DIR", str(first[-2].output))
-    opts = teacher_opts(stage1(job))
+    backbone = stage1(job)
+    first = base2new(backbone)
+    trained = distilled_dir(backbone) if backbone.trainer == "PromptKD" else first[-2].output
+    ckpt = ("TRAINER.DPC.CKPT_DIR", str(trained))
+    opts = teacher_opts(backbone)
     return [
         *first,
         train_step(job, f"{name}: stage 2 and test base classes", base, *subsample("base"), *ckpt, *opts),
@@ -192,17 +91,6 @@ def accuracy(step: Step) -> float:
     return step.results()["test"]["accuracy"]
 
 
-# -- PromptKD needs a teacher ----------------------------------------------------------------------------------------
-
-
-def prerequisites(job: Job) -> list[Step]:
-    return []
-
-
-def teacher_opts(job: Job) -> tuple[str, ...]:
-    return ()
-
-
 # -- few-shot, cross-dataset, domain generalisation -----------------------------------------------------------------
 
 
@@ -213,12 +101,16 @@ def fewshot(job: Job) -> list[Step]:
     name = f"{job.trainer} on {job.dataset}, {job.shots} shots, seed {job.seed}"
     if is_zero_shot(job):
         return [eval_step(job, f"{name}: test", output, None)]
-    return [*prerequisites(job), train_step(job, f"{name}: train and test", output, *teacher_opts(job))]
+    if job.trainer == "PromptKD":
+        raise ValueError("PromptKD distils on unlabelled images, it has no few-shot protocol: choose base2new or xd")
+    return [train_step(job, f"{name}: train and test", output)]
 
 
 def transfer(protocol: str, job: Job, targets: tuple[str, ...]) -> list[Step]:
     """Train on the source with all classes, test on every target without training."""
     job = job.recipe(protocol)
+    if job.trainer == "PromptKD":
+        return distill_targets(protocol, job, targets)
     source = job.output / protocol / "train" / job.folder
     name = f"{job.trainer}, trained on {job.dataset}, seed {job.seed}"
     train = [eval_step(job, f"{name}: test the source", source, None)] if is_zero_shot(job) else [
@@ -255,10 +147,10 @@ def fewshot_rows(job: Job) -> list[dict]:
 
 
 def transfer_rows(steps: list[Step], targets: tuple[str, ...], job: Job) -> list[dict]:
-    """One row: the source, every target, and the mean over targets."""
-    values = [accuracy(step) for step in steps]
-    row = {"method": job.trainer, f"{job.dataset} (source)": values[0], **dict(zip(targets, values[1:]))}
-    return [{**row, "mean of targets": sum(values[1:]) / len(values[1:])}]
+    """One row: the source (PromptKD has no student for it), every target, and the mean over targets."""
+    values = [accuracy(step) for step in steps[-len(targets) :]]
+    source = {} if job.trainer == "PromptKD" else {f"{job.dataset} (source)": accuracy(steps[0])}
+    return [{"method": job.trainer, **source, **dict(zip(targets, values)), "mean of targets": sum(values) / len(values)}]
 
 
 def xd_rows(job: Job) -> list[dict]:
