@@ -1,0 +1,147 @@
+"""``python -m dassl_prompts.data.cir_report CIRR FashionIQ LaionCIR --root DATA``: are the composed-retrieval data whole?
+
+Counts queries, images and their defects per split, finds missing and (with ``--read``) unreadable images before a run does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dassl_prompts.data.images import ImageReadError, missing_images, read_image
+from dassl_prompts.data.triplets import RetrievalTask, Triplet, TripletDataset
+
+SHOWN = 5
+
+
+def caption_defects(captions: Sequence[str]) -> dict[str, int]:
+    return {
+        "empty captions": sum(not c.strip() for c in captions),
+        "double spaces": sum("  " in c for c in captions),
+        "longest caption (words)": max((len(c.split()) for c in captions), default=0),
+    }
+
+
+def describe_triplets(triplets: Sequence[Triplet]) -> dict[str, int]:
+    """Counts of a training set."""
+    references, targets = {t.reference for t in triplets}, Counter(t.target for t in triplets)
+    return {
+        "triplets": len(triplets),
+        "references": len(references),
+        "targets": len(targets),
+        "images": len(references | set(targets)),
+        "triplets of the most frequent target": max(targets.values(), default=0),
+        **caption_defects([t.caption for t in triplets]),
+    }
+
+
+def describe_task(task: RetrievalTask) -> dict[str, int]:
+    """Counts of a set of queries and its gallery."""
+    return {
+        "queries": len(task.queries),
+        "gallery images": len(task.gallery),
+        "references": len({q.reference for q in task.queries}),
+        "queries without a target": sum(q.target is None for q in task.queries),
+        **caption_defects([q.texts[0] for q in task.queries]),
+    }
+
+
+def image_defects(paths: Iterable[str], read: bool) -> dict[str, list[str]]:
+    """Missing images and, when they are to be read, unreadable ones."""
+    paths = list(dict.fromkeys(paths))
+    missing = missing_images(paths)
+    defects = {"missing": missing}
+    if read:
+        gone = set(missing)
+        defects["unreadable"] = [path for path in paths if path not in gone and not readable(path)]
+    return defects
+
+
+def readable(path: str) -> bool:
+    try:
+        read_image(path)
+    except ImageReadError:
+        return False
+    return True
+
+
+def id_types(dataset: TripletDataset) -> dict[str, int]:
+    """How the ids of Laion-CIR are written: some are numbers, most are strings."""
+    if not hasattr(dataset, "files"):
+        return {}
+    types: Counter = Counter()
+    for file in dataset.files:
+        content = dataset.read(file)
+        entries = content.values() if isinstance(content, dict) else content
+        types.update(type(entry["tgt_image_id"]).__name__ for entry in entries)
+    return {f"target ids of type {name}": count for name, count in sorted(types.items())}
+
+
+def report(dataset: TripletDataset, read: bool) -> int:
+    """Print the report of one dataset; returns the number of defective images."""
+    parts: list[tuple[str, dict[str, int], Iterable[str]]] = []
+    problems = 0
+    for title, collect in (("train", lambda: triplet_part(dataset)), ("val", lambda: task_parts(dataset, "val")),
+                           ("test", lambda: task_parts(dataset, "test"))):  # fmt: skip
+        try:
+            parts += collect()
+        except FileNotFoundError as error:
+            problems += 1
+            print(f"{title}: {error}")
+        except ValueError as error:  # a dataset without evaluation queries, or queries that do not fit their gallery
+            print(f"{title}: {error}")
+    for title, counts, paths in parts:
+        print(f"{title}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
+        for kind, found in image_defects(paths, read).items():
+            problems += len(found)
+            names = "".join(f"\n    {path}" for path in found[:SHOWN])
+            more = f"\n    ... and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+            print(f"  {kind} images: {len(found):,}{names}{more}")
+    return problems
+
+
+def triplet_part(dataset: TripletDataset) -> list[tuple[str, dict[str, int], Iterable[str]]]:
+    triplets = dataset.read_triplets()
+    if not triplets:
+        return []
+    counts = {**describe_triplets(triplets), **id_types(dataset)}
+    return [("train", counts, [path for t in triplets for path in (t.reference, t.target)])]
+
+
+def task_parts(dataset: TripletDataset, split: str) -> list[tuple[str, dict[str, int], Iterable[str]]]:
+    return [(task.name, describe_task(task), task.gallery.values()) for task in dataset.tasks(split)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    from dassl_prompts import extend_cfg
+    from dassl_prompts.engine import DATASET_REGISTRY, get_cfg_default, merge_opts
+
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.data.cir_report",
+        description="Check composed-retrieval data: counts, captions, missing and unreadable images.",
+        epilog="Exit codes: 0 whole, 1 defects found, 2 wrong input.",
+    )
+    p.add_argument("datasets", nargs="+", choices=["CIRR", "FashionIQ", "LaionCIR"], help="which datasets")
+    p.add_argument("--root", default="data", type=Path, help="folder that holds the datasets (default ./data)")
+    p.add_argument("--read", action="store_true", help="also decode every image (minutes)")
+    p.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs, e.g. CIR.LAION_SET template")
+    args = p.parse_args(argv)
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    try:
+        merge_opts(cfg, ["DATASET.ROOT", str(args.root), *args.opts])
+        problems = 0
+        for name in args.datasets:
+            print(f"== {name}")
+            problems += report(DATASET_REGISTRY.get(name)(cfg), args.read)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

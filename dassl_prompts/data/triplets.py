@@ -1,0 +1,214 @@
+"""Composed image retrieval data: (reference image, caption, target image) triplets, queries and galleries.
+
+A dataset for composed retrieval offers ``train_x`` (a list of :class:`Triplet`) and ``tasks(split)`` (a list of
+:class:`RetrievalTask`, such as the three categories of FashionIQ). Annotations are read at once; images are only looked for by the
+part that needs them, so a CIRR evaluation does not ask for the training images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dassl_prompts.data.images import missing_images
+from dassl_prompts.engine import add_defaults, read_json
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def extend_cfg(cfg) -> None:
+    """Keys that the composed-retrieval datasets read."""
+    add_defaults(cfg, "CIR", {
+        "EVAL": [],  # datasets to evaluate on, e.g. ["CIRR", "FashionIQ"]; empty = DATASET.NAME itself
+        "IMAGE_ROOTS": [],  # further folders in which to look for image folders, e.g. that of NLVR2
+        "MAX_MISSING": 0,  # training triplets that may be left out because an image is missing; evaluation never leaves one out
+        "LAION_SET": "combined",  # template, llm or combined (both, concatenated)
+        "FIQ_CATEGORIES": ["dress", "shirt", "toptee"],
+        "FIQ_GALLERY": "original",  # original, or val_split: the smaller union of references and targets of older work
+        "FIQ_REMOVE_REFERENCE": False,  # the published protocol keeps the reference in the gallery
+        "FIQ_CAPTION": "and",  # and: "c1 and c2"; and_rev: "c2 and c1"; both_avg: mean of both query features
+        "FIQ_EMPTY_CAPTION": "keep",  # keep leaves a dangling "and" as the official code does, drop uses the other caption alone
+    })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One training example: paths of reference and target image, and the caption that leads from one to the other."""
+
+    reference: str
+    caption: str
+    target: str
+
+    # what the resume file's fingerprint of the training set reads from every kind of item
+    @property
+    def impath(self) -> str:
+        return self.reference
+
+    @property
+    def label(self) -> str:
+        return f"{self.caption}\t{os.path.basename(self.target)}"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One evaluation query.
+
+    Attributes:
+        id: identifier in submissions. reference, target: gallery names; target is None where it is not public.
+        texts: wordings of the caption; query features of several are averaged.
+        members: gallery names of the subset that the fine-grained metric ranks, without the reference.
+    """
+
+    id: str
+    reference: str
+    texts: tuple[str, ...]
+    target: str | None
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries against one gallery.
+
+    Attributes:
+        name: such as "dress". protocol: "cirr" or "fashioniq", which fixes the metrics. gallery: name -> path, in ranking order.
+        remove_reference: the reference does not take part in its query's ranking.
+    """
+
+    name: str
+    protocol: str
+    gallery: Mapping[str, str]
+    queries: Sequence[Query]
+    remove_reference: bool
+    index: Mapping[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "index", {name: i for i, name in enumerate(self.gallery)})
+        for query in self.queries:
+            for what, names in (("reference", [query.reference]), ("target", [query.target] if query.target else []),
+                                ("subset member", query.members)):  # fmt: skip
+                absent = [name for name in names if name not in self.index]
+                if absent:
+                    raise ValueError(f"{self.name}: {what} {absent[0]} of query {query.id} is not in the gallery")
+
+    def check_images(self, hint: str = "") -> None:
+        """Raise FileNotFoundError, with counts and names, when gallery images are missing: evaluation never skips one."""
+        require_images(list(self.gallery.values()), f"the gallery of {self.name}", hint)
+
+
+def require_images(paths: Sequence[str], what: str, hint: str = "") -> None:
+    """Raise FileNotFoundError, with counts and first names, when images are missing."""
+    missing = missing_images(paths)
+    if missing:
+        first = ", ".join(missing[:3])
+        raise FileNotFoundError(
+            f"{len(missing):,} of the {len(paths):,} images of {what} are missing, such as {first}. {hint}".rstrip()
+        )
+
+
+class TripletDataset:
+    """Base of the composed-retrieval datasets.
+
+    Subclasses define ``read_triplets()`` (all training triplets, or an empty list) and ``tasks(split)``.
+    """
+
+    #: Dassl's attributes of a dataset without classes
+    classnames: Sequence[str] = ()
+    lab2cname: Mapping[int, str] = {}
+    num_classes = 0
+
+    #: possible places of the annotations below DATASET.ROOT, and a file or folder that marks the right one
+    folders: Sequence[str] = ()
+    marker = ""
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        self.root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+        self.annotations = self.find(
+            [os.path.join(self.root, folder) for folder in self.folders], self.marker, "the annotations"
+        )
+
+    def read_triplets(self) -> list[Triplet]:
+        return []
+
+    def tasks(self, split: str) -> list[RetrievalTask]:
+        raise ValueError(f"{type(self).__name__} has no evaluation queries: set CIR.EVAL, e.g. \"['CIRR']\"")
+
+    @cached_property
+    def train_x(self) -> list[Triplet]:
+        """Training triplets whose images exist.
+
+        Raises:
+            FileNotFoundError: more than ``CIR.MAX_MISSING`` triplets lack an image.
+        """
+        return present_triplets(self.read_triplets(), self.cfg.CIR.MAX_MISSING, type(self).__name__)
+
+    # -- helpers for subclasses -----------------------------------------------------------------------------------
+
+    def find(self, candidates: Iterable[str], marker: str, what: str) -> str:
+        """The first of ``candidates`` that contains ``marker``.
+
+        Raises:
+            FileNotFoundError: none does; lists them.
+        """
+        tried = list(dict.fromkeys(candidates))
+        for folder in tried:
+            if os.path.exists(os.path.join(folder, marker)):
+                return folder
+        places = "".join(f"\n  {os.path.join(folder, marker)}" for folder in tried)
+        raise FileNotFoundError(
+            f"{type(self).__name__}: {what} are not below DATASET.ROOT (--root) {self.root}; looked for{places}\n"
+            "docs/pvlf.md says where each part comes from; CIR.IMAGE_ROOTS adds places for images"
+        )
+
+    def read(self, *parts: str) -> Any:
+        """A JSON file below the annotations."""
+        path = os.path.join(self.annotations, *parts)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{type(self).__name__}: {path} does not exist; docs/pvlf.md says where it comes from")
+        return read_json(path)
+
+    def image_folders(self, *names: str) -> list[str]:
+        """``names`` below the annotations, the root and every entry of CIR.IMAGE_ROOTS, in this order."""
+        extra = [os.path.abspath(os.path.expanduser(folder)) for folder in self.cfg.CIR.IMAGE_ROOTS]
+        return [os.path.normpath(os.path.join(base, name)) for base in (*extra, self.annotations, self.root) for name in names]
+
+
+def present_triplets(triplets: list[Triplet], allowed: int, name: str) -> list[Triplet]:
+    """The triplets whose two images exist; says how many were left out.
+
+    Raises:
+        FileNotFoundError: more than ``allowed`` would be left out.
+    """
+    missing = set(missing_images({path: None for t in triplets for path in (t.reference, t.target)}))
+    kept = [t for t in triplets if t.reference not in missing and t.target not in missing]
+    left_out = len(triplets) - len(kept)
+    if left_out > allowed or (triplets and not kept):
+        first = ", ".join(sorted(missing)[:3])
+        raise FileNotFoundError(
+            f"{name}: {left_out:,} of {len(triplets):,} training triplets lack an image ({len(missing):,} images are missing, "
+            f"such as {first}). Complete the images, or allow it with CIR.MAX_MISSING {left_out}"
+        )
+    if left_out:
+        print(f"{name}: left out {left_out:,} of {len(triplets):,} triplets, {len(missing):,} images are missing")
+    return kept
+
+
+class ImageFolder:
+    """Paths of images that are known by a name without a suffix; the folder is listed once."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        stems = ((os.path.splitext(name), name) for name in names)
+        # in the order of IMAGE_SUFFIXES, so that a .png wins over a .jpg of the same name
+        found = [(IMAGE_SUFFIXES.index(suffix.lower()), stem, name) for (stem, suffix), name in stems
+                 if suffix.lower() in IMAGE_SUFFIXES]  # fmt: skip
+        self.names = {stem: name for _, stem, name in sorted(found, reverse=True)}
+
+    def path(self, stem: str) -> str:
+        """The image's path; where there is none, the path that it should have."""
+        return os.path.join(self.folder, self.names.get(stem, stem + IMAGE_SUFFIXES[0]))

@@ -1,0 +1,211 @@
+"""CIRR, FashionIQ and Laion-CIR: real annotation counts, small trees in every layout, bad input."""
+
+import json
+
+import pytest
+
+from dassl_prompts import extend_cfg
+from dassl_prompts.data import cir_report
+from dassl_prompts.data.cir_report import describe_task, describe_triplets, id_types
+from dassl_prompts.data.triplets import ImageFolder, Query, RetrievalTask
+from dassl_prompts.datasets.cirr import CIRR
+from dassl_prompts.datasets.fashioniq import FashionIQ, join_captions
+from dassl_prompts.datasets.laion_cir import LaionCIR, read_info
+from dassl_prompts.engine import DATASET_REGISTRY, get_cfg_default, merge_opts
+from tests.datasets import cir_trees
+
+
+def config(root, *opts):
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    merge_opts(cfg, ["DATASET.ROOT", str(root), *opts])
+    return cfg
+
+
+def test_registered():
+    for cls in (CIRR, FashionIQ, LaionCIR):
+        assert DATASET_REGISTRY.get(cls.__name__) is cls
+
+
+# -- the real annotations ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("split", "queries", "images", "references", "blank"), [
+    ("val", 4181, 2297, 2165, 0), ("test1", 4148, 2315, 2178, 1),
+])  # fmt: skip
+def test_real_cirr(shared_data, split, queries, images, references, blank):
+    dataset = CIRR(config(shared_data))
+    names = dataset.read("image_splits", f"split.rc2.{split}.json")
+    task = dataset.task(split, names)
+    counts = describe_task(task)
+    assert (counts["queries"], counts["gallery images"], counts["references"]) == (queries, images, references)
+    assert counts["empty captions"] == blank
+    assert counts["queries without a target"] == (queries if split == "test1" else 0)
+    for query in task.queries:
+        assert len(set(query.members)) == 5 and query.reference not in query.members
+        assert query.target is None or query.target in query.members
+    if blank:
+        assert [q.id for q in task.queries if not q.texts[0].strip()] == ["27098"]
+
+
+FIQ_COUNTS = {"dress": (2017, 3817, 2628), "shirt": (2038, 6346, 3089), "toptee": (1961, 5373, 2902)}
+
+
+@pytest.mark.parametrize("category", FIQ_COUNTS)
+def test_real_fashioniq(shared_data, category):
+    queries, original, small = FIQ_COUNTS[category]
+    task = FashionIQ(config(shared_data)).task(category, "val", ImageFolder("none"))
+    assert (len(task.queries), len(task.gallery), task.remove_reference) == (queries, original, False)
+    task = FashionIQ(config(shared_data, "CIR.FIQ_GALLERY", "val_split")).task(category, "val", ImageFolder("none"))
+    assert (len(task.queries), len(task.gallery)) == (queries, small)
+
+
+def test_real_laion_cir(shared_data):
+    folder = shared_data / "laion_cir"
+    template, llm = (list(read_info(folder / f"laion_{name}_info.json")) for name in ("template", "llm"))
+    assert len(template) == len(llm) == 16000
+    assert len(set(template + llm)) == 32000
+    # 12,445 and 54,844 when the ids that are numbers in the file are not taken for the same id as text
+    assert len({t for _, _, t in template}) == 12414 and len({r for r, _, _ in llm}) == 16000
+    images = {i for r, _, t in template + llm for i in (r, t)}
+    assert len(images) == 54693 and {len(i) for i in images} == {7}
+    with_number = json.loads((folder / "laion_template_info.json").read_text())
+    assert sum(isinstance(e["tgt_image_id"], int) for e in with_number) == 2000
+
+
+# -- small trees ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["official", "searle", "transagg"])
+def test_cirr_layouts(tmp_path, layout):
+    cir_trees.cirr(tmp_path, layout)
+    dataset = CIRR(config(tmp_path))
+    (task,) = dataset.tasks("val")
+    task.check_images()
+    assert task.protocol == "cirr" and task.remove_reference
+    assert task.queries[0] == Query("100", "dev-0-0-img0", ("red",), "dev-1-0-img1", tuple(
+        f"dev-{i}-0-img{i % 2}" for i in range(1, 6)))  # fmt: skip
+    assert len(dataset.train_x) == 6 and "train/7/train-0-0-img0.png" in dataset.train_x[0].reference
+    (test,) = dataset.tasks("test")
+    assert test.queries[2].texts == (" ",) and test.queries[0].target is None
+
+
+def test_cirr_images_elsewhere(tmp_path):
+    cir_trees.cirr(tmp_path / "a")
+    (tmp_path / "a" / "cirr" / "img_raw").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="IMAGE_ROOTS"):
+        CIRR(config(tmp_path / "a")).tasks("val")
+    (task,) = CIRR(config(tmp_path / "a", "CIR.IMAGE_ROOTS", f"['{tmp_path / 'elsewhere'}']")).tasks("val")
+    task.check_images()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_fashioniq_tree(tmp_path, suffix):
+    cir_trees.fashioniq(tmp_path, suffix)
+    dataset = FashionIQ(config(tmp_path))
+    tasks = dataset.tasks("val")
+    assert [t.name.split()[1] for t in tasks] == ["dress", "shirt", "toptee"]
+    for task in tasks:
+        task.check_images()
+        assert task.queries[0].texts == ("Is red and green",)
+    assert "B1000" in tasks[1].gallery and "B1000" in tasks[2].gallery
+    assert len(dataset.train_x) == 15
+    assert all(q.target is None for q in dataset.tasks("test")[0].queries)
+
+
+@pytest.mark.parametrize(("order", "empty", "captions", "expected"), [
+    ("and", "keep", ["Is RED.", "longer, "], ("Is red and longer",)),
+    ("and_rev", "keep", ["is red.", "longer, "], ("Longer and is red",)),
+    ("both_avg", "keep", ["is red", "longer"], ("Is red and longer", "Longer and is red")),
+    ("and", "keep", ["is red", ""], ("Is red and ",)),
+    ("both_avg", "drop", ["", "longer"], ("Longer",)),
+    ("and", "drop", ["", ""], ("",)),
+])  # fmt: skip
+def test_caption_variants(order, empty, captions, expected):
+    assert join_captions(captions, order, empty) == expected
+
+
+@pytest.mark.parametrize(("name", "count"), [("template", 6), ("llm", 4), ("combined", 10)])
+def test_laion_cir_tree(tmp_path, name, count):
+    cir_trees.laion_cir(tmp_path)
+    triplets = LaionCIR(config(tmp_path, "CIR.LAION_SET", name)).train_x
+    assert len(triplets) == count
+    if name != "llm":
+        assert triplets[4].target.endswith("0000005.png")
+    with pytest.raises(ValueError, match="CIR.EVAL"):
+        LaionCIR(config(tmp_path)).tasks("val")
+
+
+# -- defects ----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_image_in_evaluation_is_an_error(tmp_path):
+    cir_trees.cirr(tmp_path)
+    gone = tmp_path / "cirr" / "img_raw" / "dev" / "dev-7-0-img1.png"
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match="1 of the 8 images.*dev-7-0-img1"):
+        CIRR(config(tmp_path)).tasks("val")[0].check_images()
+
+
+def test_missing_training_image_is_counted_and_capped(tmp_path, capsys):
+    cir_trees.laion_cir(tmp_path)
+    (tmp_path / "laion_cir" / "images" / "0000005.png").unlink()
+    with pytest.raises(FileNotFoundError, match="CIR.MAX_MISSING 3"):
+        LaionCIR(config(tmp_path)).train_x
+    kept = LaionCIR(config(tmp_path, "CIR.MAX_MISSING", "3")).train_x
+    assert len(kept) == 7 and "left out 3 of 10" in capsys.readouterr().out
+    for path in (tmp_path / "laion_cir" / "images").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="10 of 10"):
+        LaionCIR(config(tmp_path, "CIR.MAX_MISSING", "99")).train_x
+
+
+@pytest.mark.parametrize("change", [{"reference": "x"}, {"target": "x"}, {"members": ("a", "x")}])
+def test_names_outside_the_gallery(change):
+    entry = {"id": "7", "reference": "a", "texts": ("t",), "target": "b", "members": ("b",), **change}
+    with pytest.raises(ValueError, match="x of query 7 is not in the gallery"):
+        RetrievalTask("toy", "cirr", {"a": "a.png", "b": "b.png"}, [Query(**entry)], True)
+
+
+def test_wrong_annotations(tmp_path):
+    cir_trees.laion_cir(tmp_path)
+    (tmp_path / "laion_cir" / "laion_template_info.json").write_text('[{"a": 1}]')
+    with pytest.raises(ValueError, match="laion_template_info.json is not a Laion-CIR file"):
+        LaionCIR(config(tmp_path)).train_x
+    (tmp_path / "laion_cir" / "laion_template_info.json").write_text("[")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        LaionCIR(config(tmp_path)).train_x
+
+
+@pytest.mark.parametrize(("opts", "match"), [
+    (("CIR.FIQ_GALLERY", "small"), "CIR.FIQ_GALLERY"), (("CIR.FIQ_CATEGORIES", "['hat']"), "CIR.FIQ_CATEGORIES"),
+    (("CIR.FIQ_CAPTION", "or"), "CIR.FIQ_CAPTION"),
+])  # fmt: skip
+def test_wrong_keys(tmp_path, opts, match):
+    cir_trees.fashioniq(tmp_path)
+    with pytest.raises(ValueError, match=match):
+        FashionIQ(config(tmp_path, *opts))
+
+
+def test_absent_dataset_lists_places(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cirr_dataset/cirr/image_splits"):
+        CIRR(config(tmp_path))
+
+
+def test_report(tmp_path, capsys):
+    cir_trees.laion_cir(tmp_path)
+    assert cir_report.main(["LaionCIR", "--root", str(tmp_path)]) == 0
+    assert "10 triplets" in capsys.readouterr().out
+    (tmp_path / "laion_cir" / "images" / "0000001.png").write_bytes(b"no image")
+    assert cir_report.main(["LaionCIR", "--root", str(tmp_path), "--read"]) == 1
+    out = capsys.readouterr().out
+    assert "unreadable images: 1\n" in out and "0000001.png" in out and "1 target ids of type int" in out
+    assert cir_report.main(["CIRR", "--root", str(tmp_path)]) == 2
+
+
+def test_report_counts(tmp_path):
+    cir_trees.laion_cir(tmp_path)
+    dataset = LaionCIR(config(tmp_path))
+    counts = describe_triplets(dataset.read_triplets())
+    assert (counts["triplets"], counts["references"], counts["targets"], counts["images"]) == (10, 6, 6, 7)
+    assert id_types(dataset) == {"target ids of type int": 1, "target ids of type str": 9}
