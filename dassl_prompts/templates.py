@@ -26,6 +26,7 @@ CUSTOM_TEMPLATES = {
     "ImageNetSketch": PLAIN_TEMPLATE,
     "ImageNetA": PLAIN_TEMPLATE,
     "ImageNetR": PLAIN_TEMPLATE,
+    **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."),
 }
 
 #: the seven templates that CoOp selected for its zero-shot ensemble

@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dassl_prompts.data import emoji
 from dassl_prompts.data.images import read_image
+from dassl_prompts.templates import PROMPTSRC_TEMPLATES
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "dassl_prompts" / "assets" / "models"
@@ -38,9 +39,9 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 RECIPES = {
     "emoji-tiny": {"iterations": 2600, "batch": 384, "lr": 1.5e-3, "weight_decay": 0.1, "warmup": 200, "ema": 0.998,
-                   "patch_dropout": 0.0, "seed": 1},
+                   "patch_dropout": 0.0, "seed": 1, "more_templates": False},
     "emoji-base": {"iterations": 2000, "batch": 384, "lr": 1.0e-3, "weight_decay": 0.1, "warmup": 300, "ema": 0.998,
-                   "patch_dropout": 0.5, "seed": 1},
+                   "patch_dropout": 0.5, "seed": 1, "more_templates": True},
 }
 # Fixed words around a class or a concept. The photo ones are the usual prompt templates; the change ones make the
 # modification texts of composed retrieval known words.
@@ -53,8 +54,9 @@ CHANGE = ("change it to {}", "make it {}", "show {} instead", "is {} instead", "
 class Captions:
     """Draws captions. A caption comes with the key of the pictures that it fits: (level, class | concept | picture)."""
 
-    def __init__(self):
+    def __init__(self, templates):
         import open_clip
+        self.templates = templates  # for captions that name the class
         self.encode = open_clip.get_tokenizer("ViT-B-32")
         self.cache, self.vocabulary = {}, {self.encode.sot_token_id: 0, self.encode.eot_token_id: 1}
 
@@ -65,13 +67,12 @@ class Captions:
             self.cache[text] = [self.vocabulary.setdefault(i, len(self.vocabulary)) for i in ids]
         return self.cache[text]
 
-    @staticmethod
-    def draw(picture, rng):
+    def draw(self, picture, rng):
         c, dice = picture.concept, rng.random()
         if dice < 0.15:
-            return rng.choice(PHOTO).format(emoji.category(c)), (0, emoji.category(c))
+            return rng.choice(self.templates).format(emoji.category(c)), (0, emoji.category(c))
         if dice < 0.45:
-            return Captions.concept_text(c, rng), (1, c.id)
+            return self.concept_text(c, rng), (1, c.id)
         if dice < 0.75:
             what = emoji.description(picture)
             template = rng.choice(("{}", "{}", *PHOTO, *CHANGE))
@@ -108,7 +109,7 @@ class Captions:
                 self.tokens(self.draw(p, rng)[0])
             for text in (*p.concept.tags, p.concept.name, emoji.category(p.concept), emoji.caption(p)):
                 self.tokens(text)
-        for template in (*PHOTO, *CHANGE):
+        for template in (*self.templates, *CHANGE):
             self.tokens(template.replace("{}", "").strip())
         for words in ("a photo of a", "change the skin tone to", "has", "remove", "and", "not", "facing right", "the other way",
                       *emoji.STYLE_WORDS.values()):
@@ -288,7 +289,8 @@ def train(name, recipe, out, log, save_every, compiled):
     held_out = emoji.pictures(emoji.HELD_OUT)
     pixels, held_out_pixels = load_pixels(seen), load_pixels(held_out)
     row = {p.key: i for i, p in enumerate(seen)}
-    captions, sampler = Captions(), Sampler(recipe["seed"])
+    templates = (*PHOTO, *PROMPTSRC_TEMPLATES) if recipe["more_templates"] else PHOTO
+    captions, sampler = Captions(templates), Sampler(recipe["seed"])
     captions.fill(seen + held_out)
     model = build(name, len(captions.vocabulary) + 64, recipe["patch_dropout"])
     average = copy.deepcopy(model)
