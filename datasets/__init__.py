@@ -7,6 +7,11 @@ import pkgutil
 
 
 def import_all() -> list:
-    """Import every module here, so that its classes are registered; returns the modules."""
+    """Import every module here, so that its classes are registered.
+
+    Returns:
+        the modules, and before them the one that holds the config keys that datasets share.
+    """
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+    shared = importlib.import_module("dassl_prompts.data.dataset")
+    return [shared, *(importlib.import_module(f"{__name__}.{name}") for name in names)]

@@ -51,19 +51,29 @@ class SplitDataset(DatasetBase):
     evaluation_only = False
 
     def __init__(self, cfg):
-        root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
-        self.dataset_dir = os.path.join(root, type(self).dataset_dir)
-        self.image_dir = os.path.join(self.dataset_dir, type(self).image_dir) if type(self).image_dir else self.dataset_dir
-        self.make_split_seed = cfg.DATASET.get("MAKE_SPLIT", -1)
-        self.require(self.dataset_dir)
-        self.require(self.image_dir)
-
+        self.locate(cfg.DATASET.ROOT, cfg.DATASET.get("MAKE_SPLIT", -1))
         splits = self.read_data()
         splits = self.draw(splits, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         train, val, test = subsample_classes(*splits, subsample=cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
         used = {item.impath: None for part in (train, val, test) for item in part}
         check_images(list(used), type(self).__name__, f"Complete {self.image_dir}; {DOCS}.")
         super().__init__(train_x=train, val=val or None, test=test)
+
+    def locate(self, root: str, make_split_seed: int = -1) -> None:
+        """Find the dataset's folders below ``root``."""
+        root = os.path.abspath(os.path.expanduser(root))
+        self.make_split_seed = make_split_seed
+        self.dataset_dir = self.require(os.path.join(root, type(self).dataset_dir))
+        self.image_dir = self.dataset_dir
+        if type(self).image_dir:
+            self.image_dir = self.require(os.path.join(self.dataset_dir, type(self).image_dir))
+
+    @classmethod
+    def read_all(cls, root: str) -> Splits:
+        """The full split below ``root`` without looking for its images, to examine a tree."""
+        dataset = cls.__new__(cls)
+        dataset.locate(root)
+        return dataset.read_data()
 
     # -- what a dataset may define --------------------------------------------------------------------------------
 
@@ -101,9 +111,10 @@ class SplitDataset(DatasetBase):
         """``path``, or FileNotFoundError that says what to obtain."""
         if os.path.exists(path):
             return path
-        hint = f"run `python -m dassl_prompts.prepare {type(self).__name__} --root {os.path.dirname(self.dataset_dir)}`"
+        name = type(self).__name__
         raise FileNotFoundError(
-            f"{type(self).__name__}: {path} does not exist. Check DATASET.ROOT (--root), or {hint}; {DOCS}."
+            f"{name}: {path} does not exist. Check DATASET.ROOT (--root), or run "
+            f"`python -m dassl_prompts.prepare {name} --root ROOT`, which gets it or says where it is; {DOCS}."
             + (f" {otherwise}." if otherwise else "")
         )
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from yacs.config import CfgNode
 
+import dassl_prompts
 from dassl_prompts.data.images import read_image
 from dassl_prompts.engine import DATASET_REGISTRY
 from tests.datasets import trees
@@ -38,13 +39,13 @@ def build(name, root, **keys):
     return DATASET_REGISTRY.get(name)(make_cfg(root, **keys))
 
 
-def with_split(name, root):
-    """Build the tree and the split file that CoOp would bring for it."""
+def make(name, root):
+    """Build the tree and, for a dataset that has one, a split file under the name of CoOp's."""
     trees.make_tree(name, root)
-    dataset = build(name, root, make_split=0)
-    made = Path(dataset.dataset_dir, f"split_own0_{name}.json")
-    made.rename(Path(dataset.dataset_dir, type(dataset).split_file))
-    return dataset
+    if name in SPLIT_FILES:
+        dataset = build(name, root, make_split=0)
+        made = Path(dataset.dataset_dir, f"split_own0_{name}.json")
+        made.rename(Path(dataset.dataset_dir, type(dataset).split_file))
 
 
 # -- layouts ----------------------------------------------------------------------------------------------------------
@@ -76,13 +77,9 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", trees.TREES)
 def test_layout_class_names_and_counts(name, tmp_path):
-    dataset = with_split(name, tmp_path) if name in SPLIT_FILES else None
-    if dataset is None:
-        trees.make_tree(name, tmp_path)
+    make(name, tmp_path)
     dataset = build(name, tmp_path)
     names = CLASSES[name]
-    if name == "Caltech101":  # the order of its folders, capitals first
-        assert dataset.classnames == names
     assert dataset.classnames == names and dataset.num_classes == len(names)
     assert (len(dataset.train_x), len(dataset.val or []), len(dataset.test)) == COUNTS[name]
     for item in (*dataset.train_x, *(dataset.val or []), *dataset.test):
@@ -93,7 +90,8 @@ def test_layout_class_names_and_counts(name, tmp_path):
 @pytest.mark.parametrize("name", trees.TREES)
 def test_labels_follow_the_files(name, tmp_path):
     """The class of an image is the one that its own path or list entry says."""
-    dataset = with_split(name, tmp_path) if name in SPLIT_FILES else build(name, trees.make_tree(name, tmp_path))
+    make(name, tmp_path)
+    dataset = build(name, tmp_path)
     folder_of = {
         "OxfordPets": lambda p: p.name.rpartition("_")[0].lower(),
         "StanfordCars": lambda p: CLASSES[name][(int(p.stem) - 1) % 2],
@@ -115,10 +113,7 @@ def test_labels_follow_the_files(name, tmp_path):
 
 @pytest.mark.parametrize("name", trees.TREES)
 def test_base_and_new_are_halves(name, tmp_path):
-    if name in SPLIT_FILES:
-        with_split(name, tmp_path)
-    else:
-        trees.make_tree(name, tmp_path)
+    make(name, tmp_path)
     base, new = (build(name, tmp_path, subsample=half) for half in ("base", "new"))
     n_base = -(-len(CLASSES[name]) // 2)
     assert base.classnames == CLASSES[name][:n_base] and new.classnames == CLASSES[name][n_base:]
@@ -160,14 +155,14 @@ def test_caltech_end_to_end_equals_coop(recorded_tree, seed, subsample):
 
 
 def test_base_and_new_share_one_draw(tmp_path):
-    with_split("Caltech101", tmp_path)
+    make("Caltech101", tmp_path)
     whole, base, new = (build("Caltech101", tmp_path, shots=2, subsample=s) for s in ("all", "base", "new"))
     assert [x.impath for x in whole.train_x] == [x.impath for x in (*base.train_x, *new.train_x)]
     assert (tmp_path / "caltech-101" / "split_fewshot" / "shot_2-seed_1.json").exists()
 
 
 def test_moved_root_still_draws_the_same(tmp_path):
-    with_split("Caltech101", tmp_path / "a")
+    make("Caltech101", tmp_path / "a")
     before = build("Caltech101", tmp_path / "a", shots=2)
     shutil.move(tmp_path / "a", tmp_path / "b")
     after = build("Caltech101", tmp_path / "b", shots=2)
@@ -178,7 +173,7 @@ def test_moved_root_with_old_pickles_still_works(tmp_path):
     """The pickle is one that this engine's Datum makes; the class of Dassl's is covered in tests/data."""
     from dassl_prompts.engine import Datum
 
-    with_split("Caltech101", tmp_path)
+    make("Caltech101", tmp_path)
     whole = build("Caltech101", tmp_path)
     picked = whole.train_x[::5], whole.val[::2]
     data = {
@@ -243,7 +238,7 @@ def test_official_lists_refuse_an_own_split(tmp_path):
 
 
 def test_missing_images_are_counted(tmp_path):
-    with_split("OxfordPets", tmp_path)
+    make("OxfordPets", tmp_path)
     for name in ("Bengal_101", "Bengal_102"):
         (tmp_path / "oxford_pets" / "images" / f"{name}.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"OxfordPets: 2 of 39 images are missing"):
@@ -298,6 +293,12 @@ def test_configs_name_registered_datasets_as_coop_does():
         if name in CLASSES:
             assert hasattr(modules[stem], name)
             assert DATASET_REGISTRY.get(name).__name__ == name
+
+
+def test_keys_are_added_and_those_there_stay():
+    cfg = CfgNode({"DATASET": {"SUBSAMPLE_CLASSES": "new"}})
+    dassl_prompts.extend_cfg(cfg)
+    assert cfg.DATASET.SUBSAMPLE_CLASSES == "new" and cfg.DATASET.MAKE_SPLIT == -1
 
 
 def test_import_is_cheap():

@@ -1,0 +1,1 @@
+"""Getting and examining datasets: ``python -m dassl_prompts.prepare --help``."""

@@ -1,0 +1,137 @@
+"""Examining a dataset tree: are the images of every split there, readable, and as many as published?"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dassl_prompts.data.images import ImageReadError, missing_images, read_image
+from dassl_prompts.data.splits import PARTS, Splits
+from dassl_prompts.prepare.sources import SOURCES
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        classes: number of classes, 0 when the split could not be read.
+        counts: images of train, val and test; None where the dataset has no such part.
+        problems: one line each; none means that the dataset can be used.
+    """
+
+    name: str
+    classes: int = 0
+    counts: tuple[int | None, int | None, int | None] = (None, None, None)
+    problems: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line: name, verdict, numbers."""
+        numbers = "  ".join(f"{part} {count:,}" for part, count in zip(PARTS, self.counts) if count is not None)
+        verdict = "ok     " if not self.problems else "PROBLEM"
+        return f"{self.name:<20}{verdict}  " + (f"{self.classes} classes  {numbers}" if self.classes else "not usable")
+
+
+def check(name: str, root: str | os.PathLike, decode: bool = True, workers: int = 0) -> Report:
+    """Examine dataset ``name`` below ``root``.
+
+    Args:
+        decode: read every image; otherwise only look whether it is there.
+        workers: processes that decode; 0 uses all cores.
+    """
+    report = Report(name)
+    try:
+        splits = _read(name, os.fspath(root))
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        report.problems.append(str(error))
+        return report
+
+    report.classes = len({item.label for item in splits.train})
+    report.counts = _counts(name, splits)
+    report.problems += _differences(report)
+    paths = list(dict.fromkeys(item.impath for part in splits for item in part))
+    missing = missing_images(paths)
+    if missing:
+        report.problems.append(f"{len(missing):,} of {len(paths):,} images are missing, first {missing[0]}")
+    if decode:
+        absent = set(missing)
+        present = [path for path in paths if path not in absent]
+        broken = [message for message in _decode(present, name, workers) if message]
+        if broken:
+            report.problems.append(f"{len(broken):,} images cannot be read, first: {broken[0]}")
+    return report
+
+
+def dataset_classes() -> dict[str, type]:
+    """Our dataset classes by name, also where a toolbox has classes of its own under these names."""
+    from dassl_prompts import datasets
+    from dassl_prompts.engine import DatasetBase
+
+    return {
+        value.__name__: value
+        for module in datasets.import_all()
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, DatasetBase) and value.__module__ == module.__name__
+    }
+
+
+def _read(name: str, root: str) -> Splits:
+    cls = dataset_classes()[name]
+    if hasattr(cls, "read_all"):
+        return cls.read_all(root)
+    from dassl_prompts import extend_cfg
+    from dassl_prompts.engine import get_cfg_default
+
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.DATASET.ROOT = root
+    dataset = cls(cfg)
+    return Splits(dataset.train_x, dataset.val or [], dataset.test)
+
+
+def _counts(name: str, splits: Splits) -> tuple[int | None, int | None, int]:
+    """Numbers of images, without the parts that only repeat the test set."""
+    own = [None if part is splits.test or not part else len(part) for part in splits[:2]]
+    return own[0], own[1], len(splits.test)
+
+
+def _differences(report: Report) -> list[str]:
+    if report.name not in SOURCES:
+        return []
+    expected = SOURCES[report.name]
+    found = dict(zip(("classes", *PARTS), (report.classes, *report.counts)))
+    published = dict(zip(("classes", *PARTS), (expected.classes, *expected.counts)))
+    return [
+        f"{what}: {found[what] or 0:,}, commonly published are {published[what] or 0:,}"
+        for what in found if found[what] != published[what]
+    ]
+
+
+def _decode(paths: Sequence[str], name: str, workers: int) -> Iterable[str]:
+    """For every path "" or why it cannot be read."""
+    from tqdm import tqdm
+
+    workers = workers or os.cpu_count() or 1
+    bar = tqdm(total=len(paths), desc=f"reading {name}", unit=" images", mininterval=0.5)
+    with bar:
+        if workers == 1 or len(paths) < 256:
+            for path in paths:
+                yield _probe(path)
+                bar.update()
+            return
+        # Forked where possible: a spawned worker would import torch first, for nothing.
+        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+        with multiprocessing.get_context(method).Pool(workers) as pool:
+            for message in pool.imap(_probe, paths, chunksize=64):
+                yield message
+                bar.update()
+
+
+def _probe(path: str) -> str:
+    try:
+        read_image(path)
+    except (ImageReadError, FileNotFoundError, PermissionError) as error:
+        return str(error)
+    return ""
