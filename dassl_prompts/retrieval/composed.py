@@ -1,0 +1,122 @@
+"""Metrics of composed image retrieval: CIRR's recall and subset recall, FashionIQ's recall per category.
+
+Features are L2-normalised, scores are inner products; ties go to the smaller gallery index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dassl_prompts.data.triplets import RetrievalTask
+from dassl_prompts.retrieval.ranking import recall_at, target_ranks, topk
+
+CIRR_KS, CIRR_SUBSET_KS, FIQ_KS = (1, 5, 10, 50), (1, 2, 3), (10, 50)
+
+
+def targets_of(task: RetrievalTask) -> Tensor:
+    """Gallery index of every query's target [Q].
+
+    Raises:
+        ValueError: targets are not public.
+    """
+    if any(query.target is None for query in task.queries):
+        raise ValueError(f"{task.name} has no public targets: write a submission file instead (scripts/pvlf/submit_cirr.sh)")
+    return torch.tensor([task.index[query.target] for query in task.queries])
+
+
+def references_of(task: RetrievalTask) -> Tensor | None:
+    """Gallery index of every query's reference [Q] where it takes no part in the ranking, else None."""
+    return torch.tensor([task.index[query.reference] for query in task.queries]) if task.remove_reference else None
+
+
+def members_of(task: RetrievalTask) -> Tensor:
+    """Gallery indices of every query's subset [Q, M], padded with -1.
+
+    Raises:
+        ValueError: the task has no subsets.
+    """
+    width = max((len(query.members) for query in task.queries), default=0)
+    if width == 0:
+        raise ValueError(f"{task.name} has no image sets, so no subset metric")
+    rows = [[task.index[name] for name in query.members] for query in task.queries]
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+
+
+def evaluate(task: RetrievalTask, queries: Tensor, gallery: Tensor) -> dict[str, float]:
+    """Metrics of one task in percent.
+
+    Args:
+        queries: [Q, d], row i belongs to ``task.queries[i]``. gallery: [G, d] in the order of ``task.gallery``.
+
+    Returns:
+        CIRR: R@1/5/10/50, Rs@1/2/3 (subset), ``average`` = (R@5 + Rs@1) / 2. FashionIQ: R@10, R@50.
+
+    Raises:
+        ValueError: features do not fit the task, or there are no targets.
+    """
+    check_shapes(task, queries, gallery)
+    target, exclude = targets_of(task), references_of(task)
+    ranks = target_ranks(queries, gallery, target, exclude=exclude)
+    if task.protocol == "fashioniq":
+        return {f"R@{k}": value for k, value in recall_at(ranks, FIQ_KS).items()}
+    metrics = {f"R@{k}": value for k, value in recall_at(ranks, CIRR_KS).items()}
+    subset = subset_ranks(queries, gallery, target, members_of(task))
+    metrics |= {f"Rs@{k}": value for k, value in recall_at(subset, CIRR_SUBSET_KS).items()}
+    return metrics | {"average": (metrics["R@5"] + metrics["Rs@1"]) / 2}
+
+
+def subset_ranks(queries: Tensor, gallery: Tensor, target: Tensor, members: Tensor) -> Tensor:
+    """1-based rank [Q] of each target among the ``members`` [Q, M] of its image set (padded with -1); scores only these pairs."""
+    members, target = members.to(gallery.device), target.to(gallery.device)
+    scores = torch.einsum("qmd,qd->qm", gallery[members.clamp_min(0)].float(), queries.to(gallery.device).float())
+    is_target = members == target[:, None]
+    if not bool(is_target.any(1).all()):
+        raise ValueError(f"target of query {int((~is_target.any(1)).nonzero()[0])} is not in its image set")
+    own = scores.masked_fill(~is_target, -torch.inf).max(1, keepdim=True).values
+    ahead = (scores > own) | ((scores == own) & (members < target[:, None]))
+    return 1 + (ahead & (members >= 0)).sum(1)
+
+
+def check_shapes(task: RetrievalTask, queries: Tensor, gallery: Tensor) -> None:
+    """Raise ValueError unless there is one query feature per query and one gallery feature per image."""
+    if len(queries) != len(task.queries) or len(gallery) != len(task.gallery):
+        raise ValueError(
+            f"{task.name} has {len(task.queries)} queries and {len(task.gallery)} images, "
+            f"the features have {len(queries)} and {len(gallery)} rows"
+        )
+
+
+def summarise(tasks: Sequence[RetrievalTask], results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The flat results of a dataset; the first value, ``mean``, is TransAgg's criterion for the best epoch.
+
+    CIRR: ``mean`` of the seven recalls, then its metrics. FashionIQ: ``mean`` of the averages over categories, the averages, and
+    every category's values.
+    """
+    if tasks[0].protocol == "cirr":
+        (metrics,) = results
+        recalls = [metrics[f"R@{k}"] for k in CIRR_KS] + [metrics[f"Rs@{k}"] for k in CIRR_SUBSET_KS]
+        return {"mean": sum(recalls) / len(recalls), **metrics}
+    averages = {f"R@{k}": sum(m[f"R@{k}"] for m in results) / len(results) for k in FIQ_KS}
+    per_task = {f"{task.name.split()[1]} {key}": value for task, m in zip(tasks, results) for key, value in m.items()}
+    return {"mean": sum(averages.values()) / len(averages), **averages, **per_task}
+
+
+def best(task: RetrievalTask, queries: Tensor, gallery: Tensor, k: int) -> list[list[str]]:
+    """Names of the first ``k`` gallery images for every query (fewer where the gallery is smaller)."""
+    check_shapes(task, queries, gallery)
+    exclude = references_of(task)
+    k = min(k, len(task.gallery) - (exclude is not None))
+    names = list(task.gallery)
+    return [[names[i] for i in row] for row in topk(queries, gallery, k, exclude=exclude)[1].tolist()]
+
+
+def best_members(task: RetrievalTask, queries: Tensor, gallery: Tensor, k: int) -> list[list[str]]:
+    """Names of the first ``k`` images of every query's image set."""
+    check_shapes(task, queries, gallery)
+    names = list(task.gallery)
+    members = members_of(task)
+    indices = topk(queries, gallery, k, candidates=members)[1]
+    return [[names[i] for i in row if i >= 0] for row in indices.tolist()]
