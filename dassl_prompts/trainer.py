@@ -135,7 +135,7 @@ class ClassificationTrainer(PromptTrainer):
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         # one transfer for all of them
-        return dict(zip(terms, torch.stack([value.detach().float() for value in terms.values()]).tolist()))
+        return dict(zip(terms, torch.stack([value.detach().float().reshape(()) for value in terms.values()]).tolist()))
 
     def step(self, loss: Tensor) -> None:
         """One optimiser step on ``loss``; stops the run when it is not finite."""
