@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.run",
         description="Run one method on one dataset and print its table. Finished parts are skipped.",
-        epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run.",
+        epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input.",
     )
     p.add_argument("protocol", choices=PROTOCOLS, help="; ".join(f"{k}: {v.help}" for k, v in PROTOCOLS.items()))
     p.add_argument("--trainer", required=True, help="e.g. CoOp, MaPLe, DPC_CoOp, ZeroshotCLIP")
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
                    help="repeat finished runs (also FORCE=1)")  # fmt: skip
-    p.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
+    p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration of every run, e.g. TRAINER.COOP.N_CTX 4")
     return p
 
 
@@ -39,13 +39,12 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    opts = tuple(o for o in args.opts if o != "--")
+    args = parser().parse_intermixed_args(argv)
     protocol = PROTOCOLS[args.protocol]
     rows = []
     try:
         for seed in args.seed:
-            job = Job(args.trainer, args.dataset, seed, args.shots, args.cfg, args.root, args.output, args.tag, opts)
+            job = Job(args.trainer, args.dataset, seed, args.shots, args.cfg, args.root, args.output, args.tag, tuple(args.opts))
             execute(protocol.steps(job), force=args.force)
             rows += [{"seed": seed, **row} for row in protocol.rows(job)]
     except StepFailed as error:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dassl_prompts.run.__main__ import table
-from dassl_prompts.run.protocols import Job, accuracy, base2new, harmonic_mean
+from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, harmonic_mean, new_step, stage1
 from dassl_prompts.run.steps import Step, StepFailed, execute
 
 OMEGAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -54,16 +54,16 @@ def evaluate(step: Step, model_dir: Path, settings: list[dict[str, float]]) -> l
     return results
 
 
-def trained(job: Job, force: bool) -> tuple[Step, Step, Step, Step]:
-    """The four steps of a DPC base-to-new job, finished: stage 1, its new test, stage 2, its new test."""
-    steps = base2new(job)
-    execute(steps, force=force, quiet=True)
-    return tuple(steps[-4:])
+def trained(job: Job, force: bool) -> tuple[Step, Step]:
+    """Run a DPC base-to-new job; returns its base and its new step."""
+    execute(base2new(job), force=force, quiet=True)
+    job = job.recipe("base2new")
+    return base_step(job), new_step(job)
 
 
 def omega_curve(job: Job, force: bool = False) -> list[dict]:
     """Base accuracy along omega_b and new accuracy along omega_n."""
-    _, _, base, new = trained(job, force)
+    base, new = trained(job, force)
     base_curve = evaluate(base, base.output, [{"omega_b": w, "eval_base": "mixed"} for w in OMEGAS])
     new_curve = evaluate(new, base.output, [{"omega_n": w} for w in OMEGAS])
     return [
@@ -78,11 +78,12 @@ def ablation(job: Job, force: bool = False) -> list[dict]:
     plain = {"mixed": [1.0, omega_b], "new": [1.0, omega_b, 0.0]}
     scores = {}
     for name, opts in TRAININGS.items():
-        first, first_new, base, new = trained(replace(job, tag=name if opts else job.tag, opts=job.opts + opts), force)
+        base, new = trained(replace(job, tag=name if opts else job.tag, opts=job.opts + opts), force)
         on_base = evaluate(base, base.output, [{"omega_b": w, "eval_base": "mixed"} for w in plain["mixed"]])
         on_new = evaluate(new, base.output, [{"omega_n": w} for w in plain["new"]])
         scores[name] = dict(zip(("p_prime", "mixed"), on_base)), dict(zip(("p_prime", "mixed", "p"), on_new))
-    backbone = accuracy(first), accuracy(first_new)
+    first = stage1(job)
+    backbone = accuracy(base_step(first)), accuracy(new_step(first))
 
     def row(label, training, base_key, new_key):
         base, new = (scores[training][0][base_key], scores[training][1][new_key]) if training else backbone

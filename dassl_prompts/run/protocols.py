@@ -21,37 +21,28 @@ DG_TARGETS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 EMOJI_STYLES = ("emoji_noto", "emoji_twemoji", "emoji_openmoji")
 
 
-# -- base-to-new ------------------------------------------------------------------------------------------------------
+def subsample(which: str) -> tuple[str, str]:
+    return "DATASET.SUBSAMPLE_CLASSES", which
 
 
 def harmonic_mean(a: float, b: float) -> float:
     return 0.0 if a + b == 0 else 2 * a * b / (a + b)
 
 
+def accuracy(step: Step) -> float:
+    """Test accuracy of a finished step, in percent."""
+    return step.results()["test"]["accuracy"]
+
+
 def is_zero_shot(job: Job) -> bool:
     return job.trainer.startswith("Zeroshot")
 
 
-def base2new(job: Job) -> list[Step]:
-    """Train on base classes, test on base and, separately, on new classes."""
-    job = job.recipe("base2new")
-    root = job.output / "base2new"
-    base, new = root / "train_base" / job.folder, root / "test_new" / job.folder
-    name = f"{job.trainer} on {job.dataset}, seed {job.seed}"
-    if is_zero_shot(job):
-        base = root / "test_base" / job.folder
-        return [
-            eval_step(job, f"{name}: test base classes", base, None, *subsample("base")),
-            eval_step(job, f"{name}: test new classes", new, None, *subsample("new")),
-        ]
-    if job.trainer.startswith("DPC_"):
-        return dpc_base2new(job, name, base, new)
-    if job.trainer == "PromptKD":
-        return distill_base2new(job, name)
-    return [
-        train_step(job, f"{name}: train and test base classes", base, *subsample("base")),
-        eval_step(job, f"{name}: test new classes", new, base, *subsample("new")),
-    ]
+def is_dpc(job: Job) -> bool:
+    return job.trainer.startswith("DPC_")
+
+
+# -- training, with what a method needs before it ---------------------------------------------------------------------
 
 
 def stage1(job: Job) -> Job:
@@ -61,34 +52,88 @@ def stage1(job: Job) -> Job:
     return replace(job, trainer=trainer, cfg="emoji_tiny" if emoji else STAGE1_RECIPES[trainer], tag="", opts=())
 
 
-def dpc_base2new(job: Job, name: str, base: Path, new: Path) -> list[Step]:
-    """Stage 1 (shared with the plain backbone), stage 2, both evaluations of both."""
-    backbone = stage1(job)
-    first = base2new(backbone)
-    trained = distilled_dir(backbone) if backbone.trainer == "PromptKD" else first[-2].output
-    ckpt = ("TRAINER.DPC.CKPT_DIR", str(trained))
-    opts = teacher_opts(backbone)
-    return [
-        *first,
-        train_step(job, f"{name}: stage 2 and test base classes", base, *subsample("base"), *ckpt, *opts),
-        eval_step(job, f"{name}: test new classes", new, base, *subsample("new"), *ckpt, *opts),
-    ]
+def teacher(job: Job) -> Job:
+    """PromptKD's teacher: PromptSRC on the larger CLIP."""
+    emoji = job.dataset.startswith("emoji")
+    return replace(job, trainer="PromptSRC", cfg="emoji_base" if emoji else TEACHER_RECIPE, tag="", opts=())
+
+
+def train_folder(job: Job, protocol: str, which: str) -> Path:
+    return job.output / protocol / f"train_{which}" / job.folder
+
+
+def teacher_opts(job: Job, protocol: str, which: str) -> tuple[str, ...]:
+    """The teacher's folder, for PromptKD and what is built on it."""
+    if not job.trainer.endswith("PromptKD"):
+        return ()
+    return "TRAINER.PROMPTKD.TEACHER_DIR", str(train_folder(teacher(job), protocol, which))
+
+
+def training(job: Job, protocol: str, which: str) -> list[Step]:
+    """Steps that end with ``job`` trained on the base or on all classes; its own test follows in the same step."""
+    title = f"{job.trainer} on {job.dataset} ({which} classes), {job.shots} shots, seed {job.seed}: train"
+    output = train_folder(job, protocol, which)
+    if is_zero_shot(job):
+        return []
+    if job.trainer == "PromptKD":  # distilled on unlabelled images of all classes
+        opts = (*subsample("all"), "DATASET.NUM_SHOTS", "0", *teacher_opts(job, protocol, which))
+        return [*training(teacher(job), protocol, which), train_step(job, title, output, *opts)]
+    if is_dpc(job):
+        first = training(stage1(job), protocol, which)
+        ckpt = ("TRAINER.DPC.CKPT_DIR", str(first[-1].output))
+        opts = (*subsample(which), *ckpt, *teacher_opts(job, protocol, which))
+        return [*first, train_step(job, f"{title} stage 2", output, *opts)]
+    return [train_step(job, title, output, *subsample(which))]
+
+
+def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str = "") -> Step:
+    """Evaluate the trained ``job`` on a class subset of its own or another dataset."""
+    model = None if is_zero_shot(job) else train_folder(job, protocol, trained_on)
+    output = job.output / protocol / f"test_{which}" / (target or ".") / job.folder
+    title = f"{job.trainer} on {target or job.dataset}, seed {job.seed}: test {which} classes"
+    return eval_step(job, title, output, model, *subsample(which), *teacher_opts(job, protocol, trained_on), dataset=target)
+
+
+# -- base-to-new ------------------------------------------------------------------------------------------------------
+
+
+def base_step(job: Job) -> Step:
+    """The step whose result is the accuracy on base classes."""
+    if is_zero_shot(job) or job.trainer == "PromptKD":
+        return test_step(job, "base2new", "base", "base")
+    return training(job, "base2new", "base")[-1]
+
+
+def new_step(job: Job) -> Step:
+    return test_step(job, "base2new", "new", "base")
+
+
+def compared(job: Job) -> list[Job]:
+    """The methods in a job's table: DPC stands beside its backbone."""
+    return [stage1(job), job] if is_dpc(job) else [job]
+
+
+def base2new(job: Job) -> list[Step]:
+    """Train on base classes, test on base and, separately, on new classes."""
+    job = job.recipe("base2new")
+    steps: list[Step] = []
+    for method in compared(job):
+        for step in (*training(method, "base2new", "base"), base_step(method), new_step(method)):
+            if step not in steps:
+                steps.append(step)
+    return steps
 
 
 def base2new_rows(job: Job) -> list[dict]:
-    """Base, New and H of every method of the job, in percent."""
-    steps = base2new(job)
+    """Base, New and H in percent; for DPC also its backbone's and the difference."""
+    job = job.recipe("base2new")
     rows = []
-    for trained, tested in zip(steps[-4::2], steps[-3::2]) if job.trainer.startswith("DPC_") else [steps[-2:]]:
-        base, new = accuracy(trained), accuracy(tested)
-        rows.append({"method": trained.results()["trainer"], "Base": base, "New": new, "HM": harmonic_mean(base, new)})
+    for method in compared(job):
+        base, new = accuracy(base_step(method)), accuracy(new_step(method))
+        rows.append({"method": method.trainer, "Base": base, "New": new, "HM": harmonic_mean(base, new)})
     if len(rows) == 2:
         rows.append({"method": "difference", **{k: rows[1][k] - rows[0][k] for k in ("Base", "New", "HM")}})
     return rows
-
-
-def accuracy(step: Step) -> float:
-    return step.results()["test"]["accuracy"]
 
 
 # -- few-shot, cross-dataset, domain generalisation -----------------------------------------------------------------
@@ -97,31 +142,41 @@ def accuracy(step: Step) -> float:
 def fewshot(job: Job) -> list[Step]:
     """Train on all classes, test on all classes."""
     job = job.recipe("fewshot")
-    output = job.output / "fewshot" / job.folder
-    name = f"{job.trainer} on {job.dataset}, {job.shots} shots, seed {job.seed}"
-    if is_zero_shot(job):
-        return [eval_step(job, f"{name}: test", output, None)]
-    if job.trainer == "PromptKD":
-        raise ValueError("PromptKD distils on unlabelled images, it has no few-shot protocol: choose base2new or xd")
-    return [train_step(job, f"{name}: train and test", output)]
+    return [test_step(job, "fewshot", "all", "all")] if is_zero_shot(job) else training(job, "fewshot", "all")
 
 
-def transfer(protocol: str, job: Job, targets: tuple[str, ...]) -> list[Step]:
-    """Train on the source with all classes, test on every target without training."""
-    job = job.recipe(protocol)
-    if job.trainer == "PromptKD":
-        return distill_targets(protocol, job, targets)
-    source = job.output / protocol / "train" / job.folder
-    name = f"{job.trainer}, trained on {job.dataset}, seed {job.seed}"
-    train = [eval_step(job, f"{name}: test the source", source, None)] if is_zero_shot(job) else [
-        train_step(job, f"{name}: train and test the source", source)
-    ]
-    model = None if is_zero_shot(job) else source
-    tests = [
-        eval_step(job, f"{name}: test {target}", job.output / protocol / "test" / target / job.folder, model, dataset=target)
-        for target in targets
-    ]
-    return [*train, *tests]
+def fewshot_rows(job: Job) -> list[dict]:
+    return [{"method": job.trainer, "dataset": job.dataset, "shots": job.shots, "accuracy": accuracy(fewshot(job)[-1])}]
+
+
+def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
+    """The steps whose results are the accuracies on the source and on the targets."""
+    if job.trainer == "PromptKD":  # transductive: distilled anew on every target, by the teacher of the source
+        folder = ("TRAINER.PROMPTKD.TEACHER_DIR", str(train_folder(teacher(job), "transfer", "all")), "TRAINER.MODAL", "cross")
+        students = [replace(job, dataset=name) for name in (job.dataset, *targets)]
+        return [
+            train_step(s, f"{s.trainer} on {s.dataset}, seed {s.seed}: distil", train_folder(s, "transfer", "all"),
+                       *subsample("all"), "DATASET.NUM_SHOTS", "0", *folder)
+            for s in students
+        ]  # fmt: skip
+    if job.trainer == "DPC_PromptKD":
+        raise ValueError("PromptKD is distilled on every target, which leaves DPC_PromptKD no cross-dataset protocol")
+    source = test_step(job, "transfer", "all", "all") if is_zero_shot(job) else training(job, "transfer", "all")[-1]
+    return [source, *(test_step(job, "transfer", "all", "all", target=name) for name in targets)]
+
+
+def transfer(job: Job, targets: tuple[str, ...]) -> list[Step]:
+    """Train on the source with all classes, test on every target."""
+    before = training(teacher(job), "transfer", "all") if job.trainer == "PromptKD" else training(job, "transfer", "all")
+    tests = transfer_tests(job, targets)
+    return [*(s for s in before if s not in tests), *tests]
+
+
+def transfer_rows(job: Job, targets: tuple[str, ...]) -> list[dict]:
+    """One row: the source, every target, and the mean over targets."""
+    values = [accuracy(step) for step in transfer_tests(job, targets)]
+    row = {"method": job.trainer, f"{job.dataset} (source)": values[0], **dict(zip(targets, values[1:]))}
+    return [{**row, "mean of targets": sum(values[1:]) / len(values[1:])}]
 
 
 def xd_targets(job: Job) -> tuple[str, ...]:
@@ -134,31 +189,12 @@ def dg_targets(job: Job) -> tuple[str, ...]:
 
 def xd(job: Job) -> list[Step]:
     """Cross-dataset transfer: ImageNet to the ten other sets (the emoji set: to the other artists)."""
-    return transfer("xd", job, xd_targets(job))
+    return transfer(job.recipe("xd"), xd_targets(job))
 
 
 def dg(job: Job) -> list[Step]:
     """Domain generalisation: ImageNet to its four variants (the emoji set: to the other artists)."""
-    return transfer("dg", job, dg_targets(job))
-
-
-def fewshot_rows(job: Job) -> list[dict]:
-    return [{"method": job.trainer, "dataset": job.dataset, "shots": job.shots, "accuracy": accuracy(fewshot(job)[-1])}]
-
-
-def transfer_rows(steps: list[Step], targets: tuple[str, ...], job: Job) -> list[dict]:
-    """One row: the source (PromptKD has no student for it), every target, and the mean over targets."""
-    values = [accuracy(step) for step in steps[-len(targets) :]]
-    source = {} if job.trainer == "PromptKD" else {f"{job.dataset} (source)": accuracy(steps[0])}
-    return [{"method": job.trainer, **source, **dict(zip(targets, values)), "mean of targets": sum(values) / len(values)}]
-
-
-def xd_rows(job: Job) -> list[dict]:
-    return transfer_rows(xd(job), xd_targets(job), job)
-
-
-def dg_rows(job: Job) -> list[dict]:
-    return transfer_rows(dg(job), dg_targets(job), job)
+    return transfer(job.recipe("dg"), dg_targets(job))
 
 
 @dataclass(frozen=True)
@@ -173,6 +209,6 @@ class Protocol:
 PROTOCOLS = {
     "base2new": Protocol(base2new, base2new_rows, "train on base classes, test base and new classes"),
     "fewshot": Protocol(fewshot, fewshot_rows, "train and test on all classes"),
-    "xd": Protocol(xd, xd_rows, "train on the source, test on ten other datasets"),
-    "dg": Protocol(dg, dg_rows, "train on the source, test on shifted versions of it"),
+    "xd": Protocol(xd, lambda job: transfer_rows(job.recipe("xd"), xd_targets(job)), "train on the source, test on ten other datasets"),
+    "dg": Protocol(dg, lambda job: transfer_rows(job.recipe("dg"), dg_targets(job)), "train on the source, test on shifted versions of it"),
 }
