@@ -1,0 +1,165 @@
+"""Image features and attribute queries of fixed views on disk, for towers that never change.
+
+A cache is a folder named by its fingerprint: model, transform, images and clustering. Anything else in any of them gives
+another folder, so a stale cache is never read. It is written beside its final name and moved there when complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dassl_prompts.data.images import split_member
+from dassl_prompts.models.attributes import View
+
+DTYPES = ("float32", "float16")
+
+
+def model_digest(module: nn.Module) -> str:
+    """Digest of all tensors of a module, names and types included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def data_digest(items: Sequence) -> str:
+    """Digest of the files behind a list of ``Datum``: path, size and time of change, in order; no image is read."""
+    digest = hashlib.blake2b(digest_size=16)
+    known: dict[str, str] = {}
+    for item in items:
+        path = split_member(item.impath)[0]
+        if path not in known:
+            stat = os.stat(path)
+            known[path] = f"{stat.st_size}:{stat.st_mtime_ns}"
+        digest.update(f"{item.impath}\t{known[path]}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def fingerprint(parts: dict[str, object]) -> str:
+    """Name of the cache for everything that determines its content."""
+    text = "\n".join(f"{key}={parts[key]!r}" for key in sorted(parts))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class ViewCache:
+    """Arrays ``features [V, N, E]`` (fp32) and ``queries [V, N, L, K, Q]`` of N images in V views, read through memory maps.
+
+    Args:
+        folder: a complete cache, see :meth:`create`.
+
+    Raises:
+        ValueError: a file is missing or damaged; says to delete the folder.
+    """
+
+    FILES = ("features.npy", "queries.npy", "labels.npy")
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        arrays = []
+        for name in self.FILES:
+            try:
+                arrays.append(np.load(self.folder / name, mmap_mode="r"))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"the cache {self.folder} is damaged ({name}: {error}): delete the folder") from error
+        self.features, self.queries, self.labels = arrays
+        if not self.features.shape[:2] == self.queries.shape[:2] == (len(self.features), len(self.labels)):
+            raise ValueError(f"the cache {self.folder} is damaged (its arrays disagree): delete the folder")
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike, views: Sequence[Callable[[], Iterator]], images: int,
+               dtype: str = "float32") -> ViewCache:
+        """Fill and open the cache ``folder``, or open it when it is there.
+
+        Args:
+            views: one function per view that yields ``(View, labels)`` batches in the order of the images.
+            images: N.
+            dtype: of the queries; "float16" halves the size and may change retrieval where two prompts are nearly tied.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+            unfinished.mkdir()
+            try:
+                cls._write(unfinished, views, images, dtype)
+                try:
+                    unfinished.rename(folder)
+                except OSError:
+                    if not folder.is_dir():
+                        raise
+                    # another run was faster; its content is the same
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return cls(folder)
+
+    @classmethod
+    def _write(cls, folder: Path, views, images: int, dtype: str) -> None:
+        arrays = None
+        for v, view in enumerate(views):
+            start = 0
+            for batch, labels in view():
+                stop = start + len(labels)
+                if arrays is None:
+                    shapes = ((len(views), images, *batch.feature.shape[1:]), (len(views), images, *batch.queries.shape[1:]),
+                              (images,))  # fmt: skip
+                    types = (np.float32, np.dtype(dtype), np.int64)
+                    arrays = [np.lib.format.open_memmap(folder / name, "w+", kind, shape)
+                              for name, kind, shape in zip(cls.FILES, types, shapes)]  # fmt: skip
+                arrays[0][v, start:stop] = batch.feature.float().cpu().numpy()
+                arrays[1][v, start:stop] = batch.queries.float().cpu().numpy()
+                arrays[2][start:stop] = labels.cpu().numpy()
+                start = stop
+            if start != images:
+                raise ValueError(f"view {v + 1} gave {start} images instead of {images}")
+        for array in arrays or ():
+            array.flush()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor, view: Tensor) -> dict[str, Tensor]:
+        """A loader's batch: images ``index [B]``, each in its ``view [B]``."""
+        where = view.numpy(), index.numpy()
+        return {
+            "feature": torch.from_numpy(self.features[where]),
+            "queries": torch.from_numpy(self.queries[where].astype(np.float32)),
+            "label": torch.from_numpy(self.labels[where[1]]),
+            "index": index,
+        }
+
+
+class CachedLoader:
+    """Iterates over a cache as a data loader would over images.
+
+    Args:
+        cache: the views.
+        batch_size: images per batch.
+        shuffle: random order, and a random view for every image, from torch's global generator; else view 0 in order.
+        drop_last: leave out an incomplete last batch.
+    """
+
+    def __init__(self, cache: ViewCache, batch_size: int, shuffle: bool = False, drop_last: bool = False):
+        self.cache, self.batch_size, self.shuffle, self.drop_last = cache, batch_size, shuffle, drop_last
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.cache), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self):
+        views, images = self.cache.features.shape[:2]
+        order = torch.randperm(images) if self.shuffle else torch.arange(images)
+        view = torch.randint(views, (images,)) if self.shuffle else torch.zeros(images, dtype=torch.int64)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield self.cache.batch(order[part], view[part])
