@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 
 from dassl_prompts.data.images import check_images
 from dassl_prompts.data.splits import (
@@ -58,6 +59,9 @@ class SplitDataset(DatasetBase):
         used = {item.impath: None for part in (train, val, test) for item in part}
         check_images(list(used), type(self).__name__, f"Complete {self.image_dir}; {DOCS}.")
         super().__init__(train_x=train, val=val or None, test=test)
+        repeated = sorted(name for name, times in Counter(self.classnames).items() if times > 1)
+        if repeated:  # their text features are equal, so that one of them can never be predicted
+            print(f"{len(repeated)} class names stand for more than one class: {', '.join(repeated[:5])}")
 
     def locate(self, root: str, make_split_seed: int = -1) -> None:
         """Find the dataset's folders below ``root``."""

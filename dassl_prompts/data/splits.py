@@ -106,13 +106,13 @@ def save_split(splits: Splits, path: str | os.PathLike, image_root: str | os.Pat
 
 def to_entries(data: Iterable[Datum], image_root: str | os.PathLike) -> list[list]:
     """``[relative path, label, class name]`` of every item."""
-    return [[relative_path(item.impath, image_root), item.label, item.classname] for item in data]
-
-
-def relative_path(impath: str, image_root: str | os.PathLike) -> str:
-    """``impath`` below ``image_root``, with forward slashes."""
-    # os.path.relpath costs 10 us, which is 13 s on ImageNet
     root = os.path.join(os.fspath(image_root), "")
+    return [[relative_path(item.impath, root), item.label, item.classname] for item in data]
+
+
+def relative_path(impath: str, root: str) -> str:
+    """``impath`` below ``root`` (which ends in a separator), with forward slashes."""
+    # os.path.relpath costs 10 us, which is 13 s on ImageNet
     relative = impath[len(root):] if impath.startswith(root) else os.path.relpath(impath, root)
     return relative.replace(os.sep, "/")
 
@@ -312,7 +312,9 @@ def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], lis
     if not os.path.exists(path):
         return None
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FEWSHOT_FORMAT or any(content.get(key) != value for key, value in source.items()):
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in ("train", "val")):
+        raise ValueError(f"few-shot file {path} lacks the lists train and val; delete it, the draw is repeatable")
+    if content.get("format") != FEWSHOT_FORMAT or any(content.get(key) != value for key, value in source.items()):
         print(f"{path} was drawn from another split: drawing again")
         return None
     print(f"Loading preprocessed few-shot data from {path}")
@@ -343,6 +345,7 @@ def _read_dassl_fewshot(path: str, train, val, image_root) -> tuple[list[Datum],
     a relative path of the split, so the dataset folder may have moved.
     """
     content = read_pickle(path)
+    root = os.path.join(os.fspath(image_root), "")
     drawn = []
     for part, source in (("train", train), ("val", val)):
         if not source:  # ImageNet's draw has no val
@@ -350,12 +353,14 @@ def _read_dassl_fewshot(path: str, train, val, image_root) -> tuple[list[Datum],
             continue
         if not isinstance(content, dict) or part not in content:
             raise ValueError(f"few-shot cache {path} has no list {part!r}; delete it to draw again")
-        known = {relative_path(item.impath, image_root): item for item in source}
+        known = {relative_path(item.impath, root): item for item in source}
         drawn.append([_match(old, known, f"{path}, {part}") for old in content[part]])
     return drawn[0], drawn[1]
 
 
 def _match(old: Datum, known: dict[str, Datum], origin: str) -> Datum:
+    if not hasattr(old, "impath"):
+        raise ValueError(f"few-shot cache {origin}: {old!r} is no image record; delete it to draw again")
     parts = old.impath.replace("\\", "/").split("/")
     item = next((known[tail] for i in range(len(parts)) if (tail := "/".join(parts[i:])) in known), None)
     if item is None:

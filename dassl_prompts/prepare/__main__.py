@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 
 from dassl_prompts.prepare.check import check, dataset_classes
-from dassl_prompts.prepare.errors import CheckError, PrepareError
+from dassl_prompts.prepare.errors import ByHandError, CheckError, PrepareError
 from dassl_prompts.prepare.fetch import prepare
 from dassl_prompts.prepare.links import CoopPage
-from dassl_prompts.prepare.sources import COOP_PAGE, SOURCES
+from dassl_prompts.prepare.sources import COOP_PAGE, GUIDES, SOURCES
 
 EPILOG = """\
 examples:
   python -m dassl_prompts.prepare Caltech101 EuroSAT --root /data     get two datasets
   python -m dassl_prompts.prepare all --root /data --check            examine all fifteen, reading every image
   python -m dassl_prompts.prepare all --root /data --check --fast     the same without reading images
+  python -m dassl_prompts.prepare CIRR --root /data --check           images and captions of a retrieval dataset
   python -m dassl_prompts.prepare --list                              what there is and where it comes from
 
 What no program may fetch is named with its address and the place to put it; run the same command again afterwards.
@@ -56,7 +57,7 @@ def known_names() -> dict[str, str]:
     """Every accepted spelling, lower-cased -> registered name."""
     names = {}
     for name, cls in dataset_classes().items():
-        if name in SOURCES or name.startswith("Emoji"):  # the embedded data needs no source
+        if name in SOURCES or name in GUIDES or name.startswith("Emoji"):  # the embedded data needs no source
             names[name.lower()] = name
             names.setdefault(cls.__module__.rpartition(".")[2], name)  # as the configuration files are called
     return names
@@ -81,17 +82,31 @@ def print_list() -> None:
         for file in source.files:
             where = ", or ".join(file.urls) or ("linked from CoOp's page" if file.on_coop_page else f"BY HAND: {file.by_hand}")
             print(f"    {file.name}: {where}")
+    for name, guide in GUIDES.items():
+        print(f"{name}  BY HAND\n    " + guide.replace("\n", "\n    "))
     print("Emoji is part of the package: nothing to get")
 
 
 def handle(name: str, args: argparse.Namespace, page: CoopPage) -> None:
     """Get (unless --check) and check one dataset; prints its summary line."""
+    if name in GUIDES:
+        return handle_retrieval(name, args)
     if not args.check and name in SOURCES:
         prepare(name, args.root, page, args.keep_archives)
     report = check(name, args.root, decode=args.check and not args.fast, workers=args.workers)
     print(report.summary())
     if report.problems:
         raise CheckError("\n".join(report.problems))
+
+
+def handle_retrieval(name: str, args: argparse.Namespace) -> None:
+    """Captioned images and triplets: told how to get, and checked by the reports of their own."""
+    if not args.check or name == "FDRD":
+        raise ByHandError(GUIDES[name])
+    from dassl_prompts.data import cir_report
+
+    if cir_report.main([name, "--root", str(args.root), *([] if args.fast else ["--read"])]):
+        raise CheckError(f"see the report above; what has to be where:\n{GUIDES[name]}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -283,3 +283,26 @@ SOURCES: dict[str, Source] = {
         counts=(None, None, 30000),
     ),
 }
+
+#: retrieval data that nobody may fetch for another: where it is and how it has to lie below the data root
+GUIDES: dict[str, str] = {
+    "CIRR": """\
+annotations: the folders captions and image_splits of https://github.com/Cuberick-Orion/CIRR (branch cirr_dataset)
+    -> cirr/captions, cirr/image_splits
+images: NLVR2's, through the form that https://github.com/lil-lab/nlvr links to
+    -> cirr/img_raw/train, cirr/img_raw/dev, cirr/img_raw/test1""",
+    "FashionIQ": """\
+annotations: the folders captions and image_splits of https://github.com/XiaoxiaoGuo/fashion-iq
+    -> fashioniq/captions, fashioniq/image_splits
+images: by the addresses in https://github.com/hongwang600/fashion-iq-metadata (many are dead; copies circulate)
+    -> fashioniq/images/<id>.jpg or .png""",
+    "LaionCIR": """\
+triplets: laion_template_info.json and laion_llm_info.json of https://github.com/Code-kunkun/ZS-CIR
+    -> laion_cir/
+images: linked from issues 6 and 7 of that repository
+    -> laion_cir/images/<seven digits>.png""",
+    "FDRD": """\
+captions: the JSON files of https://github.com/wyf202322/DCAR
+    -> FDRD/train, FDRD/test
+images: those of CoOp's datasets, e.g. `python -m dassl_prompts.prepare dtd`""",
+}

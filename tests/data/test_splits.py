@@ -149,7 +149,11 @@ def test_draw_from_another_split_is_made_again(tmp_path, capsys):
 
 
 def test_damaged_draw_is_named(tmp_path):
-    (tmp_path / "shot_2-seed_1.json").write_text('{"format": 1, "tr')
+    path = tmp_path / "shot_2-seed_1.json"
+    path.write_text('{"format": 1, "tr')
+    with pytest.raises(ValueError, match="shot_2-seed_1.json"):
+        few_shot(*toy(), 2, 1, "/data", tmp_path)
+    path.write_text('{"format": 1, "train": []}')
     with pytest.raises(ValueError, match="shot_2-seed_1.json"):
         few_shot(*toy(), 2, 1, "/data", tmp_path)
 
@@ -233,7 +237,7 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-@pytest.mark.parametrize("content", [pickle.dumps({"train": [Bomb()]}), pickle.dumps({"train": []})[:9], b"", b"no pickle"])
+@pytest.mark.parametrize("content", [pickle.dumps({"train": [Bomb()]}), pickle.dumps({"train": ["x"], "val": []}), pickle.dumps({"train": []})[:9], b"", b"no pickle"])
 def test_foreign_or_damaged_pickle_is_named_and_not_run(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shot_2-seed_1.pkl").write_bytes(content)

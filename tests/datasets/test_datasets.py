@@ -203,6 +203,14 @@ def test_shift_sets_are_marked_and_draw_nothing(tmp_path, capsys):
     assert "NUM_SHOTS 1 draws nothing" in capsys.readouterr().out
 
 
+def test_classes_of_one_name_are_reported(tmp_path, capsys):
+    trees.make_tree("ImageNet", tmp_path)
+    names = tmp_path / "imagenet" / "classnames.txt"
+    names.write_text(names.read_text().replace("goldfish", "tench"))
+    assert build("ImageNet", tmp_path).num_classes == 3
+    assert "1 class names stand for more than one class: tench" in capsys.readouterr().out
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 

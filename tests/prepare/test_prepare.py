@@ -271,6 +271,15 @@ def test_emoji_needs_no_download_and_no_root(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_retrieval_data_is_explained_and_checked_by_its_own_report(tmp_path, capsys):
+    root = ["--root", str(tmp_path)]
+    assert command.main(["cirr", "laion_cir", "FashionIQ", "FDRD", *root]) == 3
+    told = capsys.readouterr().err
+    assert all(word in told for word in ("Cuberick-Orion/CIRR", "cirr/img_raw/dev", "laion_template_info.json", "wyf202322/DCAR"))
+    assert command.main(["CIRR", "--check", "--fast", *root]) == 8
+    assert "cirr" in capsys.readouterr().err
+
+
 # -- sources and links ------------------------------------------------------------------------------------------------
 
 
@@ -387,3 +396,11 @@ def test_file_products():
     assert File("a.zip", unpack={"x": "y"}).products == ("y",)
     assert File("a.zip", unpack={"b.tar": "b.tar"}, inner=File("b.tar", unpack={"c": "d"})).products == ("d",)
     assert File("a.tar", gives=("images/val",)).products == ("images/val",)
+
+
+def test_documented_table_is_the_one_in_use():
+    documented = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text().splitlines()
+    rows = {cells[1]: cells for line in documented if (cells := [c.strip() for c in line.split("|")])[1:2] and len(cells) == 11}
+    for name, source in SOURCES.items():
+        numbers = ["-" if n is None else f"{n:,}" for n in (source.classes, *source.counts)]
+        assert rows[name][3] == source.folder and rows[name][6:10] == numbers
