@@ -42,6 +42,7 @@ from dassl_prompts.engine.checkpoint import (
     load_checkpoint,
     load_learned_tensors,
     load_pretrained_weights,
+    read_learned,
     resume_from_checkpoint,
     save_checkpoint,
 )
@@ -62,18 +63,20 @@ from dassl_prompts.engine.resume import CannotResume, config_differences
 from dassl_prompts.engine.run_folder import FolderInUse
 from dassl_prompts.engine.schedule import build_lr_scheduler
 from dassl_prompts.engine.seam import ENGINE, ENGINE_NAME
-from dassl_prompts.engine.trainer import PromptTrainer, read_learned
+from dassl_prompts.engine.trainer import PromptTrainer
 from dassl_prompts.engine.unpickle import UnsafePickleError, read_pickle
 
 __all__ = [
-    "AverageMeter", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "ENGINE",
-    "ENGINE_NAME", "EVALUATOR_REGISTRY", "EvaluatorBase", "FolderInUse", "ImageReadError", "MetricMeter", "PromptTrainer",
-    "Registry", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "TrainerXU", "UnsafePickleError",
-    "add_defaults", "build_dataset", "build_evaluator", "build_lr_scheduler", "build_optimizer", "build_trainer",
-    "build_transform", "check_availability", "check_isfile", "clean_cfg", "close_logger", "collect_env_info",
-    "compute_accuracy", "config_differences", "count_num_param", "extend_cfg", "get_cfg_default", "install_alias",
-    "learned_tensors", "listdir_nohidden", "load_checkpoint", "load_learned_tensors", "load_pretrained_weights",
-    "merge_file", "merge_opts", "mkdir_if_missing", "open_all_layers", "open_specified_layers", "read_image", "read_json",
-    "read_learned", "read_pickle", "register_all", "register_dataset", "register_evaluator", "register_trainer", "resume_from_checkpoint",
-    "save_checkpoint", "set_random_seed", "setup_logger", "tolist_if_not", "write_json",
+    "AverageMeter", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper",
+    "Datum", "ENGINE", "ENGINE_NAME", "EVALUATOR_REGISTRY", "EvaluatorBase", "FolderInUse", "ImageReadError",
+    "MetricMeter", "PromptTrainer", "Registry", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase",
+    "TrainerX", "TrainerXU", "UnsafePickleError", "add_defaults", "build_dataset", "build_evaluator",
+    "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform", "check_availability",
+    "check_isfile", "clean_cfg", "close_logger", "collect_env_info", "compute_accuracy", "config_differences",
+    "count_num_param", "extend_cfg", "get_cfg_default", "install_alias", "learned_tensors",
+    "listdir_nohidden", "load_checkpoint", "load_learned_tensors", "load_pretrained_weights", "merge_file",
+    "merge_opts", "mkdir_if_missing", "open_all_layers", "open_specified_layers", "read_image", "read_json",
+    "read_learned", "read_pickle", "register_all", "register_dataset", "register_evaluator",
+    "register_trainer", "resume_from_checkpoint", "save_checkpoint", "set_random_seed", "setup_logger",
+    "tolist_if_not", "write_json",
 ]  # fmt: skip

@@ -50,7 +50,10 @@ def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, 
         raise UnsafePickleError(
             f"{fpath} {error}; it was not read. If you know where the file comes from: load_checkpoint(path, trust=True)"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except PermissionError:
+        raise
+    # what torch lets through on files that are cut short or no checkpoints
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}") from error
 
 
@@ -227,3 +230,48 @@ def load_learned_tensors(module: nn.Module, state: dict[str, Tensor], source: st
 
 def _is_class_token(key: str) -> bool:
     return key.rsplit(".", 1)[-1].rstrip("2") in ("token_prefix", "token_suffix")
+
+
+def read_learned(directory: str | os.PathLike, name: str, epoch: int | None = None) -> dict[str, Tensor]:
+    """Tensors of the checkpoint of the registered model ``name`` in a run folder, ours or of official code.
+
+    Args:
+        directory: run folder.
+        name: of the registered model.
+        epoch: 1-based; None takes ``model-best.pth.tar``, else the newest epoch.
+
+    Raises:
+        FileNotFoundError: no such checkpoint; lists those that are there.
+        ValueError: the file is not a checkpoint.
+    """
+    path = find_checkpoint(Path(directory) / name, epoch)
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint: it has no state_dict")
+    print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "unknown")})')
+    return checkpoint["state_dict"]
+
+
+def find_checkpoint(folder: Path, epoch: int | None, best: bool = True) -> Path:
+    """A checkpoint file in the folder of one registered model.
+
+    Args:
+        folder: ``<run>/<registered name>``.
+        epoch: 1-based; None takes the best one, else the newest.
+        best: whether None may mean the best one.
+
+    Raises:
+        FileNotFoundError: there is none; lists those that are there.
+    """
+    there = {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("model.pth.tar-*") if p.name.rsplit("-", 1)[1].isdigit()}
+    if epoch is not None:
+        path = folder / f"model.pth.tar-{epoch}"
+    elif best and (folder / BEST).exists():
+        path = folder / BEST
+    else:
+        path = there[max(there)] if there else folder / BEST
+    if not path.is_file():
+        found = [p.name for p in sorted(folder.glob("model*.pth.tar*"))] if folder.is_dir() else []
+        shown = f"there are {', '.join(found)}" if found else f"{folder} has no checkpoint"
+        raise FileNotFoundError(f"No model at {path} ({shown})")
+    return path

@@ -18,10 +18,11 @@ from dassl_prompts.engine import resume
 from dassl_prompts.engine.backend import DataManager, TrainerX
 from dassl_prompts.engine.builtin.trainer import SimpleTrainer
 from dassl_prompts.engine.checkpoint import (
-    BEST,
+    find_checkpoint,
     learned_tensors,
     load_checkpoint,
     load_learned_tensors,
+    read_learned,
     save_checkpoint,
 )
 from dassl_prompts.engine.config import with_engine_defaults
@@ -382,38 +383,3 @@ def run_identity(cfg) -> dict[str, Any]:
         "seed": cfg.SEED,
         "backbone": cfg.MODEL.BACKBONE.NAME,
     }
-
-
-def read_learned(directory, name: str, epoch: int | None = None) -> dict[str, Tensor]:
-    """Tensors of the checkpoint of model ``name`` in a run folder; arguments and errors as in ``PromptTrainer.load_model``."""
-    path = find_checkpoint(Path(directory) / name, epoch)
-    checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint: it has no state_dict")
-    print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "unknown")})')
-    return checkpoint["state_dict"]
-
-
-def find_checkpoint(folder: Path, epoch: int | None, best: bool = True) -> Path:
-    """A checkpoint file in the folder of one registered model.
-
-    Args:
-        folder: ``<run>/<registered name>``.
-        epoch: 1-based; None takes the best one, else the newest.
-        best: whether None may mean the best one.
-
-    Raises:
-        FileNotFoundError: there is none; lists those that are there.
-    """
-    there = {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("model.pth.tar-*") if p.name.rsplit("-", 1)[1].isdigit()}
-    if epoch is not None:
-        path = folder / f"model.pth.tar-{epoch}"
-    elif best and (folder / BEST).exists():
-        path = folder / BEST
-    else:
-        path = there[max(there)] if there else folder / BEST
-    if not path.is_file():
-        found = [p.name for p in sorted(folder.glob("model*.pth.tar*"))] if folder.is_dir() else []
-        shown = f"there are {', '.join(found)}" if found else f"{folder} has no checkpoint"
-        raise FileNotFoundError(f"No model at {path} ({shown})")
-    return path

@@ -1,6 +1,6 @@
-"""A made-up dataset and a tiny trainer for the engine's tests; as a script it runs one training, which may kill itself.
+"""A made-up dataset and a tiny trainer for the engine's tests.
 
-    python toy.py ROOT OUTPUT [--die MOMENT] [KEY VALUE ...]
+``python toy.py ROOT OUTPUT MOMENT ...`` trains once per moment in the same folder, each time killing itself there.
 """
 
 import os
@@ -178,11 +178,21 @@ def die_while_writing(moment):
     resume.write_tensors = write
 
 
+def run_and_die(moment, root, output, opts):
+    """Train in a process of its own that kills itself at ``moment``; returns its exit status."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    ToyTrainer.die_at = moment
+    if moment.startswith("writing"):
+        die_while_writing(moment)
+    toy_trainer(root, output, *opts).train()
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    root, output, *rest = sys.argv[1:]
-    if rest[:1] == ["--die"]:
-        ToyTrainer.die_at = rest[1]
-        if rest[1].startswith("writing"):
-            die_while_writing(rest[1])
-        rest = rest[2:]
-    toy_trainer(root, output, *rest).train()
+    root, output, *moments = sys.argv[1:]
+    for number, moment in enumerate(moments):
+        status = run_and_die(moment, root, output, ["DATALOADER.NUM_WORKERS", number % 2])
+        if status != signal.SIGKILL:
+            sys.exit(f"{moment}: ended with status {status} instead of dying")

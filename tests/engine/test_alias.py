@@ -1,0 +1,93 @@
+"""A lab's own files, written for Dassl, on the built-in engine."""
+
+import textwrap
+
+from tests.engine.test_seam import python
+from tests.engine.toy import make_images
+from tests.engine.vendored import make_dassl
+
+#: every import that the CoOp family makes (spec 1.1)
+LAB = """
+    from dassl_prompts.engine import install_alias
+    install_alias()
+    install_alias()
+    from dassl.engine import TRAINER_REGISTRY, TrainerX, TrainerXU, build_trainer
+    from dassl.engine.trainer import TrainerX as X, MetricMeter, AverageMeter, SimpleTrainer
+    from dassl.data.datasets import DATASET_REGISTRY, Datum, DatasetBase, build_dataset
+    from dassl.data.datasets.base_dataset import Datum as D
+    from dassl.data import DatasetWrapper, DataManager
+    from dassl.data.data_manager import DatasetWrapper as W, build_data_loader
+    from dassl.data.transforms import build_transform
+    from dassl.data.samplers import build_sampler
+    from dassl.optim import build_optimizer, build_lr_scheduler
+    from dassl.optim.radam import RAdam
+    from dassl.utils import (load_checkpoint, load_pretrained_weights, mkdir_if_missing, listdir_nohidden, read_json,
+        write_json, check_isfile, setup_logger, set_random_seed, collect_env_info, read_image, Registry,
+        check_availability, count_num_param, tolist_if_not, open_specified_layers, save_checkpoint)
+    from dassl.metrics import compute_accuracy
+    from dassl.config import get_cfg_default, clean_cfg
+    from dassl.evaluation import build_evaluator, EVALUATOR_REGISTRY
+    import dassl.engine, dassl.data.datasets
+    assert dassl.__builtin_engine__ and X is TrainerX and D is Datum and W is DatasetWrapper
+    import dassl_prompts.engine as ours
+    assert ours.TRAINER_REGISTRY is TRAINER_REGISTRY and ours.TrainerX is TrainerX and ours.ENGINE_NAME == "builtin"
+"""
+
+TRAINER = """
+    import os, pickle, sys, torch
+
+    @DATASET_REGISTRY.register()
+    class LabData(DatasetBase):
+        def __init__(self, cfg):
+            items = [Datum(impath=os.path.join(cfg.DATASET.ROOT, name, file), label=i, classname=name)
+                     for i, name in enumerate(sorted(os.listdir(cfg.DATASET.ROOT)))
+                     for file in sorted(os.listdir(os.path.join(cfg.DATASET.ROOT, name)))]
+            super().__init__(train_x=items, val=items, test=items)
+
+    @TRAINER_REGISTRY.register()
+    class LabTrainer(TrainerX):
+        def build_model(self):
+            self.model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+            self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+            self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+            self.register_model("model", self.model, self.optim, self.sched)
+
+        def forward_backward(self, batch):
+            image, label, _ = self.parse_batch_train(batch)
+            output = self.model(image)
+            loss = torch.nn.functional.cross_entropy(output, label)
+            self.model_backward_and_update(loss)
+            if self.batch_idx + 1 == self.num_batches:
+                self.update_lr()
+            return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT, cfg.OUTPUT_DIR = ROOT, OUT
+    cfg.DATASET.NAME, cfg.TRAINER.NAME = "LabData", "LabTrainer"
+    cfg.INPUT.SIZE, cfg.DATALOADER.NUM_WORKERS, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.WARMUP_EPOCH = (8, 8), 0, 2, 1
+    cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR)
+    build_trainer(cfg).train()
+    assert os.path.exists(os.path.join(OUT, "model", "model.pth.tar-2"))
+    assert "Finish training" in open(os.path.join(OUT, "log.txt")).read()
+    assert b"dassl_prompts.engine" in pickle.dumps(Datum()) and pickle.loads(pickle.dumps(Datum("x"))).impath == "x"
+"""
+
+
+def test_a_labs_trainer_runs_on_the_alias(tmp_path):
+    make_images(tmp_path / "images")
+    paths = f"ROOT, OUT = {str(tmp_path / 'images')!r}, {str(tmp_path / 'out')!r}\n"
+    out = python(paths + textwrap.dedent(LAB) + textwrap.dedent(TRAINER), engine="builtin")
+    assert "* total: 18" in out
+
+
+def test_nothing_is_published_without_being_asked():
+    assert python("import sys, dassl_prompts.engine; print('dassl' in sys.modules)", engine="builtin") == "False\n"
+
+
+def test_the_alias_does_not_hide_the_real_dassl(tmp_path):
+    make_dassl(tmp_path)
+    code = "from dassl_prompts.engine import install_alias; install_alias()"
+    assert "RuntimeError: the real Dassl is in use" in python(code, tmp_path, check=False)
+    error = python(code, tmp_path, engine="builtin", check=False)
+    assert f"RuntimeError: there is a package dassl at {tmp_path}/dassl/__init__.py" in error

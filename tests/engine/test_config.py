@@ -1,0 +1,118 @@
+"""Config helpers: defaults, merging, errors that name keys."""
+
+import pytest
+from yacs.config import CfgNode
+
+from dassl_prompts.engine import add_defaults, clean_cfg, config_differences, extend_cfg, get_cfg_default, merge_file, merge_opts
+from dassl_prompts.engine.config import ENGINE_DEFAULTS, with_engine_defaults
+from dassl_prompts.engine.resume import flat_config
+
+
+def test_defaults_are_dassls():
+    cfg = get_cfg_default()
+    assert cfg.OUTPUT_DIR == "./output" and cfg.SEED == -1 and cfg.INPUT.SIZE == (224, 224)
+    assert cfg.OPTIM.LR == 0.0003 and cfg.OPTIM.WARMUP_TYPE == "linear" and cfg.OPTIM.STEPSIZE == (-1,)
+    assert cfg.DATALOADER.TRAIN_U.SAME_AS_X and cfg.TEST.FINAL_MODEL == "last_step"
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 1
+    assert get_cfg_default().DATALOADER.TRAIN_X.BATCH_SIZE == 32
+
+
+def test_add_defaults_only_adds_what_is_missing():
+    cfg = get_cfg_default()
+    add_defaults(cfg, "TRAINER.COOP", {"N_CTX": 16, "DEEP": {"A": 1}})
+    cfg.TRAINER.COOP.N_CTX = 4
+    cfg.freeze()
+    add_defaults(cfg, "TRAINER.COOP", {"N_CTX": 16, "CSC": False, "DEEP": {"A": 2, "B": 3}})
+    assert cfg.TRAINER.COOP == CfgNode({"N_CTX": 4, "CSC": False, "DEEP": {"A": 1, "B": 3}})
+    assert cfg.is_frozen() and cfg.TRAINER.COOP.is_frozen()
+    with pytest.raises(ValueError, match="TRAINER.COOP.N_CTX is a value"):
+        add_defaults(cfg, "TRAINER.COOP", {"N_CTX": {"A": 1}})
+    with pytest.raises(ValueError, match="SEED is a value"):
+        add_defaults(cfg, "SEED.X", {"A": 1})
+    with pytest.raises(ValueError, match="TRAINER.COOP is a node"):
+        add_defaults(cfg, "TRAINER", {"COOP": 1})
+
+
+def test_foreign_configs_get_the_engines_keys():
+    foreign = CfgNode({"DATASET": {"NAME": "X"}, "DATALOADER": {"MAX_CORRUPT": 3}, "TRAIN": {}})
+    foreign.freeze()
+    full = with_engine_defaults(foreign)
+    assert full.DATALOADER.MAX_CORRUPT == 3 and full.TRAIN.RESUME_FREQ == ENGINE_DEFAULTS["TRAIN"]["RESUME_FREQ"]
+    assert "RESUME_FREQ" not in foreign.TRAIN and full.is_frozen()
+    assert with_engine_defaults(full) is full
+    extend_cfg(foreign)
+    assert foreign == full
+
+
+def test_merge_opts():
+    cfg = get_cfg_default()
+    merge_opts(cfg, ["OPTIM.LR", "1", "INPUT.SIZE", "(8, 9)", "OPTIM.WARMUP_CONS_LR", "1e-6", "DATASET.NAME", "Food101"])
+    merge_opts(cfg, ["INPUT.TRANSFORMS", ["normalize"], "INPUT.PIXEL_MEAN", "(0, 0, 0)", "USE_CUDA", "False", "SEED", 3])
+    assert cfg.OPTIM.LR == 1.0 and type(cfg.OPTIM.LR) is float
+    assert cfg.INPUT.SIZE == (8, 9) and cfg.OPTIM.WARMUP_CONS_LR == 1e-6 and cfg.DATASET.NAME == "Food101"
+    assert cfg.INPUT.TRANSFORMS == ("normalize",) and cfg.INPUT.PIXEL_MEAN == [0, 0, 0]
+    assert cfg.USE_CUDA is False and cfg.SEED == 3
+
+
+@pytest.mark.parametrize(
+    ("opts", "text"),
+    [
+        (["OPTIM.LRR", "1"], "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
+        (["DATALOADER.BATCH_SIZE", "4"], "unknown config key DATALOADER.BATCH_SIZE; did you mean .*BATCH_SIZE"),
+        (["TRAINER.NOPE.X", "4"], "unknown config key TRAINER.NOPE.X"),
+        (["OPTIM.LR"], "'OPTIM.LR' has no value"),
+        (["OPTIM.MAX_EPOCH", "2.5"], "OPTIM.MAX_EPOCH is a int .*2.5 of type float"),
+        (["OPTIM.LR", "True"], "OPTIM.LR is a float .*True of type bool"),
+        (["USE_CUDA", "yes"], "USE_CUDA is a bool .*'yes'"),
+        (["OPTIM", "3"], "OPTIM is a node"),
+        (["SEED.X", "3"], "unknown config key SEED.X"),
+    ],
+)
+def test_wrong_options_name_the_key(opts, text):
+    with pytest.raises(ValueError, match=text):
+        merge_opts(get_cfg_default(), opts)
+
+
+def test_merge_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("OPTIM:\n  LR: 1\n  WARMUP_CONS_LR: 1e-5\nINPUT:\n  SIZE: (32, 32)\n  TRANSFORMS: ['normalize']\n")
+    cfg = get_cfg_default()
+    merge_file(cfg, path)
+    assert cfg.OPTIM.LR == 1.0 and cfg.OPTIM.WARMUP_CONS_LR == 1e-5 and cfg.INPUT.SIZE == (32, 32)
+    assert cfg.INPUT.TRANSFORMS == ("normalize",)
+    path.write_text("")
+    merge_file(cfg, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("OPTIM:\n  LRATE: 1\n", "c.yaml: unknown config key OPTIM.LRATE"),
+        ("OPTIM: {LR: fast}\n", "c.yaml: OPTIM.LR is a float"),
+        ("OPTIM: 3\n", "c.yaml: OPTIM is a node"),
+        ("SEED: {A: 1}\n", "c.yaml: SEED is a int"),
+        ("- a\n- b\n", "c.yaml: a config file is a mapping"),
+        ("OPTIM: {LR: [\n", "c.yaml is not valid YAML"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        merge_file(get_cfg_default(), tmp_path / "c.yaml")
+
+
+def test_clean_cfg_drops_other_methods():
+    cfg = get_cfg_default()
+    add_defaults(cfg, "TRAINER", {"COOP": {"A": 1}, "MAPLE": {"A": 1}})
+    clean_cfg(cfg, "CoOp")
+    assert set(cfg.TRAINER) == {"NAME", "COOP"}
+
+
+def test_config_differences_leave_out_what_does_not_change_the_result():
+    cfg = get_cfg_default()
+    stored = flat_config(cfg)
+    cfg.OUTPUT_DIR, cfg.DATASET.ROOT, cfg.DATALOADER.NUM_WORKERS, cfg.TRAIN.PRINT_FREQ = "x", "/moved", 0, 1
+    assert config_differences(stored, cfg) == []
+    cfg.OPTIM.LR, cfg.SEED = 0.1, 2
+    add_defaults(cfg, "TRAINER.NEW", {"KEY": 1})  # unknown to the older run
+    assert config_differences(stored, cfg) == ["OPTIM.LR: 0.0003 -> 0.1", "SEED: -1 -> 2"]

@@ -1,0 +1,101 @@
+"""Registries and what happens when somebody else has a name."""
+
+import pytest
+
+from dassl_prompts.engine import (
+    DATASET_REGISTRY,
+    TRAINER_REGISTRY,
+    Registry,
+    build_trainer,
+    check_availability,
+    get_cfg_default,
+    register_all,
+    register_dataset,
+    register_trainer,
+    registration,
+)
+
+
+def make(name, base=object):
+    return type(name, (base,), {})
+
+
+def test_registry_messages_are_dassls():
+    registry = Registry("TRAINER")
+    first = make("CoOp")
+    assert registry.register()(first) is first and registry.register(make("MaPLe")) is None
+    assert registry.registered_names() == ["CoOp", "MaPLe"] and registry.get("CoOp") is first
+    with pytest.raises(KeyError, match='An object named "CoOp" was already registered in "TRAINER" registry'):
+        registry.register(make("CoOp"))
+    with pytest.raises(KeyError, match='Object name "CoOpp" does not exist in "TRAINER" registry'):
+        registry.get("CoOpp")
+    second = make("CoOp")
+    registry.register(second, force=True)
+    assert registry.get("CoOp") is second
+
+
+def test_check_availability():
+    check_availability("CoOp", ["CoOp", "MaPLe"])
+    text = r"The requested one is expected to belong to \['CoOp', 'MaPLe'\], but got \[MaPle\] \(do you mean \[MaPLe\]\?\)"
+    with pytest.raises(ValueError, match=text):
+        check_availability("MaPle", ["CoOp", "MaPLe"])
+    with pytest.raises(ValueError, match=r"do you mean \[None\]"):
+        check_availability("X", [])
+
+
+def test_unknown_trainer_lists_the_known():
+    cfg = get_cfg_default()
+    cfg.TRAINER.NAME = "CoOpp"
+    with pytest.raises(ValueError, match=r"'CoOp'.*\[CoOpp\] \(do you mean \[CoOp\]"):
+        build_trainer(cfg)
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """Names that another file registered before ours: a trainer and a dataset."""
+    path = tmp_path / "lab.py"
+    path.write_text("class ZConflict:\n    pass\n\n\nclass ZData:\n    pass\n")
+    scope = {"__name__": "lab_trainers"}
+    exec(compile(path.read_text(), str(path), "exec"), scope)  # noqa: S102
+    monkeypatch.setattr(registration, "origin", lambda cls: str(path) if cls.__module__ == "lab_trainers" else "ours.py")
+    monkeypatch.setattr(registration, "_ours", {kind: {} for kind in registration.REGISTRIES})
+    TRAINER_REGISTRY.register(scope["ZConflict"])
+    DATASET_REGISTRY.register(scope["ZData"])
+    yield scope, path
+    TRAINER_REGISTRY._obj_map.pop("ZConflict")
+    DATASET_REGISTRY._obj_map.pop("ZData")
+
+
+def test_a_taken_name_is_kept_until_told_otherwise(foreign, capsys):
+    scope, path = foreign
+    trainer, dataset = register_trainer(make("ZConflict")), register_dataset(make("ZData"))
+    assert TRAINER_REGISTRY.get("ZConflict") is scope["ZConflict"]
+
+    conflicts = register_all()
+    assert [(c.kind, c.name) for c in conflicts] == [("trainer", "ZConflict"), ("dataset", "ZData")]
+    assert f"trainer ZConflict stays the one of {path}, not the one of ours.py" in capsys.readouterr().out
+
+    with pytest.raises(ValueError, match=f"trainer ZConflict: {path} .registered first. and ours.py") as error:
+        register_all({"trainer": "error"})
+    assert "ZData" not in str(error.value) and 'on_conflict="keep"' in str(error.value)
+    assert TRAINER_REGISTRY.get("ZConflict") is scope["ZConflict"]
+
+    register_all("replace")
+    assert TRAINER_REGISTRY.get("ZConflict") is trainer and DATASET_REGISTRY.get("ZData") is dataset
+    assert register_all("error") == []
+
+
+def test_the_same_file_twice_is_no_conflict(foreign, monkeypatch):
+    register_trainer(make("ZConflict"))
+    monkeypatch.setattr(registration, "origin", lambda cls: "same.py")
+    assert register_all("error") == []
+
+
+@pytest.mark.parametrize("policy", ["ignore", {"trainers": "keep"}])
+def test_unknown_policies(policy):
+    with pytest.raises(ValueError, match="on_conflict.*policies"):
+        register_all(policy)
+
+
+def test_origin_is_the_file_of_the_class():
+    assert registration.origin(Registry).endswith("engine/builtin/registry.py")
