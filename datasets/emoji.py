@@ -1,9 +1,10 @@
-"""Embedded data `emoji`: the same concepts drawn by four artists (docs/emoji.md). No download, no DATASET.ROOT.
+"""Embedded data `emoji`: the same concepts drawn by four artists (docs/emoji.md). No download, no
+DATASET.ROOT.
 
-    python -m dassl_prompts.datasets.emoji --sheet sheet.png        classes x styles
-    python -m dassl_prompts.datasets.emoji --triplets triplets.png  composed-retrieval queries
-    python -m dassl_prompts.datasets.emoji --cards                  the tables of docs/emoji.md, measured now
-    python -m dassl_prompts.datasets.emoji --write DIR              retrieval annotations as files (FDRD, CIRR, Laion-CIR)
+python -m dassl_prompts.datasets.emoji --sheet sheet.png        classes x styles python -m
+dassl_prompts.datasets.emoji --triplets triplets.png  composed-retrieval queries python -m
+dassl_prompts.datasets.emoji --cards                  the tables of docs/emoji.md, measured now python -m
+dassl_prompts.datasets.emoji --write DIR              retrieval annotations as files (FDRD, CIRR, Laion-CIR)
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from dassl_prompts.engine import DatasetBase, Datum, register_dataset
 
 
 def read_splits(style: str) -> Splits:
-    """Default (untoned) pictures of the concepts that belong to a class; concept families never cross a split."""
+    """Default (untoned) pictures of the concepts that belong to a class; concept families never cross a
+    split.
+    """
     label = {name: i for i, name in enumerate(emoji.classnames())}
-    return Splits(*(
-        [
-            Datum(impath=p.path, label=label[p.concept.classname], classname=p.concept.classname)
-            for p in emoji.pictures(style, splits=(split,), tones=False) if p.concept.classname
-        ]
-        for split in Splits._fields
-    ))
+    return Splits(
+        *(
+            [
+                Datum(impath=p.path, label=label[p.concept.classname], classname=p.concept.classname)
+                for p in emoji.pictures(style, splits=(split,), tones=False)
+                if p.concept.classname
+            ]
+            for split in Splits._fields
+        )
+    )
 
 
 @register_dataset
@@ -67,7 +73,9 @@ class EmojiOpenMoji(Emoji):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m dassl_prompts.datasets.emoji", description="The embedded emoji data.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.datasets.emoji", description="The embedded emoji data."
+    )
     parser.add_argument("--sheet", metavar="PNG", help="draw classes x styles with captions")
     parser.add_argument("--triplets", metavar="PNG", help="draw composed-retrieval triplets")
     parser.add_argument("--cards", action="store_true", help="print the tables of docs/emoji.md")
@@ -78,7 +86,10 @@ def main(argv=None):
     if args.sheet or args.triplets:
         from dassl_prompts.data import emoji_sheets
 
-        for path, draw in ((args.sheet, emoji_sheets.draw_classes), (args.triplets, emoji_sheets.draw_triplets)):
+        for path, draw in (
+            (args.sheet, emoji_sheets.draw_classes),
+            (args.triplets, emoji_sheets.draw_triplets),
+        ):
             if path:
                 draw(path)
                 print(f"wrote {path}")

@@ -1,7 +1,8 @@
 """Retrieval annotations of the embedded emoji data, in the formats of FDRD, CIRR and Laion-CIR.
 
-Everything is generated at load time from the embedded annotation and is the same on every machine. Concept families of
-the test split occur in no training item; the composed queries are asked in the style that the backbones have not seen.
+Everything is generated at load time from the embedded annotation and is the same on every machine. Concept
+families of the test split occur in no training item; the composed queries are asked in the style that the
+backbones have not seen.
 """
 
 from __future__ import annotations
@@ -18,32 +19,49 @@ from dassl_prompts.data.emoji import Picture
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 HAIR_CODES = ("1f9b0", "1f9b1", "1f9b2", "1f9b3", "1f471")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-GENDER_WORDS = {"woman": "a woman", "man": "a man", "girl": "a girl", "boy": "a boy", "person": "gender-neutral"}
+GENDER_WORDS = {
+    "woman": "a woman",
+    "man": "a man",
+    "girl": "a girl",
+    "boy": "a boy",
+    "person": "gender-neutral",
+}
 
 
-# ---- captioned pictures (FDRD) --------------------------------------------------------------------------------------
+# ---- captioned pictures (FDRD) ---------------------------------------------------------------------------
+
 
 def attributes(picture: Picture) -> dict:
     """What the caption says, by name; absent attributes are left out."""
     c = picture.concept
-    found = {"concept": c.name, "category": emoji.category(c), "tone": picture.tone, "gender": c.gender, "hair": c.hair,
-             "facing": c.facing, "colours": c.colours[picture.style], "style": emoji.STYLE_WORDS[picture.style]}
+    found = {
+        "concept": c.name,
+        "category": emoji.category(c),
+        "tone": picture.tone,
+        "gender": c.gender,
+        "hair": c.hair,
+        "facing": c.facing,
+        "colours": c.colours[picture.style],
+        "style": emoji.STYLE_WORDS[picture.style],
+    }
     return {k: v for k, v in found.items() if v}
 
 
-def attribute_negatives(picture: Picture, family: list, rng: random.Random) -> list[str]:
-    """Captions of the same picture with one attribute wrong: tone, gender or hair, colour, style; in this order."""
+def attribute_negatives(picture: Picture, relatives: list, rng: random.Random) -> list[str]:
+    """Captions with one attribute wrong, in this order: tone; gender, hair or direction; colour; style."""
     c, wrong = picture.concept, []
     if c.tones:
         tone = rng.choice([t for t in TONES if t != picture.tone])
         wrong.append(emoji.caption(picture, what=f"{c.name} with {tone} skin tone"))
-    relatives = [r for r in family if (r.gender, r.hair) != (c.gender, c.hair) and r.name != c.name]
-    if relatives:
-        wrong.append(emoji.caption(picture, what=emoji.description(Picture(rng.choice(relatives), picture.style, None))
-                                   + (f" with {picture.tone} skin tone" if picture.tone else "")))
+    others = [Picture(r, picture.style, picture.tone) for r in relatives]
+    others = [p for p in others if not emoji.is_twin(p)]
+    if others:
+        wrong.append(emoji.caption(picture, what=emoji.description(rng.choice(others))))
     own = c.colours[picture.style]
     if own:
-        wrong.append(emoji.caption(picture, colours=rng.sample([w for w in COLOURS if w not in own], len(own))))
+        wrong.append(
+            emoji.caption(picture, colours=rng.sample([w for w in COLOURS if w not in own], len(own)))
+        )
     wrong.append(emoji.caption(picture, style=rng.choice([s for s in emoji.STYLES if s != picture.style])))
     return wrong
 
@@ -58,8 +76,8 @@ def category_negatives(picture: Picture, others: list, rng: random.Random, count
 def emoji_fdrd(split: str = "test", style: str = emoji.HELD_OUT) -> dict[str, dict]:
     """FDRD's JSON object {key: record} of one split and style; key and file_name are '<style>-<code points>'.
 
-    A record has file_name, class_name, file_path ('<archive>.zip::<member>'), positive (one caption), negative (four:
-    two category swaps, then two attribute swaps) and attributes (what the caption says).
+    A record has file_name, class_name, file_path ('<archive>.zip::<member>'), positive (one caption),
+    negative (four: two category swaps, then two attribute swaps) and attributes (what the caption says).
 
     Args:
         split: train, val or test; concept families do not cross splits.
@@ -72,21 +90,24 @@ def emoji_fdrd(split: str = "test", style: str = emoji.HELD_OUT) -> dict[str, di
         raise ValueError(f"unknown split {split!r}: train, val or test")
     pictures = emoji.pictures(style, splits=(split,))
     concepts = [c for c in emoji.concepts() if c.split == split]
-    families = defaultdict(list)
-    for c in concepts:
-        families[c.family].append(c)
+    changes = Changes(concepts)
     records = {}
     for p in pictures:
         rng = random.Random(f"fdrd {p.key}")
-        swapped = attribute_negatives(p, families[p.concept.family], rng)[:2]
+        swapped = attribute_negatives(p, changes.relatives(p), rng)[:2]
         records[p.key] = {
-            "file_name": p.key, "class_name": emoji.category(p.concept), "file_path": p.path, "positive": emoji.caption(p),
-            "negative": category_negatives(p, concepts, rng, 4 - len(swapped)) + swapped, "attributes": attributes(p),
+            "file_name": p.key,
+            "class_name": emoji.category(p.concept),
+            "file_path": p.path,
+            "positive": emoji.caption(p),
+            "negative": category_negatives(p, concepts, rng, 4 - len(swapped)) + swapped,
+            "attributes": attributes(p),
         }
     return records
 
 
-# ---- composed queries -----------------------------------------------------------------------------------------------
+# ---- composed queries ------------------------------------------------------------------------------------
+
 
 class Changes:
     """Finds, within one style and split, the pictures that differ from a reference by one stated change."""
@@ -102,15 +123,28 @@ class Changes:
         return "-".join(part for part in concept.family.split("-") if part not in HAIR_CODES)
 
     def kinds(self):
-        return {"tone": self.tone, "gender": self.gender, "hair": self.hair, "facing": self.facing, "colour": self.colour,
-                "concept": self.concept, "compound": self.compound}
+        return {
+            "tone": self.tone,
+            "gender": self.gender,
+            "hair": self.hair,
+            "facing": self.facing,
+            "colour": self.colour,
+            "concept": self.concept,
+            "compound": self.compound,
+        }
 
     def relatives(self, picture, **same):
-        """Members of the family, whatever their hair, with a picture in the same tone, equal in the attributes named by `same`."""
+        """Members of the family, whatever their hair, with a picture in the same tone, equal in the
+        attributes named by `same`.
+        """
         c = picture.concept
-        return [r for r in self.by_family[self.without_hair(c)]
-                if r is not c and (picture.tone is None or picture.tone in r.tones)
-                and all(getattr(r, a) == getattr(c, a) for a in same)]
+        return [
+            r
+            for r in self.by_family[self.without_hair(c)]
+            if r is not c
+            and (picture.tone is None or picture.tone in r.tones)
+            and all(getattr(r, a) == getattr(c, a) for a in same)
+        ]
 
     def tone(self, p, rng):
         tones = [t for t in (None, *p.concept.tones) if t != p.tone]
@@ -119,7 +153,12 @@ class Changes:
         tone = rng.choice(tones)
         word = f"{tone} skin tone" if tone else "the default yellow skin"
         return Picture(p.concept, p.style, tone), rng.choice(
-            (f"change the skin tone to {tone}" if tone else "remove the skin tone", f"with {word}", f"the same but with {word}"))
+            (
+                f"change the skin tone to {tone}" if tone else "remove the skin tone",
+                f"with {word}",
+                f"the same but with {word}",
+            )
+        )
 
     def gender(self, p, rng):
         found = [r for r in self.relatives(p, hair=1, facing=1) if r.gender and r.gender != p.concept.gender]
@@ -127,7 +166,9 @@ class Changes:
             return None
         target = rng.choice(found)
         word = GENDER_WORDS[target.gender]
-        return Picture(target, p.style, p.tone), rng.choice((f"make it {word}", f"the same but {word}", f"{word} instead"))
+        return Picture(target, p.style, p.tone), rng.choice(
+            (f"make it {word}", f"the same but {word}", f"{word} instead")
+        )
 
     def hair(self, p, rng):
         found = [r for r in self.relatives(p, gender=1, facing=1) if r.hair and r.hair != p.concept.hair]
@@ -135,13 +176,19 @@ class Changes:
             return None
         target = rng.choice(found)
         word = f"a {target.hair}" if target.hair == "bald head" else target.hair
-        return Picture(target, p.style, p.tone), rng.choice((f"with {word}", f"with {word} instead", f"the same but with {word}"))
+        return Picture(target, p.style, p.tone), rng.choice(
+            (f"with {word}", f"with {word} instead", f"the same but with {word}")
+        )
 
     def facing(self, p, rng):
         found = [r for r in self.relatives(p, gender=1, hair=1) if r.facing != p.concept.facing]
         if not found:
             return None
-        words = ("facing right", "turned to the right") if found[0].facing else ("facing left", "turned to the left")
+        words = (
+            ("facing right", "turned to the right")
+            if found[0].facing
+            else ("facing left", "turned to the left")
+        )
         return Picture(found[0], p.style, p.tone), rng.choice(words)
 
     def colour(self, p, rng):
@@ -151,24 +198,33 @@ class Changes:
         if len(own) != 1:
             return None
         at = words.index(own[0])
-        wanted = {" ".join([*words[:at], w, *words[at + 1:]]): w for w in COLOURS if w != own[0]}
+        wanted = {" ".join([*words[:at], w, *words[at + 1 :]]): w for w in COLOURS if w != own[0]}
         found = [c for c in self.by_subgroup[p.concept.subgroup] if c.name in wanted]
         if not found:
             return None
         target = rng.choice(found)
         word = wanted[target.name]
-        return Picture(target, p.style), rng.choice((f"make it {word}", f"{word} instead of {own[0]}", f"in {word}"))
+        return Picture(target, p.style), rng.choice(
+            (f"make it {word}", f"{word} instead of {own[0]}", f"in {word}")
+        )
 
     def concept(self, p, rng):
         if p.concept.tones:
             return None
-        found = [c for c in self.by_subgroup[p.concept.subgroup] if c.family != p.concept.family and not c.tones]
+        found = [
+            c for c in self.by_subgroup[p.concept.subgroup] if c.family != p.concept.family and not c.tones
+        ]
         if not found:
             return None
         target = rng.choice(found)
         return Picture(target, p.style), rng.choice(
-            (f"{target.name} instead of {p.concept.name}", f"change it to {target.name}", f"not {p.concept.name} but {target.name}",
-             f"replace it with {target.name}"))
+            (
+                f"{target.name} instead of {p.concept.name}",
+                f"change it to {target.name}",
+                f"not {p.concept.name} but {target.name}",
+                f"replace it with {target.name}",
+            )
+        )
 
     def compound(self, p, rng):
         """Gender and tone at once."""
@@ -204,19 +260,44 @@ def restyle(pictures, style, text_rng):
 
 
 # Queries per kind of change; fewer where the concepts do not offer as many.
-VAL_QUERIES = {"tone": 350, "gender": 250, "hair": 100, "facing": 50, "colour": 50, "concept": 450, "compound": 150, "style": 150}
-TRAIN_TRIPLETS = {"tone": 700, "gender": 500, "hair": 200, "facing": 100, "colour": 100, "concept": 900, "compound": 300,
-                  "style": 300}  # per style
+VAL_QUERIES = {
+    "tone": 350,
+    "gender": 250,
+    "hair": 100,
+    "facing": 50,
+    "colour": 50,
+    "concept": 450,
+    "compound": 150,
+    "style": 150,
+}
+TRAIN_TRIPLETS = {
+    "tone": 700,
+    "gender": 500,
+    "hair": 200,
+    "facing": 100,
+    "colour": 100,
+    "concept": 900,
+    "compound": 300,
+    "style": 300,
+}  # per style
 
 
 def look_alikes(reference: Picture, target: Picture, changes: Changes, rng: random.Random) -> list[Picture]:
     """Reference, target and four pictures like them: other tones and relatives first, then the subgroup."""
     members = {p.key: p for p in (reference, target)}
-    near = [Picture(c, target.style, tone) for c in (target.concept, reference.concept) for tone in (None, *c.tones)]
+    near = [
+        Picture(c, target.style, tone)
+        for c in (target.concept, reference.concept)
+        for tone in (None, *c.tones)
+    ]
     near += [Picture(r, target.style, target.tone) for r in changes.relatives(target)]
     far = [Picture(c, target.style) for c in changes.by_subgroup[target.concept.subgroup]]
-    wide = [Picture(c, target.style) for group in changes.by_subgroup.values() for c in group
-            if c.group == target.concept.group]
+    wide = [
+        Picture(c, target.style)
+        for group in changes.by_subgroup.values()
+        for c in group
+        if c.group == target.concept.group
+    ]
     rest = [Picture(c, target.style) for group in changes.by_subgroup.values() for c in group]
     for pool in (near, far, wide, rest):
         rng.shuffle(pool)
@@ -229,10 +310,12 @@ def look_alikes(reference: Picture, target: Picture, changes: Changes, rng: rand
 
 
 def emoji_cirr(split: str = "val") -> dict:
-    """CIRR's files for one split: {'captions': cap.rc2 list, 'captions_ext': cap.ext.rc2 list, 'image_splits': {name: path}}.
+    """CIRR's files for one split: {'captions': cap.rc2 list, 'captions_ext': cap.ext.rc2 list,
+    'image_splits': {name: path}}.
 
-    References and targets are test concepts in the held-out style; style queries start from OpenMoji's drawing. The
-    gallery (image_splits) holds every held-out picture of the test concepts and OpenMoji's default drawings of them.
+    References and targets are test concepts in the held-out style; style queries start from OpenMoji's
+    drawing. The gallery (image_splits) holds every held-out picture of the test concepts and OpenMoji's
+    default drawings of them.
 
     Raises:
         ValueError: another split than val (the only one with targets here).
@@ -249,18 +332,44 @@ def emoji_cirr(split: str = "val") -> dict:
     captions, extended = [], []
     for pair, (kind, reference, text, target) in enumerate(queries):
         members = [p.key for p in look_alikes(reference, target, changes, random.Random(f"set {pair}"))]
-        captions.append({
-            "pairid": pair, "reference": reference.key, "target_hard": target.key, "target_soft": {target.key: 1.0},
-            "caption": text, "img_set": {"id": pair, "members": members, "reference_rank": members.index(reference.key),
-                                         "target_rank": members.index(target.key)},
-        })
-        extended.append({"pairid": pair, "reference": reference.key, "target_hard": target.key,
-                         "caption_extend": {"0": kind, "1": emoji.description(reference), "2": emoji.description(target), "3": ""}})
-    return {"captions": captions, "captions_ext": extended, "image_splits": {p.key: p.path for p in (*gallery, *outlined)}}
+        captions.append(
+            {
+                "pairid": pair,
+                "reference": reference.key,
+                "target_hard": target.key,
+                "target_soft": {target.key: 1.0},
+                "caption": text,
+                "img_set": {
+                    "id": pair,
+                    "members": members,
+                    "reference_rank": members.index(reference.key),
+                    "target_rank": members.index(target.key),
+                },
+            }
+        )
+        extended.append(
+            {
+                "pairid": pair,
+                "reference": reference.key,
+                "target_hard": target.key,
+                "caption_extend": {
+                    "0": kind,
+                    "1": emoji.description(reference),
+                    "2": emoji.description(target),
+                    "3": "",
+                },
+            }
+        )
+    return {
+        "captions": captions,
+        "captions_ext": extended,
+        "image_splits": {p.key: p.path for p in (*gallery, *outlined)},
+    }
 
 
 def emoji_laion_cir() -> dict:
-    """Training triplets in Laion-CIR's Template format: {'triplets': [{ref_image_id, relative_cap, tgt_image_id}], 'images': {id: path}}.
+    """Training triplets in Laion-CIR's Template format: {'triplets': [{ref_image_id, relative_cap,
+    tgt_image_id}], 'images': {id: path}}.
 
     Training concepts in the three styles that the backbones have seen.
     """
@@ -269,8 +378,11 @@ def emoji_laion_cir() -> dict:
     seen = [s for s in emoji.STYLES if s != emoji.HELD_OUT]
     for i, style in enumerate(seen):
         pictures = emoji.pictures(style, splits=("train",))
-        drawn = [t for kind, change in changes.kinds().items()
-                 for t in draw_triplets(pictures, kind, change, TRAIN_TRIPLETS[kind], f"laion {style}")]
+        drawn = [
+            t
+            for kind, change in changes.kinds().items()
+            for t in draw_triplets(pictures, kind, change, TRAIN_TRIPLETS[kind], f"laion {style}")
+        ]
         rng = random.Random(f"laion {style} style")
         drawn += restyle(rng.sample(pictures, TRAIN_TRIPLETS["style"]), seen[(i + 1) % len(seen)], rng)
         for _, reference, text, target in drawn:
@@ -284,9 +396,11 @@ def write_annotations(folder: str | os.PathLike) -> list[Path]:
     folder, cirr, laion = Path(folder), emoji_cirr(), emoji_laion_cir()
     files = {f"FDRD/{split}/emoji_{split}.json": emoji_fdrd(split) for split in ("train", "val", "test")}
     files |= {
-        "cirr/captions/cap.rc2.val.json": cirr["captions"], "cirr/captions_ext/cap.ext.rc2.val.json": cirr["captions_ext"],
+        "cirr/captions/cap.rc2.val.json": cirr["captions"],
+        "cirr/captions_ext/cap.ext.rc2.val.json": cirr["captions_ext"],
         "cirr/image_splits/split.rc2.val.json": cirr["image_splits"],
-        "laion_cir/laion_template_info.json": laion["triplets"], "laion_cir/images.json": laion["images"],
+        "laion_cir/laion_template_info.json": laion["triplets"],
+        "laion_cir/images.json": laion["images"],
     }
     for name, content in files.items():
         path = folder / name

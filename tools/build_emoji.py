@@ -1,14 +1,15 @@
-"""Build the embedded `emoji` data: four artists' drawings of the same concepts, at 64 px, with their annotation.
+"""Build the embedded `emoji` data: drawings of the same concepts by four artists, 64 px, with annotation.
 
     pip install resvg-py && python tools/build_emoji.py            # writes dassl_prompts/assets/emoji/
 
-The npm packages of SOURCES are fetched with `npm pack` into --cache and checked by sha256. Each artist gets an archive
-of its own, `emoji-<style>-v<VERSION>.zip`, with stored WebP pictures named by code points, its licence and its
-attribution; `emoji-meta-v<VERSION>.json.xz` holds concepts, attributes, classes, splits and the archives' hashes.
-Time stamps, member order and encoder settings are fixed: two builds with the same Pillow and resvg-py are identical.
+The npm packages of SOURCES are fetched with `npm pack` into --cache and checked by sha256. Each artist gets
+an archive of its own, `emoji-<style>-v<VERSION>.zip`, with stored WebP pictures named by code points, its
+licence and its attribution; `emoji-meta-v<VERSION>.json.xz` holds concepts, attributes, classes, splits and
+the archives' hashes. Time stamps, member order and encoder settings are fixed: two builds with the same
+Pillow and resvg-py are identical.
 
-WebP (lossy, quality 75) was chosen over PNG and over sprite sheets: about 750 bytes a picture (lossless WebP 900 to 1700),
-and a single picture stays addressable as `archive.zip::member`.
+WebP (lossy, quality 75) was chosen over PNG and over sprite sheets: about 750 bytes a picture (lossless
+WebP 900 to 1700), and a single picture stays addressable as `archive.zip::member`.
 """
 
 import argparse
@@ -34,11 +35,26 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTICES = ROOT / "tools" / "emoji_notices"
 
 SOURCES = {
-    "noto": ("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
-    "twemoji": ("@iconify-json/twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
-    "openmoji": ("@iconify-json/openmoji", "1.2.29", "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"),
-    "fluent": ("@iconify-json/fluent-emoji-flat", "1.2.6",
-               "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+    "noto": (
+        "@iconify-json/noto",
+        "1.2.9",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+    ),
+    "twemoji": (
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+    ),
+    "openmoji": (
+        "@iconify-json/openmoji",
+        "1.2.29",
+        "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+    ),
+    "fluent": (
+        "@iconify-json/fluent-emoji-flat",
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+    ),
     "meta": ("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
 }
 STYLES = ("noto", "twemoji", "openmoji", "fluent")
@@ -48,7 +64,14 @@ CLASSES = {
     "happy face": ("face-smiling", "face-affection", "face-tongue"),
     "worried face": ("face-concerned", "face-negative"),
     "tired face": ("face-neutral-skeptical", "face-sleepy", "face-unwell"),
-    "hand": ("hand-fingers-open", "hand-fingers-partial", "hand-single-finger", "hand-fingers-closed", "hands", "hand-prop"),
+    "hand": (
+        "hand-fingers-open",
+        "hand-fingers-partial",
+        "hand-single-finger",
+        "hand-fingers-closed",
+        "hands",
+        "hand-prop",
+    ),
     "person": ("person",),
     "gesture": ("person-gesture",),
     "worker": ("person-role",),
@@ -84,22 +107,40 @@ CLASSES = {
 MIN_TRAIN, MIN_TEST = 16, 10
 
 TONES = {1: "light", 2: "medium-light", 3: "medium", 4: "medium-dark", 5: "dark"}
-HAIR = {"1F9B0": "red hair", "1F9B1": "curly hair", "1F9B2": "bald head", "1F9B3": "white hair", "1F471": "blond hair"}
+HAIR = {
+    "1F9B0": "red hair",
+    "1F9B1": "curly hair",
+    "1F9B2": "bald head",
+    "1F9B3": "white hair",
+    "1F471": "blond hair",
+}
 # Pairs of code points that are one role drawn with another gender but are not built with a gender sign.
 GENDERED = {
-    "1F468": ("1F9D1", "man"), "1F469": ("1F9D1", "woman"), "1F466": ("1F9D2", "boy"), "1F467": ("1F9D2", "girl"),
-    "1F474": ("1F9D3", "man"), "1F475": ("1F9D3", "woman"), "1F934": ("1FAC5", "man"), "1F478": ("1FAC5", "woman"),
-    "1F385": ("1F9D1-200D-1F384", "man"), "1F936": ("1F9D1-200D-1F384", "woman"),
-    "1F57A": ("1F483", "man"), "1F483": ("1F483", "woman"),
+    "1F468": ("1F9D1", "man"),
+    "1F469": ("1F9D1", "woman"),
+    "1F466": ("1F9D2", "boy"),
+    "1F467": ("1F9D2", "girl"),
+    "1F474": ("1F9D3", "man"),
+    "1F475": ("1F9D3", "woman"),
+    "1F934": ("1FAC5", "man"),
+    "1F478": ("1FAC5", "woman"),
+    "1F385": ("1F9D1-200D-1F384", "man"),
+    "1F936": ("1F9D1-200D-1F384", "woman"),
+    "1F57A": ("1F483", "man"),
+    "1F483": ("1F483", "woman"),
 }
 SIGNS = {"2640": "woman", "2642": "man"}
 
 
 def fetch(cache, name, version, digest):
-    """Path of the package's tarball in `cache`, fetched with `npm pack` if absent. Raises ValueError on another hash."""
+    """Path of the package's tarball in `cache`, fetched with `npm pack` if absent. Raises ValueError on
+    another hash.
+    """
     path = cache / f"{name.replace('@', '').replace('/', '-')}-{version}.tgz"
     if not path.exists():
-        subprocess.run(["npm", "pack", "--silent", f"{name}@{version}"], cwd=cache, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["npm", "pack", "--silent", f"{name}@{version}"], cwd=cache, check=True, stdout=subprocess.DEVNULL
+        )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != digest:
         raise ValueError(f"{path} has sha256 {found}, expected {digest}: delete it and run this again")
@@ -139,25 +180,31 @@ class Artist:
         width = icon.get("width", self.icons.get("width", 16))
         height = icon.get("height", self.icons.get("height", 16))
         body = f'<g transform="translate({width} 0) scale(-1 1)">{icon["body"]}</g>' if flip else icon["body"]
-        return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="0 0 {width} {height}" width="{SIZE}" height="{SIZE}">{body}</svg>')
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="0 0 {width} {height}" width="{SIZE}" height="{SIZE}">{body}</svg>'
+        )
 
     def draw(self, hexcode):
         import resvg_py
-        png = resvg_py.svg_to_bytes(svg_string=self.svg(hexcode), background="#ffffff", skip_system_fonts=True)
+
+        png = resvg_py.svg_to_bytes(
+            svg_string=self.svg(hexcode), background="#ffffff", skip_system_fonts=True
+        )
         image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
         if image.size != (SIZE, SIZE):
             raise ValueError(f"{hexcode} was drawn at {image.size}")
         return image
 
 
-# ---- attributes -----------------------------------------------------------------------------------------------------
+# ---- attributes ------------------------------------------------------------------------------------------
+
 
 def person_attributes(hexcode):
     """(family, gender, hair, facing) of a code point sequence.
 
-    The family is the sequence with gender and direction taken out: "woman running", "man running facing right" and
-    "person running" are one family, and a family never crosses a split.
+    The family is the sequence with gender and direction taken out: "woman running", "man running facing
+    right" and "person running" are one family, and a family never crosses a split.
     """
     parts, gender, hair, facing = hexcode.split("-"), None, None, None
     if parts[0] in GENDERED and "200D-1F91D" not in hexcode:
@@ -176,7 +223,9 @@ def person_attributes(hexcode):
 
 
 def colour_name(rgb):
-    """Basic colour word of one RGB triple in 0..255 (eleven basic terms; thresholds set by eye on the pictures)."""
+    """Basic colour word of one RGB triple in 0..255 (eleven basic terms; thresholds set by eye on the
+    pictures).
+    """
     hue, sat, val = colorsys.rgb_to_hsv(*(c / 255 for c in rgb))
     hue *= 360
     if val < 0.22 or (val < 0.3 and sat < 0.28):
@@ -205,8 +254,9 @@ def colour_name(rgb):
 def colour_words(image, person, outlined):
     """Up to two colour words that each cover at least 15 % of the drawing (not of the white ground).
 
-    For people and hands the hues of skin and hair are left out: their words are those of tone and hair. In outlined
-    drawings (OpenMoji) black and the grey of its anti-aliasing count only where they are the larger part.
+    For people and hands the hues of skin and hair are left out: their words are those of tone and hair. In
+    outlined drawings (OpenMoji) black and the grey of its anti-aliasing count only where they are the
+    larger part.
     """
     pixels = np.asarray(image.resize((32, 32), Image.Resampling.BOX)).reshape(-1, 3)
     counts = collections.Counter(colour_name(p) for p in pixels.tolist())
@@ -217,7 +267,8 @@ def colour_words(image, person, outlined):
     return [w for w, s in sorted(share.items(), key=lambda kv: (-kv[1], kv[0])) if s >= least[w]][:2]
 
 
-# ---- concepts and splits --------------------------------------------------------------------------------------------
+# ---- concepts and splits ---------------------------------------------------------------------------------
+
 
 def clean(label):
     for fancy, plain in (("’", "'"), ("“", ""), ("”", ""), ("ñ", "n"), ("keycap: ", "keycap ")):
@@ -250,13 +301,24 @@ def read_concepts(entries, names, artists):
             if isinstance(skin["tone"], int) and all(code(skin["hexcode"]) in a for a in artists.values()):
                 tones[TONES[skin["tone"]]] = code(skin["hexcode"]).lower()
         is_person = names["groups"][str(entry["group"])] == "people-body"
-        family, gender, hair, facing = person_attributes(hexcode) if is_person else (hexcode, None, None, None)
-        concepts.append({
-            "id": hexcode.lower(), "name": label_words(entry["label"]),
-            "tags": [clean(t) for t in entry.get("tags", []) if t.isascii()],
-            "group": names["groups"][str(entry["group"])], "subgroup": subgroup, "class": class_of.get(subgroup),
-            "family": family.lower(), "gender": gender, "hair": hair, "facing": facing, "tones": tones,
-        })
+        family, gender, hair, facing = (
+            person_attributes(hexcode) if is_person else (hexcode, None, None, None)
+        )
+        concepts.append(
+            {
+                "id": hexcode.lower(),
+                "name": label_words(entry["label"]),
+                "tags": [clean(t) for t in entry.get("tags", []) if t.isascii()],
+                "group": names["groups"][str(entry["group"])],
+                "subgroup": subgroup,
+                "class": class_of.get(subgroup),
+                "family": family.lower(),
+                "gender": gender,
+                "hair": hair,
+                "facing": facing,
+                "tones": tones,
+            }
+        )
     members = collections.Counter(c["family"] for c in concepts)
     for c in concepts:
         if c["gender"] is None and members[c["family"]] > 1 and c["group"] == "people-body":
@@ -265,9 +327,11 @@ def read_concepts(entries, names, artists):
 
 
 def assign_splits(concepts):
-    """Give every concept train, val or test; whole families move together; order within a class is a hash of the family.
+    """Give every concept train, val or test; whole families move together; order within a class is a hash
+    of the family.
 
-    Per class: at least MIN_TRAIN train concepts or 45 %, at least MIN_TEST test concepts, what is left (about four) val.
+    Per class: at least MIN_TRAIN train concepts or 45 %, at least MIN_TEST test concepts, what is left
+    (about four) val.
     """
     groups = collections.defaultdict(lambda: collections.defaultdict(list))
     for c in concepts:
@@ -277,7 +341,9 @@ def assign_splits(concepts):
         in_class = name in CLASSES
         train = max(MIN_TRAIN, round(0.45 * total)) if in_class else round(0.5 * total)
         quota = {"train": train, "test": max(MIN_TEST, total - train - 4) if in_class else total - train}
-        order = sorted(families, key=lambda f: (-len(families[f]), hashlib.sha256(f"emoji-v1 {f}".encode()).hexdigest()))
+        order = sorted(
+            families, key=lambda f: (-len(families[f]), hashlib.sha256(f"emoji-v1 {f}".encode()).hexdigest())
+        )
         for family in order:
             fullest = max(quota, key=quota.get)
             split = fullest if quota[fullest] > 0 else "val"
@@ -291,7 +357,8 @@ def assign_splits(concepts):
             raise ValueError(f"class {name}: {[(s, counts[name, s]) for s in ('train', 'val', 'test')]}")
 
 
-# ---- archives -------------------------------------------------------------------------------------------------------
+# ---- archives --------------------------------------------------------------------------------------------
+
 
 def add(archive, name, data):
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
@@ -309,7 +376,8 @@ def replace_file(path, data):
 def build_style(style, artist, concepts, source, out):
     """Draw every picture of one artist; fills concept['colours'][style].
 
-    Returns the artist's entry for the meta file, with its twins {code points: code points of an earlier equal drawing}.
+    Returns the artist's entry for the meta file, with its twins {code points: code points of an earlier
+    equal drawing}.
     """
     buffer, first, twins = io.BytesIO(), {}, {}
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -328,33 +396,52 @@ def build_style(style, artist, concepts, source, out):
     name = f"emoji-{style}-v{VERSION}.zip"
     replace_file(out / name, buffer.getvalue())
     count = sum(1 + len(c["tones"]) for c in concepts)
-    return {"archive": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "bytes": len(buffer.getvalue()),
-            "pictures": count, "package": f"{source[0]}@{source[1]}", "package_sha256": source[2], "twins": twins}
+    return {
+        "archive": name,
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        "bytes": len(buffer.getvalue()),
+        "pictures": count,
+        "package": f"{source[0]}@{source[1]}",
+        "package_sha256": source[2],
+        "twins": twins,
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dassl_prompts" / "assets" / "emoji")
-    parser.add_argument("--cache", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")) / "emoji-packages")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")) / "emoji-packages"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.cache.mkdir(parents=True, exist_ok=True)
 
     tarballs = {key: fetch(args.cache, *source) for key, source in SOURCES.items()}
     artists = {style: Artist(tarballs[style]) for style in STYLES}
-    concepts = read_concepts(read_json(tarballs["meta"], "en/data.json"), read_json(tarballs["meta"], "meta/groups.json"),
-                             artists)
+    concepts = read_concepts(
+        read_json(tarballs["meta"], "en/data.json"), read_json(tarballs["meta"], "meta/groups.json"), artists
+    )
     assign_splits(concepts)
     for c in concepts:
         c["colours"] = {}
     styles = {s: build_style(s, artists[s], concepts, SOURCES[s], args.out) for s in STYLES}
-    meta = {"version": VERSION, "size": SIZE, "annotation": "emojibase-data@17.0.0 (MIT; CLDR data under the Unicode licence)",
-            "notice": (NOTICES / "meta" / "NOTICE.txt").read_text(), "styles": styles,
-            "classes": {name: list(subs) for name, subs in CLASSES.items()}, "concepts": concepts}
+    meta = {
+        "version": VERSION,
+        "size": SIZE,
+        "annotation": "emojibase-data@17.0.0 (MIT; CLDR data under the Unicode licence)",
+        "notice": (NOTICES / "meta" / "NOTICE.txt").read_text(),
+        "styles": styles,
+        "classes": {name: list(subs) for name, subs in CLASSES.items()},
+        "concepts": concepts,
+    }
     data = json.dumps(meta, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
     replace_file(args.out / f"emoji-meta-v{VERSION}.json.xz", lzma.compress(data, preset=9))
-    total = sum(p.stat().st_size for p in args.out.iterdir() if re.match(r"emoji-.*-v\d+\.(zip|json\.xz)$", p.name))
-    print(f"{len(concepts)} concepts, {sum(s['pictures'] for s in styles.values())} pictures, {total / 1e6:.2f} MB in {args.out}")
+    total = sum(
+        p.stat().st_size for p in args.out.iterdir() if re.match(r"emoji-.*-v\d+\.(zip|json\.xz)$", p.name)
+    )
+    count = sum(s["pictures"] for s in styles.values())
+    print(f"{len(concepts)} concepts, {count} pictures, {total / 1e6:.2f} MB in {args.out}")
 
 
 if __name__ == "__main__":

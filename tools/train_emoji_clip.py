@@ -1,13 +1,18 @@
-"""Train the embedded backbones emoji-tiny and emoji-base from scratch on the emoji styles that are not held out.
+"""Train the embedded backbones on the emoji styles that are not held out.
 
-    python tools/train_emoji_clip.py emoji-tiny        # writes dassl_prompts/assets/models/emoji-tiny.safetensors.xz
-    python tools/train_emoji_clip.py emoji-base        # and docs/emoji/<name>.json (recipe, loss curve, results, time)
+    python tools/train_emoji_clip.py emoji-tiny
+    python tools/train_emoji_clip.py emoji-base
 
-A plain contrastive training of open_clip's CLIP: pictures are decoded once into a uint8 tensor, captions tokenised once,
-the text tower sees only the positions up to the longest caption of the batch (exact: its attention is causal), bfloat16
-autocast. Captions of several levels are drawn for a picture (class, concept, concept with tone, full caption), so a
-caption may fit several pictures of a batch: the targets are uniform over the fitting pictures (as in UniCL). The exported
-weights are an exponential moving average. Fluent pictures are used for evaluation only.
+Each writes dassl_prompts/assets/models/<name>.safetensors.xz and beside it <name>.json: recipe, loss curve, results
+on the held-out style, seconds.
+
+A plain contrastive training of open_clip's CLIP: pictures are decoded once into a uint8 tensor, captions
+tokenised once, the text tower sees only the positions up to the longest caption of the batch (exact: its
+attention is causal), bfloat16 autocast. emoji-base is grown from the finished emoji-tiny: patches half as
+wide, two more layers in each tower that start as the identity, then trained on. Captions of several levels
+are drawn for a picture (class, concept, concept with tone, full caption), so a caption may fit several
+pictures of a batch: the targets are uniform over the fitting pictures (as in UniCL). The exported weights
+are an exponential moving average. Fluent pictures are used for evaluation only.
 """
 
 import argparse
@@ -37,25 +42,73 @@ TRAIN_STYLES = tuple(s for s in emoji.STYLES if s != emoji.HELD_OUT)
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
+# `iterations` is the length of the cosine schedule; `stop` ends the run earlier (the moving average needs
+# no annealed end).
 RECIPES = {
-    "emoji-tiny": {"iterations": 2600, "batch": 384, "lr": 1.5e-3, "weight_decay": 0.1, "warmup": 200, "ema": 0.998,
-                   "patch_dropout": 0.0, "seed": 1, "more_templates": False},
-    "emoji-base": {"iterations": 2000, "batch": 384, "lr": 1.0e-3, "weight_decay": 0.1, "warmup": 300, "ema": 0.998,
-                   "patch_dropout": 0.5, "seed": 1, "more_templates": True},
+    "emoji-tiny": {
+        "iterations": 2600,
+        "stop": 1200,
+        "batch": 384,
+        "lr": 1.5e-3,
+        "weight_decay": 0.1,
+        "warmup": 200,
+        "ema": 0.998,
+        "patch_dropout": 0.0,
+        "seed": 1,
+        "more_templates": False,
+        "grow_from": None,
+    },
+    "emoji-base": {
+        "iterations": 1000,
+        "stop": 1000,
+        "batch": 384,
+        "lr": 1.0e-3,
+        "weight_decay": 0.1,
+        "warmup": 300,
+        "ema": 0.998,
+        "patch_dropout": 0.5,
+        "seed": 1,
+        "more_templates": True,
+        "grow_from": "emoji-tiny",
+    },
 }
-# Fixed words around a class or a concept. The photo ones are the usual prompt templates; the change ones make the
+# Fixed words around a class or a concept. The photo ones are the usual prompt templates; the change ones
+# make the
 # modification texts of composed retrieval known words.
-PHOTO = ("a photo of a {}.", "an emoji of a {}.", "a photo of a {}, a type of emoji.", "itap of a {}.", "a bad photo of the {}.",
-         "a origami {}.", "a photo of the large {}.", "a {} in a video game.", "art of the {}.", "a photo of the small {}.",
-         "a drawing of a {}.", "a picture of the {}.", "a {} emoji", "an image of a {}")
-CHANGE = ("change it to {}", "make it {}", "show {} instead", "is {} instead", "replace it with {}", "the same but {}")
+PHOTO = (
+    "a photo of a {}.",
+    "an emoji of a {}.",
+    "a photo of a {}, a type of emoji.",
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    "a drawing of a {}.",
+    "a picture of the {}.",
+    "a {} emoji",
+    "an image of a {}",
+)
+CHANGE = (
+    "change it to {}",
+    "make it {}",
+    "show {} instead",
+    "is {} instead",
+    "replace it with {}",
+    "the same but {}",
+)
 
 
 class Captions:
-    """Draws captions. A caption comes with the key of the pictures that it fits: (level, class | concept | picture)."""
+    """Draws captions. A caption comes with the key of the pictures that it fits: (level, class | concept |
+    picture).
+    """
 
     def __init__(self, templates):
         import open_clip
+
         self.templates = templates  # for captions that name the class
         self.encode = open_clip.get_tokenizer("ViT-B-32")
         self.cache, self.vocabulary = {}, {self.encode.sot_token_id: 0, self.encode.eot_token_id: 1}
@@ -99,7 +152,12 @@ class Captions:
     @staticmethod
     def keys(picture):
         c = picture.concept
-        return {(0, emoji.category(c)), (1, c.id), (2, (c.id, picture.tone)), (3, (c.id, picture.tone, picture.style))}
+        return {
+            (0, emoji.category(c)),
+            (1, c.id),
+            (2, (c.id, picture.tone)),
+            (3, (c.id, picture.tone, picture.style)),
+        }
 
     def fill(self, pictures):
         """Meet every word that `draw` can produce."""
@@ -111,17 +169,31 @@ class Captions:
                 self.tokens(text)
         for template in (*self.templates, *CHANGE):
             self.tokens(template.replace("{}", "").strip())
-        for words in ("a photo of a", "change the skin tone to", "has", "remove", "and", "not", "facing right", "the other way",
-                      *emoji.STYLE_WORDS.values()):
+        for words in (
+            "a photo of a",
+            "change the skin tone to",
+            "has",
+            "remove",
+            "and",
+            "not",
+            "facing right",
+            "the other way",
+            *emoji.STYLE_WORDS.values(),
+        ):
             self.tokens(words)
 
 
 def load_pixels(pictures):
-    return torch.from_numpy(np.stack([np.asarray(read_image(p.path)) for p in pictures])).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(np.stack([np.asarray(read_image(p.path)) for p in pictures]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 def augment(pixels, flip, generator):
-    """uint8 [B,3,64,64] -> normalised float, after a random affine map (white outside), flip, colour and blur.
+    """uint8 [B,3,64,64] -> normalised float, after a random affine map (white outside), flip, colour and
+    blur.
 
     flip [B] bool: whether the mirrored picture still fits its caption.
     """
@@ -151,14 +223,48 @@ def augment(pixels, flip, generator):
 def build(name, vocabulary, patch_dropout):
     """open_clip's CLIP with a token table of `vocabulary` rows; patches are dropped while training only."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
     config = json.loads((ROOT / "configs" / "backbones" / f"{name}.json").read_text())
     vision = CLIPVisionCfg(**config["vision_cfg"], patch_dropout=patch_dropout)
     text = CLIPTextCfg(**{**config["text_cfg"], "vocab_size": vocabulary})
     return CLIP(config["embed_dim"], vision, text, quick_gelu=config["quick_gelu"])
 
 
+def grow(model, vocabulary, path):
+    """Start `model` from a smaller exported one of the same widths (`path`): the function hardly changes at
+    first.
+
+    Patch filters and positions are resized (a filter keeps its response to a flat patch); layers that the
+    small model lacks add nothing to the residual stream until trained.
+    """
+    from safetensors.torch import load
+
+    small = {k: v.float() for k, v in load(lzma.decompress(path.read_bytes())).items()}
+    state = model.state_dict()
+    for key, tensor in small.items():
+        if key == "token_embedding.weight":
+            state[key][: len(vocabulary)] = tensor[torch.tensor(list(vocabulary))]
+        elif key == "visual.conv1.weight":
+            size = state[key].shape[-1]
+            resized = F.interpolate(tensor, size=(size, size), mode="area")
+            state[key] = resized * (tensor.shape[-1] / size) ** 2
+        elif key == "visual.positional_embedding":
+            old, new = (round((len(t) - 1) ** 0.5) for t in (tensor, state[key]))
+            grid = tensor[1:].T.reshape(1, -1, old, old)
+            grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+            state[key] = torch.cat([tensor[:1], grid.flatten(2)[0].T])
+        else:
+            state[key] = tensor
+    for key, tensor in state.items():
+        if key not in small and key.rsplit(".", 2)[-2] in ("out_proj", "c_proj"):
+            tensor.zero_()
+    model.load_state_dict(state)
+
+
 def pad(rows):
-    """(ids [B,L], eot [B]) of token id lists; L is the longest one rounded up to 16, so that few shapes get compiled."""
+    """(ids [B,L], eot [B]) of token id lists; L is the longest one rounded up to 16, so that few shapes get
+    compiled.
+    """
     ids = torch.zeros(len(rows), -(-max(map(len, rows)) // 16) * 16, dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
@@ -180,7 +286,9 @@ def encode_image(model, images):
 
 @contextlib.contextmanager
 def fast_cpu():
-    """bfloat16 autocast and plain attention: on a CPU the fused kernel's backward is slower for such short sequences."""
+    """bfloat16 autocast and plain attention: on a CPU the fused kernel's backward is slower for such short
+    sequences.
+    """
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
         yield
 
@@ -190,31 +298,40 @@ def contrastive_loss(image, text, fits, scale):
     logits = scale * image @ text.T
     fits = fits.float()
     rows, columns = fits / fits.sum(1, keepdim=True), fits / fits.sum(0, keepdim=True)
-    return -0.5 * ((rows * logits.log_softmax(1)).sum(1).mean() + (columns * logits.log_softmax(0)).sum(0).mean())
+    return -0.5 * (
+        (rows * logits.log_softmax(1)).sum(1).mean() + (columns * logits.log_softmax(0)).sum(0).mean()
+    )
 
 
 def can_flip(concept):
     words = set(concept.name.replace("-", " ").split())
-    return not (words & {"left", "right", "leftwards", "rightwards", "facing"} or
-                concept.classname in ("letter or number", "button or arrow", "clock"))
+    return not (
+        words & {"left", "right", "leftwards", "rightwards", "facing"}
+        or concept.classname in ("letter or number", "button or arrow", "clock")
+    )
 
 
-# ---- evaluation on the held-out style -------------------------------------------------------------------------------
+# ---- evaluation on the held-out style --------------------------------------------------------------------
+
 
 @torch.no_grad()
 def evaluate(model, captions, pixels, pictures):
-    """Zero-shot results on held-out pictures, in percent: class accuracy and recall of names and of full captions."""
+    """Zero-shot results on held-out pictures, in percent: class accuracy and recall of names and of full
+    captions.
+    """
     model.eval()
     with fast_cpu():
         images = torch.cat([encode_image(model, (p.float() / 255 - MEAN) / STD) for p in pixels.split(512)])
 
         def text(sentences):
             rows = [captions.tokens(s) for s in sentences]
-            return torch.cat([encode_text(model, *pad(rows[i:i + 256])) for i in range(0, len(rows), 256)])
+            return torch.cat([encode_text(model, *pad(rows[i : i + 256])) for i in range(0, len(rows), 256)])
 
         names = emoji.classnames()
         classes = F.normalize(sum(text([t.format(n) for n in names]) for t in PHOTO[:2]), dim=-1)
-        label = torch.tensor([names.index(p.concept.classname) if p.concept.classname else -1 for p in pictures])
+        label = torch.tensor(
+            [names.index(p.concept.classname) if p.concept.classname else -1 for p in pictures]
+        )
         base = torch.tensor([p.tone is None for p in pictures])
         test = torch.tensor([p.concept.split == "test" for p in pictures])
         chosen = base & test & (label >= 0)
@@ -222,7 +339,10 @@ def evaluate(model, captions, pixels, pictures):
         result = {"class_accuracy": accuracy}
         concept_text = text([p.concept.name for p, keep in zip(pictures, base) if keep])
         full_text = text([emoji.caption(p) for p, keep in zip(pictures, test) if keep])
-        for kind, feature, target in (("name", images[base], concept_text), ("caption", images[test], full_text)):
+        for kind, feature, target in (
+            ("name", images[base], concept_text),
+            ("caption", images[test], full_text),
+        ):
             for direction, similarity in (("i2t", feature @ target.T), ("t2i", target @ feature.T)):
                 rank = (similarity > similarity.diagonal()[:, None]).sum(1)
                 for k in (1, 10):
@@ -231,11 +351,15 @@ def evaluate(model, captions, pixels, pictures):
     return {k: round(100 * v.item(), 2) for k, v in result.items()}
 
 
-# ---- export ---------------------------------------------------------------------------------------------------------
+# ---- export ----------------------------------------------------------------------------------------------
+
 
 def export(model, vocabulary, path):
-    """Write fp16 tensors under OpenAI's names as <path>.safetensors.xz; rows of words never met are one constant vector."""
+    """Write fp16 tensors under OpenAI's names as <path>.safetensors.xz; rows of words never met are one
+    constant vector.
+    """
     from safetensors.torch import save
+
     state = {k: v.detach().clone() for k, v in model.state_dict().items() if k != "attn_mask"}
     small = state["token_embedding.weight"]
     table = small.mean(0).expand(49408, -1).clone()
@@ -245,9 +369,12 @@ def export(model, vocabulary, path):
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
-            "parameters": sum(v.numel() for v in state.values()),
-            "parameters_without_token_table": sum(v.numel() for v in state.values()) - table.numel()}
+    return {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "parameters": sum(v.numel() for v in state.values()),
+        "parameters_without_token_table": sum(v.numel() for v in state.values()) - table.numel(),
+    }
 
 
 def learning_rate(step, recipe):
@@ -258,7 +385,9 @@ def learning_rate(step, recipe):
 
 
 class Sampler:
-    """Endless batches that are balanced over (concept, style); half of a concept's draws are toned where tones exist."""
+    """Endless batches that are balanced over (concept, style); half of a concept's draws are toned where
+    tones exist.
+    """
 
     def __init__(self, seed):
         self.rng, self.order = random.Random(seed), []
@@ -271,15 +400,21 @@ class Sampler:
                 self.order = self.rng.sample(self.pairs, len(self.pairs))
             concept, style = self.order.pop()
             toned = concept.tones and self.rng.random() < 0.5
-            chosen.append(emoji.Picture(concept, style, self.rng.choice(list(concept.tones)) if toned else None))
+            chosen.append(
+                emoji.Picture(concept, style, self.rng.choice(list(concept.tones)) if toned else None)
+            )
         return chosen
 
 
 def optimiser_for(model, recipe):
     decay = [p for n, p in model.named_parameters() if p.ndim > 1 and "embedding" not in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim > 1 and "embedding" not in n)]
-    return torch.optim.AdamW([{"params": decay, "weight_decay": recipe["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
-                             lr=recipe["lr"], betas=(0.9, 0.98), eps=1e-6)
+    return torch.optim.AdamW(
+        [{"params": decay, "weight_decay": recipe["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
+        lr=recipe["lr"],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
 
 
 def train(name, recipe, out, log, save_every, compiled):
@@ -293,19 +428,31 @@ def train(name, recipe, out, log, save_every, compiled):
     captions, sampler = Captions(templates), Sampler(recipe["seed"])
     captions.fill(seen + held_out)
     model = build(name, len(captions.vocabulary) + 64, recipe["patch_dropout"])
+    if recipe["grow_from"]:
+        grow(model, captions.vocabulary, MODELS / f"{recipe['grow_from']}.safetensors.xz")
     average = copy.deepcopy(model)
-    image_tower, text_tower = (torch.compile(f, dynamic=False) if compiled else f for f in (encode_image, encode_text))
+    image_tower, text_tower = (
+        torch.compile(f, dynamic=False) if compiled else f for f in (encode_image, encode_text)
+    )
     optimiser, start, running = optimiser_for(model, recipe), time.time(), None
-    record = {"name": name, "recipe": recipe, "train_styles": TRAIN_STYLES, "held_out": emoji.HELD_OUT,
-              "torch": torch.__version__, "curve": []}
-    for step in range(recipe["iterations"]):
+    record = {
+        "name": name,
+        "recipe": recipe,
+        "train_styles": TRAIN_STYLES,
+        "held_out": emoji.HELD_OUT,
+        "torch": torch.__version__,
+        "curve": [],
+    }
+    for step in range(recipe["stop"]):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, recipe)
         batch = sampler.batch(recipe["batch"])
         drawn = [captions.draw(p, rng) for p in batch]
         keys = [captions.keys(p) for p in batch]
         fits = torch.tensor([[key in own for _, key in drawn] for own in keys])
-        images = augment(pixels[[row[p.key] for p in batch]], torch.tensor([can_flip(p.concept) for p in batch]), generator)
+        images = augment(
+            pixels[[row[p.key] for p in batch]], torch.tensor([can_flip(p.concept) for p in batch]), generator
+        )
         with fast_cpu():
             image = image_tower(model, images)
             text = text_tower(model, *pad([captions.tokens(t) for t, _ in drawn]))
@@ -322,7 +469,7 @@ def train(name, recipe, out, log, save_every, compiled):
             for a, b in zip(average.parameters(), model.parameters()):
                 a.lerp_(b, 1 - keep)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        last = step + 1 == recipe["iterations"]
+        last = step + 1 == recipe["stop"]
         if (step + 1) % 100 == 0 or last:
             point = {"iteration": step + 1, "seconds": round(time.time() - start), "loss": round(running, 3)}
             if (step + 1) % save_every == 0 or last:
@@ -337,18 +484,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--iterations", type=int)
-    parser.add_argument("--no-compile", action="store_true", help="without torch.compile (needs a C++ compiler): 1.7x slower")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="without torch.compile (needs a C++ compiler): 1.7x slower"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=400)
     parser.add_argument("--out", type=Path, help="default: dassl_prompts/assets/models/<name>.safetensors.xz")
-    parser.add_argument("--log", type=Path, help="default: docs/emoji/<name>.json")
+    parser.add_argument("--log", type=Path, help="default: beside the weights, <name>.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = dict(RECIPES[args.name])
     if args.iterations:
-        recipe["iterations"] = args.iterations
-    train(args.name, recipe, args.out or MODELS / f"{args.name}.safetensors.xz", args.log or ROOT / "docs" / "emoji" / f"{args.name}.json",
-          args.save_every, not args.no_compile)
+        recipe["iterations"] = recipe["stop"] = args.iterations
+    out, log = args.out or MODELS / f"{args.name}.safetensors.xz", args.log or MODELS / f"{args.name}.json"
+    train(args.name, recipe, out, log, args.save_every, not args.no_compile)
 
 
 if __name__ == "__main__":

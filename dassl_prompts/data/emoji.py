@@ -1,7 +1,8 @@
-"""Annotation and archives of the embedded `emoji` data (built by tools/build_emoji.py, described in docs/emoji.md).
+"""Annotation and archives of the embedded `emoji` data (built by tools/build_emoji.py, described in
+docs/emoji.md).
 
-A *concept* is one CLDR entry ("woman firefighter"); four artists (*styles*) drew every concept; people and hands have up
-to five skin tones beside the default yellow. A *picture* is (concept, style, tone).
+A *concept* is one CLDR entry ("woman firefighter"); four artists (*styles*) drew every concept; people and
+hands have up to five skin tones beside the default yellow. A *picture* is (concept, style, tone).
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ VERSION = 1
 STYLES = ("noto", "twemoji", "openmoji", "fluent")
 HELD_OUT = "fluent"  # never shown to emoji-tiny and emoji-base
 STYLE_WORDS = {"noto": "shaded", "twemoji": "plain", "openmoji": "outlined", "fluent": "flat"}
-RESTORE = "restore it with `git checkout -- dassl_prompts/assets/emoji` or rebuild it with `python tools/build_emoji.py`"
+RESTORE = (
+    "restore it with `git checkout -- dassl_prompts/assets/emoji` or rebuild it with `python tools/build_emoji.py`"
+)
 
 
 class EmojiDataError(RuntimeError):
@@ -25,7 +28,9 @@ class EmojiDataError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """One CLDR entry. `tones` maps a skin tone word to the code points of the toned picture; `colours` a style to words."""
+    """One CLDR entry. `tones` maps a skin tone word to the code points of the toned picture; `colours` a
+    style to words.
+    """
 
     id: str
     name: str
@@ -91,13 +96,15 @@ def read_meta():
     except (lzma.LZMAError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise EmojiDataError(f"{path} is damaged ({error}): {RESTORE}") from error
     if meta.get("version") != VERSION:
-        raise EmojiDataError(f"{path} has version {meta.get('version')}, this code reads version {VERSION}: {RESTORE}")
+        raise EmojiDataError(
+            f"{path} has version {meta.get('version')}, this code reads version {VERSION}: {RESTORE}"
+        )
     return meta
 
 
 @functools.lru_cache(maxsize=None)
 def check_archive(style):
-    """Raise EmojiDataError unless the style's archive is present, whole and the one the meta file describes."""
+    """Raise EmojiDataError unless the style's archive is there, whole and the one of the meta file."""
     if style not in STYLES:
         raise ValueError(f"unknown emoji style {style!r}: one of {', '.join(STYLES)}")
     path, entry = archive_path(style), read_meta()["styles"][style]
@@ -105,7 +112,9 @@ def check_archive(style):
         raise EmojiDataError(f"{path} is missing: {RESTORE}")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        raise EmojiDataError(f"{path} has {size} bytes instead of {entry['bytes']} (truncated or another version): {RESTORE}")
+        raise EmojiDataError(
+            f"{path} has {size} bytes instead of {entry['bytes']} (truncated or another version): {RESTORE}"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             count = sum(name.endswith(".webp") for name in archive.namelist())
@@ -120,7 +129,11 @@ def check_archive(style):
 def concepts():
     """All concepts in CLDR order."""
     return tuple(
-        Concept(classname=c["class"], tags=tuple(c["tags"]), **{k: v for k, v in c.items() if k not in ("class", "tags")})
+        Concept(
+            classname=c["class"],
+            tags=tuple(c["tags"]),
+            **{k: v for k, v in c.items() if k not in ("class", "tags")},
+        )
         for c in read_meta()["concepts"]
     )
 
@@ -133,18 +146,26 @@ def classnames():
 def pictures(style, splits=("train", "val", "test"), tones=True, twins=False):
     """Pictures of one style in CLDR order; toned ones right after the default one.
 
-    A twin is pixel for pixel an earlier picture of its style (OpenMoji draws 'student' as 'man student'); left out by
-    default, so that every picture has one right answer.
+    A twin is pixel for pixel an earlier picture of its style (OpenMoji draws 'student' as 'man student');
+    left out by default, so that every picture has one right answer.
     """
     check_archive(style)
-    found = [Picture(c, style, tone) for c in concepts() if c.split in splits for tone in (None, *(c.tones if tones else ()))]
+    found = [
+        Picture(c, style, tone)
+        for c in concepts()
+        if c.split in splits
+        for tone in (None, *(c.tones if tones else ()))
+    ]
     return found if twins else [p for p in found if not is_twin(p)]
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
+# ---- words -----------------------------------------------------------------------------------------------
+
 
 def category(concept):
-    """The class of a concept, or its CLDR subgroup in words where it belongs to no class of the classification task."""
+    """The class of a concept, or its CLDR subgroup in words where it belongs to no class of the
+    classification task.
+    """
     return concept.classname or concept.subgroup.replace("-", " ")
 
 

@@ -1,19 +1,30 @@
-"""The tables of docs/emoji.md: what the embedded data holds and what the embedded backbones reach on it, measured now."""
+"""The tables of docs/emoji.md: what the embedded data holds and what the embedded backbones reach on it,
+measured now.
+"""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 from tabulate import tabulate
 
+from dassl_prompts import configs
 from dassl_prompts.data import emoji
 from dassl_prompts.data.images import read_image
 from dassl_prompts.datasets.emoji import read_splits
 from dassl_prompts.datasets.emoji_retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
 from dassl_prompts.templates import CUSTOM_TEMPLATES
 
+MODELS = emoji.ASSETS.parent / "models"
+CONFIGS = Path(configs.__path__[0])
 BACKBONES = ("emoji-tiny", "emoji-base")
 TEMPLATE = CUSTOM_TEMPLATES["Emoji"]
-LICENCES = {"noto": "Google, Apache-2.0", "twemoji": "Twitter and contributors, CC BY 4.0",
-            "openmoji": "OpenMoji, CC BY-SA 4.0", "fluent": "Microsoft, MIT"}
+LICENCES = {
+    "noto": "Google, Apache-2.0",
+    "twemoji": "Twitter and contributors, CC BY 4.0",
+    "openmoji": "OpenMoji, CC BY-SA 4.0",
+    "fluent": "Microsoft, MIT",
+}
 SPLITS = ("train", "val", "test")
 
 
@@ -24,11 +35,23 @@ def _table(title, header, rows):
 def data_tables():
     """Markdown tables that need no model."""
     meta = emoji.read_meta()
-    styles = [[s, LICENCES[s], e["package"], e["pictures"], len(e["twins"]), f"{e['bytes'] / 1e6:.2f}",
-               "held out" if s == emoji.HELD_OUT else "seen"] for s, e in meta["styles"].items()]
+    styles = [
+        [
+            s,
+            LICENCES[s],
+            e["package"],
+            e["pictures"],
+            len(e["twins"]),
+            f"{e['bytes'] / 1e6:.2f}",
+            "held out" if s == emoji.HELD_OUT else "seen",
+        ]
+        for s, e in meta["styles"].items()
+    ]
     order = {s: i for i, s in enumerate(emoji.STYLES)}
     styles.sort(key=lambda row: order[row[0]])
-    parts = {s: Counter(d.classname for d in items) for s, items in read_splits(emoji.HELD_OUT)._asdict().items()}
+    parts = {
+        s: Counter(d.classname for d in items) for s, items in read_splits(emoji.HELD_OUT)._asdict().items()
+    }
     classes = [[n, ", ".join(meta["classes"][n]), *(parts[s][n] for s in SPLITS)] for n in emoji.classnames()]
     classes.append([f"{len(classes)} classes", "", *(sum(parts[s].values()) for s in SPLITS)])
     cirr, laion = emoji_cirr(), emoji_laion_cir()
@@ -42,11 +65,70 @@ def data_tables():
         ["queries per kind", ", ".join(f"{k} {n}" for k, n in kinds.most_common())],
     ]
     concepts = Counter(c.split for c in emoji.concepts())
-    title = f"Archives ({len(emoji.concepts())} concepts: " + ", ".join(f"{concepts[s]} {s}" for s in SPLITS) + ")"
+    title = (
+        f"Archives ({len(emoji.concepts())} concepts: "
+        + ", ".join(f"{concepts[s]} {s}" for s in SPLITS)
+        + ")"
+    )
     return [
-        _table(title, ["style", "artist, licence", "npm package", "pictures", "twins", "MB", "backbones"], styles),
-        _table("Classes, and pictures per split in the held-out style", ["class", "CLDR subgroups", *SPLITS], classes),
+        _table(
+            title, ["style", "artist, licence", "npm package", "pictures", "twins", "MB", "backbones"], styles
+        ),
+        _table(
+            "Classes, and pictures per split in the held-out style",
+            ["class", "CLDR subgroups", *SPLITS],
+            classes,
+        ),
         _table("Retrieval data", ["what", "count"], tasks),
+    ]
+
+
+def model_tables():
+    """Markdown tables of sizes, recipes and training curves, from the records that training left beside the
+    weights.
+    """
+    records = [json.loads((MODELS / f"{name}.json").read_text()) for name in BACKBONES]
+    shapes = [json.loads((CONFIGS / "backbones" / f"{name}.json").read_text()) for name in BACKBONES]
+    rows = [
+        ["parameters", *(f"{r['file']['parameters']:,}" for r in records)],
+        [
+            "of these outside the token table",
+            *(f"{r['file']['parameters_without_token_table']:,}" for r in records),
+        ],
+        [
+            "file, MB",
+            *(f"{(MODELS / f'{name}.safetensors.xz').stat().st_size / 1e6:.2f}" for name in BACKBONES),
+        ],
+        ["joint dimension", *(c["embed_dim"] for c in shapes)],
+    ]
+    for tower, keys in (
+        ("vision", ("layers", "width", "patch_size", "image_size")),
+        ("text", ("layers", "width")),
+    ):
+        rows += [
+            [f"{tower} {key.replace('_', ' ')}", *(c[f"{tower}_cfg"][key] for c in shapes)] for key in keys
+        ]
+    rows += [[key.replace("_", " "), *(r["recipe"][key] for r in records)] for key in records[0]["recipe"]]
+    rows.append(["training seconds", *(r["curve"][-1]["seconds"] for r in records)])
+    curve = [
+        [
+            r["name"],
+            *(
+                point[key]
+                for key in ("iteration", "seconds", "loss", "class_accuracy", "name_i2t_r1", "caption_i2t_r1")
+            ),
+        ]
+        for r in records
+        for point in r["curve"]
+        if "class_accuracy" in point
+    ]
+    return [
+        _table("Models and recipes", ["", *BACKBONES], rows),
+        _table(
+            "Training curves, evaluated on the held-out style",
+            ["model", "iteration", "seconds", "loss", "class accuracy", "names R@1", "captions R@1"],
+            curve,
+        ),
     ]
 
 
@@ -62,21 +144,26 @@ class Features:
         import torch
 
         with torch.no_grad():
-            feature = torch.cat([self.clip.encode_text(self.clip.tokenize(list(sentences[i:i + 256])))
-                                 for i in range(0, len(sentences), 256)])
+            feature = torch.cat(
+                [
+                    self.clip.encode_text(self.clip.tokenize(list(sentences[i : i + 256])))
+                    for i in range(0, len(sentences), 256)
+                ]
+            )
         return torch.nn.functional.normalize(feature, dim=-1)
 
     def picture(self, paths):
         import numpy as np
         import torch
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.clip.preprocess_mean, self.clip.preprocess_std))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
         new = [p for p in dict.fromkeys(paths) if p not in self.images]
         for i in range(0, len(new), 256):
-            pixels = torch.from_numpy(np.stack([np.asarray(read_image(p)) for p in new[i:i + 256]]))
+            pixels = torch.from_numpy(np.stack([np.asarray(read_image(p)) for p in new[i : i + 256]]))
             with torch.no_grad():
                 feature = self.clip.encode_image((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std)
-            self.images.update(zip(new[i:i + 256], torch.nn.functional.normalize(feature, dim=-1)))
+            self.images.update(zip(new[i : i + 256], torch.nn.functional.normalize(feature, dim=-1)))
         return torch.stack([self.images[p] for p in paths])
 
 
@@ -86,7 +173,9 @@ def accuracy(features, items, names):
 
     items = [d for d in items if d.classname in set(names)]
     text = features.text([TEMPLATE.format(n) for n in names])
-    right = (features.picture([d.impath for d in items]) @ text.T).argmax(1) == torch.tensor([names.index(d.classname) for d in items])
+    right = (features.picture([d.impath for d in items]) @ text.T).argmax(1) == torch.tensor(
+        [names.index(d.classname) for d in items]
+    )
     return 100 * right.float().mean().item()
 
 
@@ -118,7 +207,9 @@ def composed(features, cirr, use):
 
 
 def model_rows(name):
-    """[(task, value, chance)] of one backbone, zero-shot, on pictures of the held-out style unless the row says otherwise."""
+    """[(task, value, chance)] of one backbone, zero-shot, on pictures of the held-out style unless the row
+    says otherwise.
+    """
     features, names = Features(name), emoji.classnames()
     half = -(-len(names) // 2)
     rows = []
@@ -132,11 +223,18 @@ def model_rows(name):
         add(f"accuracy, {len(chosen)} {part} classes", accuracy(features, test, chosen), 100 / len(chosen))
     for style in emoji.STYLES:
         if style != emoji.HELD_OUT:
-            add(f"accuracy, {len(names)} classes, {style} (seen style)", accuracy(features, read_splits(style).test, names), 100 / len(names))
+            add(
+                f"accuracy, {len(names)} classes, {style} (seen style)",
+                accuracy(features, read_splits(style).test, names),
+                100 / len(names),
+            )
     base = [p for p in emoji.pictures(emoji.HELD_OUT, tones=False)]
     pairs = {f"names of all {len(base)} concepts": ([p.path for p in base], [p.concept.name for p in base])}
     records = emoji_fdrd("test").values()
-    pairs[f"{len(records)} test captions"] = ([r["file_path"] for r in records], [r["positive"] for r in records])
+    pairs[f"{len(records)} test captions"] = (
+        [r["file_path"] for r in records],
+        [r["positive"] for r in records],
+    )
     for title, (paths, sentences) in pairs.items():
         similarity = features.picture(paths) @ features.text(sentences).T
         for direction, s in (("image to text", similarity), ("text to image", similarity.T)):
@@ -145,8 +243,11 @@ def model_rows(name):
     cirr = emoji_cirr()
     size = len(cirr["image_splits"]) - 1
     for use in (("image",), ("text",), ("image", "text")):
-        for metric, value, chance in zip(("R@1", "R@10", "R@50", "subset R@1"), composed(features, cirr, use),
-                                         (100 / size, 1000 / size, 5000 / size, 20)):
+        for metric, value, chance in zip(
+            ("R@1", "R@10", "R@50", "subset R@1"),
+            composed(features, cirr, use),
+            (100 / size, 1000 / size, 5000 / size, 20),
+        ):
             add(f"composed queries, {' + '.join(use)}, {metric}", value, chance)
     return rows
 
@@ -155,6 +256,14 @@ def print_cards():
     """Print all tables as Markdown."""
     for table in data_tables():
         print(table)
+    for table in model_tables():
+        print(table)
     columns = [model_rows(name) for name in BACKBONES]
     rows = [[first[0], *(column[i][1] for column in columns), first[2]] for i, first in enumerate(columns[0])]
-    print(_table("Zero-shot results in percent, pictures of the held-out style", ["task", *BACKBONES, "chance"], rows))
+    print(
+        _table(
+            "Zero-shot results in percent, pictures of the held-out style",
+            ["task", *BACKBONES, "chance"],
+            rows,
+        )
+    )

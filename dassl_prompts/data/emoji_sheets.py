@@ -26,7 +26,9 @@ def _font(size):
 
 
 def draw_classes(path, per_style=2):
-    """One row per class: its name, `per_style` test concepts in each style, and a caption. Writes a PNG to `path`."""
+    """One row per class: its name, `per_style` test concepts in each style, and a caption. Writes a PNG to
+    `path`.
+    """
     names, text, left = emoji.classnames(), _font(12), 150
     columns = per_style * len(emoji.STYLES)
     width = left + columns * (CELL + GAP) + 4 * GAP + 430
@@ -42,14 +44,18 @@ def draw_classes(path, per_style=2):
             for i, concept in enumerate(shown):
                 x = left + s * (per_style * (CELL + GAP) + GAP) + i * (CELL + GAP)
                 sheet.paste(read_image(emoji.Picture(concept, style).path), (x, top))
-        lines = [line for c in shown for line in textwrap.wrap(emoji.caption(emoji.Picture(c, emoji.HELD_OUT)), 70)]
+        lines = [
+            line for c in shown for line in textwrap.wrap(emoji.caption(emoji.Picture(c, emoji.HELD_OUT)), 70)
+        ]
         for i, line in enumerate(lines[:4]):
             draw.text((width - 440, top + 4 + 15 * i), line, PALE, _font(11))
     _save(sheet, path)
 
 
 def draw_triplets(path, per_kind=3):
-    """Rows of composed queries: reference, modification text, target | the six look-alikes. Writes a PNG to `path`."""
+    """Rows of composed queries: reference, modification text, target | the six look-alikes. Writes a PNG to
+    `path`.
+    """
     from dassl_prompts.datasets.emoji_retrieval import emoji_cirr
 
     cirr = emoji_cirr()
@@ -60,10 +66,16 @@ def draw_triplets(path, per_kind=3):
         if count[kind] <= per_kind:
             chosen.append((kind, query))
     middle, row_height = 270, CELL + GAP
-    sheet = Image.new("RGB", (90 + 2 * CELL + middle + 40 + 6 * (CELL + GAP), 30 + len(chosen) * row_height), "white")
+    sheet = Image.new(
+        "RGB", (90 + 2 * CELL + middle + 40 + 6 * (CELL + GAP), 30 + len(chosen) * row_height), "white"
+    )
     draw = ImageDraw.Draw(sheet)
-    for x, title in ((90, "reference"), (100 + CELL, "modification"), (90 + CELL + middle, "target"),
-                     (90 + 2 * CELL + middle + 30, "look-alikes (image set)")):
+    for x, title in (
+        (90, "reference"),
+        (100 + CELL, "modification"),
+        (90 + CELL + middle, "target"),
+        (90 + 2 * CELL + middle + 30, "look-alikes (image set)"),
+    ):
         draw.text((x, 8), title, INK, _font(14))
     for row, (kind, query) in enumerate(chosen):
         top = 30 + row * row_height

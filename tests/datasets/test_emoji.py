@@ -17,16 +17,22 @@ NAMES = {"Emoji": "fluent", "EmojiNoto": "noto", "EmojiTwemoji": "twemoji", "Emo
 
 
 def build(name="Emoji", shots=16, seed=1, subsample="all"):
-    return DATASET_REGISTRY.get(name)(CfgNode({
-        "SEED": seed, "DATASET": {"ROOT": "/nowhere", "NUM_SHOTS": shots, "SUBSAMPLE_CLASSES": subsample},
-    }))
+    return DATASET_REGISTRY.get(name)(
+        CfgNode(
+            {
+                "SEED": seed,
+                "DATASET": {"ROOT": "/nowhere", "NUM_SHOTS": shots, "SUBSAMPLE_CLASSES": subsample},
+            }
+        )
+    )
 
 
 def code_points(impath):
     return impath.rpartition("::")[2].removesuffix(".webp").split("-")
 
 
-# -- archives ---------------------------------------------------------------------------------------------------------
+# -- archives ----------------------------------------------------------------------------------------------
+
 
 def test_archives_are_those_of_the_meta_file_and_small():
     total = 0
@@ -37,8 +43,15 @@ def test_archives_are_those_of_the_meta_file_and_small():
     assert total <= 14e6
 
 
-@pytest.mark.parametrize("style, licence", [("noto", "Apache License"), ("twemoji", "CC BY 4.0"), ("openmoji", "CC BY-SA 4.0"),
-                                            ("fluent", "MIT License")])
+@pytest.mark.parametrize(
+    "style, licence",
+    [
+        ("noto", "Apache License"),
+        ("twemoji", "CC BY 4.0"),
+        ("openmoji", "CC BY-SA 4.0"),
+        ("fluent", "MIT License"),
+    ],
+)
 def test_each_archive_carries_its_own_licence_and_attribution(style, licence):
     with zipfile.ZipFile(emoji.archive_path(style)) as archive:
         texts = [archive.read(n).decode() for n in archive.namelist() if n.endswith(".txt")]
@@ -58,15 +71,24 @@ def test_pictures_are_drawn(style):
 
 
 def test_no_two_pictures_of_the_held_out_gallery_are_the_same():
-    digests = Counter(hashlib.sha256(read_image(p.path).tobytes()).hexdigest() for p in emoji.pictures(emoji.HELD_OUT))
+    digests = Counter(
+        hashlib.sha256(read_image(p.path).tobytes()).hexdigest() for p in emoji.pictures(emoji.HELD_OUT)
+    )
     assert max(digests.values()) == 1
     assert len(emoji.pictures(emoji.HELD_OUT, twins=True)) > sum(digests.values())
 
 
-# -- concepts and splits ----------------------------------------------------------------------------------------------
+# -- concepts and splits -----------------------------------------------------------------------------------
+
 
 def test_attributes_agree_with_the_code_points():
-    tones = {"1f3fb": "light", "1f3fc": "medium-light", "1f3fd": "medium", "1f3fe": "medium-dark", "1f3ff": "dark"}
+    tones = {
+        "1f3fb": "light",
+        "1f3fc": "medium-light",
+        "1f3fd": "medium",
+        "1f3fe": "medium-dark",
+        "1f3ff": "dark",
+    }
     hair = {"1f9b0": "red hair", "1f9b1": "curly hair", "1f9b2": "bald head", "1f9b3": "white hair"}
     seen = Counter()
     for p in emoji.pictures("noto", twins=True):
@@ -91,14 +113,21 @@ def test_families_never_cross_a_split():
     for c in emoji.concepts():
         assert split_of.setdefault(c.family, c.split) == c.split, c
     by_name = {c.name: c for c in emoji.concepts()}
-    for names in (("firefighter", "man firefighter", "woman firefighter"), ("person running", "man running facing right"),
-                  ("person with crown", "princess", "prince"), ("mermaid", "merman")):
+    for names in (
+        ("firefighter", "man firefighter", "woman firefighter"),
+        ("person running", "man running facing right"),
+        ("person with crown", "princess", "prince"),
+        ("mermaid", "merman"),
+    ):
         assert len({by_name[n].family for n in names}) == 1, names
 
 
 def test_classes_are_large_enough_in_the_held_out_style():
     train, _, test = read_splits(emoji.HELD_OUT)
-    sizes = {n: (Counter(d.classname for d in train)[n], Counter(d.classname for d in test)[n]) for n in emoji.classnames()}
+    sizes = {
+        n: (Counter(d.classname for d in train)[n], Counter(d.classname for d in test)[n])
+        for n in emoji.classnames()
+    }
     assert len(sizes) >= 20
     assert all(a >= 16 and b >= 10 for a, b in sizes.values()), sizes
     assert not {tuple(code_points(d.impath)) for d in train} & {tuple(code_points(d.impath)) for d in test}
@@ -109,7 +138,8 @@ def test_unknown_style_is_refused():
         emoji.pictures("apple")
 
 
-# -- registered datasets ----------------------------------------------------------------------------------------------
+# -- registered datasets -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name, style", NAMES.items())
 def test_styles_share_classes_and_concepts(name, style):
@@ -137,7 +167,8 @@ def test_base_and_new_halves():
     assert min(d.label for d in new.test) == 0
 
 
-# -- damaged archives -------------------------------------------------------------------------------------------------
+# -- damaged archives --------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
@@ -157,7 +188,9 @@ def copied(tmp_path, monkeypatch):
 
 def check_message(error, name):
     message = str(error.value)
-    assert name in message and "git checkout" in message and "build_emoji.py" in message and "\n" not in message
+    assert (
+        name in message and "git checkout" in message and "build_emoji.py" in message and "\n" not in message
+    )
 
 
 def test_missing_archive(copied):

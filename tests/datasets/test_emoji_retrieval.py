@@ -11,7 +11,13 @@ from dassl_prompts.data.images import read_image
 from dassl_prompts.datasets.emoji import main
 from dassl_prompts.datasets.emoji_retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
 
-TONES = {"1f3fb": "light", "1f3fc": "medium-light", "1f3fd": "medium", "1f3fe": "medium-dark", "1f3ff": "dark"}
+TONES = {
+    "1f3fb": "light",
+    "1f3fc": "medium-light",
+    "1f3fd": "medium",
+    "1f3fe": "medium-dark",
+    "1f3ff": "dark",
+}
 
 
 def codes(key):
@@ -36,7 +42,8 @@ def kinds(cirr):
     return {e["pairid"]: e["caption_extend"]["0"] for e in cirr["captions_ext"]}
 
 
-# -- FDRD format ------------------------------------------------------------------------------------------------------
+# -- FDRD format -------------------------------------------------------------------------------------------
+
 
 def test_fdrd_records_have_the_fields_of_the_format():
     records = emoji_fdrd("test")
@@ -44,7 +51,9 @@ def test_fdrd_records_have_the_fields_of_the_format():
     for key, r in records.items():
         assert r["file_name"] == key and isinstance(r["positive"], str) and r["class_name"] in r["positive"]
         assert len(r["negative"]) == len(set(r["negative"])) == 4 and r["positive"] not in r["negative"]
-    assert len({r["positive"] for r in records.values()}) == len(records)  # every picture has a right answer of its own
+    assert len({r["positive"] for r in records.values()}) == len(
+        records
+    )  # every picture has a right answer of its own
     json.dumps(records)
 
 
@@ -70,7 +79,9 @@ def test_fdrd_negatives_swap_category_then_attributes():
 
 
 def test_fdrd_splits_share_no_concept_family():
-    family = {c.id: c.family for c in emoji.concepts()} | {t: c.family for c in emoji.concepts() for t in c.tones.values()}
+    family = {c.id: c.family for c in emoji.concepts()} | {
+        t: c.family for c in emoji.concepts() for t in c.tones.values()
+    }
     seen = [{family["-".join(codes(k))] for k in emoji_fdrd(split)} for split in ("train", "val", "test")]
     assert not seen[0] & seen[2] and not seen[0] & seen[1] and not seen[1] & seen[2]
 
@@ -84,7 +95,9 @@ def test_fdrd_is_deterministic_and_reads_other_styles():
 def test_measured_colours_are_right_where_the_name_tells():
     checked = 0
     for c in emoji.concepts():
-        if c.name.startswith(("red ", "blue ", "green ", "purple ")) and ("heart" in c.name or "circle" in c.name):
+        if c.name.startswith(("red ", "blue ", "green ", "purple ")) and (
+            "heart" in c.name or "circle" in c.name
+        ):
             checked += 1
             assert all(c.colours[style][0] == c.name.split()[0] for style in emoji.STYLES), c
     assert checked >= 8
@@ -97,7 +110,8 @@ def test_unknown_split_is_refused():
         emoji_cirr("test1")
 
 
-# -- composed queries -------------------------------------------------------------------------------------------------
+# -- composed queries --------------------------------------------------------------------------------------
+
 
 def test_cirr_entries_are_consistent(cirr):
     gallery = cirr["image_splits"]
@@ -131,11 +145,15 @@ def test_cirr_changes_are_what_the_text_says(cirr, kinds):
         if kind == "tone":
             assert untoned(ref) == untoned(tgt) and tone(ref) != tone(tgt)
             words = tone(tgt)
-            assert words is None or (words in q["caption"] and ("medium" in q["caption"]) == ("medium" in words))
+            assert words is None or (
+                words in q["caption"] and ("medium" in q["caption"]) == ("medium" in words)
+            )
         if kind in ("gender", "hair", "facing"):
             assert tone(ref) == tone(tgt)
             assert getattr(before, kind) != getattr(after, kind)
-            assert all(getattr(before, k) == getattr(after, k) for k in ("gender", "hair", "facing") if k != kind)
+            assert all(
+                getattr(before, k) == getattr(after, k) for k in ("gender", "hair", "facing") if k != kind
+            )
         if kind == "hair":
             assert after.hair in q["caption"]
         if kind == "concept":
@@ -147,7 +165,9 @@ def test_cirr_changes_are_what_the_text_says(cirr, kinds):
 def test_laion_triplets_use_only_seen_styles_and_training_concepts(cirr):
     data = emoji_laion_cir()
     by_code = {c.id: c for c in emoji.concepts()} | {t: c for c in emoji.concepts() for t in c.tones.values()}
-    asked = {by_code["-".join(codes(q[k]))].family for q in cirr["captions"] for k in ("reference", "target_hard")}
+    asked = {
+        by_code["-".join(codes(q[k]))].family for q in cirr["captions"] for k in ("reference", "target_hard")
+    }
     for t in data["triplets"]:
         assert t.keys() == {"ref_image_id", "relative_cap", "tgt_image_id"} and t["relative_cap"]
         assert t["ref_image_id"] != t["tgt_image_id"]
