@@ -1,0 +1,121 @@
+"""Where captions come from when an FDRD file is built: a file of ready ones, a Python function, or image statistics."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+#: questions for a multi-modal model, given to the captioner ready to use
+QUESTIONS = (
+    "Describe the image in one or two sentences: the scene, the main object and the background.",
+    "This picture belongs to the dataset {dataset} and shows the category {classname}. Describe in one or two sentences, "
+    "naming {classname}, what colours, parts, posture and surroundings set it apart from other pictures of {classname}.",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a captioner is asked.
+
+    Attributes:
+        path: the image's path (or ``archive.zip::member``).
+        relative: the same relative to the root, as written into the file.
+        classname, dataset: what to name.
+        questions: :data:`QUESTIONS` filled in.
+        round: 1 for the first try.
+        feedback: why the caption of the round before was rejected; "" in the first.
+    """
+
+    path: str
+    relative: str
+    classname: str
+    dataset: str
+    questions: tuple[str, ...]
+    round: int = 1
+    feedback: str = ""
+
+
+Captioner = Callable[[Request], str]
+
+
+def make_request(path: str, relative: str, classname: str, dataset: str) -> Request:
+    name = classname.replace("_", " ")
+    questions = tuple(q.format(dataset=dataset, classname=name) for q in QUESTIONS)
+    return Request(path, relative, name, dataset, questions)
+
+
+class CaptionFile:
+    """Ready captions: JSON lines ``{"path": ..., "caption": ...}``; the path relative to the root, or just the file name.
+
+    Raises:
+        ValueError: a line is not of this form, or names an image twice; names file and line.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = str(path)
+        self.captions: dict[str, str] = {}
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                image, caption = entry["path"], entry["caption"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f'{path}, line {number}: expected {{"path": ..., "caption": ...}} ({error!r})') from None
+            if image in self.captions:
+                raise ValueError(f"{path}, line {number}: {image} has a caption already")
+            self.captions[image] = str(caption)
+
+    def __call__(self, request: Request) -> str:
+        """The caption of the image, "" when the file has none."""
+        return self.captions.get(request.relative, self.captions.get(os.path.basename(request.relative), ""))
+
+
+def load_function(name: str) -> Captioner:
+    """``package.module:function``.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise ValueError(f"--captioner {name}: give module:function")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--captioner {name}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"--captioner {name} is not a function")
+    return found
+
+
+#: reference colours of the offline captions, RGB
+COLOURS = {
+    "red": (200, 40, 40), "orange": (240, 140, 30), "yellow": (240, 220, 60), "green": (60, 150, 60), "blue": (50, 90, 200),
+    "purple": (130, 60, 160), "pink": (240, 150, 180), "brown": (120, 80, 50), "black": (20, 20, 20), "gray": (128, 128, 128),
+    "white": (240, 240, 240),
+}  # fmt: skip
+
+
+def describe_statistics(request: Request) -> str:
+    """A caption from the class name and what can be measured: main colours, brightness, shape. For trying things out."""
+    import numpy as np
+
+    from dassl_prompts.data.images import read_image
+
+    image = read_image(request.path)
+    width, height = image.size
+    pixels = np.asarray(image.resize((32, 32)), dtype=np.float32).reshape(-1, 3)
+    table = np.array(list(COLOURS.values()), dtype=np.float32)
+    nearest = ((pixels[:, None] - table) ** 2).sum(-1).argmin(1)
+    counts = np.bincount(nearest, minlength=len(table))
+    first, second = (list(COLOURS)[i] for i in counts.argsort(kind="stable")[::-1][:2])
+    light = pixels.mean() / 255
+    brightness = "dark" if light < 0.35 else "bright" if light > 0.65 else "evenly lit"
+    shape = "tall" if height > 1.2 * width else "wide" if width > 1.2 * height else "square"
+    share = round(100 * counts.max() / counts.sum(), -1)
+    return f"A {brightness} {shape} photo of {request.classname}, mostly {first} ({share:.0f} percent) with some {second}."

@@ -1,0 +1,118 @@
+"""fdrd build: acceptance, the feedback loop, negatives, and the command on a small tree of images."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from dassl_prompts.data.bpe import token_count
+from dassl_prompts.fdrd.__main__ import main
+from dassl_prompts.fdrd.build import Item, add_negatives, build, drop_low_scores, shorten
+from dassl_prompts.fdrd.captioners import CaptionFile
+from dassl_prompts.fdrd.records import read_records
+
+ITEMS = [Item(f"/r/{c}/{i}.png", f"{c}/{i}.png", c, "train" if i else "test") for c in ("red_fox", "owl", "bear") for i in range(3)]
+
+
+def good(request):
+    return f"A {request.classname} number {request.relative[-5]}."
+
+
+def test_captions_are_mended():
+    built = build(ITEMS[:1], lambda r: "an animal \n in the  snow", "zoo")
+    assert built.splits["test"]["red_fox/0.png"]["positive"] == "A photo of red fox. an animal in the snow."
+    assert sum(built.notes.values()) == 2
+
+
+def test_long_captions_are_cut_at_a_sentence():
+    text = "A red fox. It runs. " + "very " * 80 + "fast."
+    assert shorten(text, 20) == "A red fox. It runs."
+    assert shorten("very " * 80 + "fast.", 20) == ""
+    built = build(ITEMS[:1], lambda r: text, "zoo", n_ctx=16)
+    assert token_count(built.splits["test"]["red_fox/0.png"]["positive"]) <= 77 - 16
+
+
+def test_rejected_captions_come_back_with_the_reason():
+    asked = []
+
+    def captioner(request):
+        asked.append((request.round, request.feedback))
+        return "" if request.round < 3 else good(request)
+
+    built = build(ITEMS[:1], captioner, "zoo", judge=lambda request, caption: "")
+    assert asked == [(1, ""), (2, "there is no caption"), (3, "there is no caption")]
+    assert len(built.splits["test"]) == 1 and not built.rejected
+    lost = build(ITEMS[:1], lambda r: "A red fox.", "zoo", judge=lambda request, caption: "dull")
+    assert lost.rejected == [{"path": "red_fox/0.png", "class": "red_fox", "reason": "dull"}] and not lost.splits["test"]
+
+
+@pytest.mark.parametrize(("kind", "swaps", "own"), [("none", 0, 0), ("swap", 2, 0), ("attr", 0, 1), ("both", 2, 1)])
+def test_negatives_by_kind(kind, swaps, own):
+    built = build(ITEMS, good, "zoo")
+    add_negatives(built, kind)
+    negatives = built.splits["train"]["owl/1.png"]["negative"]
+    assert len([n for n in negatives if "owl" not in n]) == swaps
+    assert len([n for n in negatives if "owl" in n]) == own
+    assert "A owl number 1." not in negatives and len(set(negatives)) == len(negatives)
+
+
+def test_meta_table_keeps_swaps_inside():
+    built = build(ITEMS, good, "zoo")
+    add_negatives(built, "swap", {"red_fox": "mammal", "bear": "mammal", "owl": "bird"} | {"owl": "mammal"})
+    assert built.splits["train"]["owl/1.png"]["meta"] == "mammal"
+    with pytest.raises(ValueError, match="alone in their meta-category: owl"):
+        add_negatives(built, "swap", {"red_fox": "mammal", "bear": "mammal", "owl": "bird"})
+    with pytest.raises(ValueError, match="no meta-category for 2 classes"):
+        add_negatives(built, "swap", {"owl": "bird"})
+
+
+def test_low_clip_scores_are_rejected():
+    built = build(ITEMS, good, "zoo")
+    drop_low_scores(built, {item.relative: float(i) for i, item in enumerate(ITEMS)}, 25)
+    assert [entry["path"] for entry in built.rejected] == ["red_fox/0.png", "red_fox/1.png"]
+
+
+def test_caption_file_errors_name_the_line(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"path": "a", "caption": "x"}\n{"path": "b"}\n')
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 2"):
+        CaptionFile(path)
+
+
+def tree(tmp_path):
+    rows = ["path,class,split"]
+    for i, name in enumerate(("red_fox", "owl")):
+        for j in range(3):
+            Image.new("RGB", (20 + 20 * j, 20), (200 * i, 120, 40 * j)).save(tmp_path / f"{name}{j}.png")
+            rows.append(f"{name}{j}.png,{name},{'train' if j else 'test'}")
+    (tmp_path / "zoo.csv").write_text("\n".join(rows))
+    return ["build", "--csv", str(tmp_path / "zoo.csv"), "--root", str(tmp_path), "--output", str(tmp_path / "out")]
+
+
+def test_command_writes_files_that_read_back(tmp_path, capsys):
+    command = [*tree(tmp_path), "--captions", "statistics"]
+    assert main(command) == 0
+    records = read_records(tmp_path / "out" / "zoo_train.json")
+    assert [r.key for r in records] == ["red_fox1.png", "red_fox2.png", "owl1.png", "owl2.png"]
+    assert all("fox" in r.caption or "owl" in r.caption for r in records) and all(r.negatives for r in records)
+    assert "wide photo of red fox" in records[1].caption and "square" not in records[1].caption
+    assert main(command) == 2 and "exist already" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+
+
+def test_command_lists_what_was_rejected(tmp_path):
+    captions = [{"path": f"{n}{j}.png", "caption": f"An {n} here."} for n in ("red_fox", "owl") for j in range(3)][:-1]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    assert main([*tree(tmp_path), "--captions", str(tmp_path / "c.jsonl")]) == 0
+    rejected = (tmp_path / "out" / "zoo_rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in rejected] == [{"path": "owl2.png", "class": "owl", "reason": "there is no caption"}]
+
+
+def test_wrong_csv_and_captioner_are_named(tmp_path, capsys):
+    command = tree(tmp_path)
+    (tmp_path / "zoo.csv").write_text("path,label\n")
+    assert main([*command, "--captions", "statistics"]) == 2 and "missing columns class, split" in capsys.readouterr().err
+    (tmp_path / "zoo.csv").write_text("path,class,split\na.png,x,dev\n")
+    assert main([*command, "--captions", "statistics"]) == 2 and "line 2" in capsys.readouterr().err
+    tree(tmp_path)
+    assert main([*command, "--captioner", "json:nothing"]) == 2 and "json:nothing" in capsys.readouterr().err
