@@ -79,8 +79,9 @@ class AttributeQueries:
     def __call__(self, images: Tensor, prompts: Prompts | None = None) -> View:
         """Feature and queries of ``images [B, 3, H, W]``; gradients flow to visual prompts through the feature only."""
         feature, outputs = self.outputs(images, prompts)
-        with torch.no_grad():
-            return View(normalize(feature), self.queries(outputs))
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            queries = self.queries(outputs)
+        return View(normalize(feature), queries)
 
     def outputs(self, images: Tensor, prompts: Prompts | None = None) -> tuple[Tensor, list[Tensor]]:
         """Un-normalised feature ``[B, E]`` and the outputs ``[B, 1 + P, d_v]`` of ``self.blocks``.
@@ -104,8 +105,8 @@ class AttributeQueries:
     def centroids(self, outputs: list[Tensor]) -> list[Tensor]:
         """Per output the centroids ``[B, K, D]``, larger clusters first."""
         if self.method != "kmeans":
-            tokens = [x[:, :1] if self.method == "cls" else self.clustered(x).mean(dim=1, keepdim=True) for x in outputs]
-            return [self.in_space(x) for x in tokens]
+            tokens = [self.in_space(x[:, :1] if self.method == "cls" else self.clustered(x)) for x in outputs]
+            return [x.mean(dim=1, keepdim=True) for x in tokens]
         batch = len(outputs[0])
         size = outputs[0].numel() * 4
         group = max(1, CLUSTER_BYTES.get(outputs[0].device.type, CLUSTER_BYTES["cpu"]) // size)
@@ -116,10 +117,11 @@ class AttributeQueries:
         return result
 
     def clustered(self, output: Tensor) -> Tensor:
-        """The tokens to cluster, in fp32."""
-        return (output if self.tokens == "patch+cls" else output[:, 1:]).float()
+        """The tokens to cluster."""
+        return output if self.tokens == "patch+cls" else output[:, 1:]
 
     def in_space(self, tokens: Tensor) -> Tensor:
+        """Tokens as they are clustered, in fp32."""
         return normalize(self.clip.vision.head(tokens)) if self.space == "joint" else tokens.float()
 
     def labels(self, output: Tensor) -> Tensor:
