@@ -23,9 +23,8 @@ from dassl_prompts.engine import (
     load_learned_tensors,
     register_trainer,
 )
-from dassl_prompts.engine.checkpoint import strip_module, write_tensors
+from dassl_prompts.engine.checkpoint import find_checkpoint, strip_module, write_tensors
 from dassl_prompts.engine.resume import fingerprint
-from dassl_prompts.engine.trainer import find_checkpoint
 from dassl_prompts.models.prompted import PromptedCLIP, Prompts, normalize, place
 from dassl_prompts.trainer import ClassificationTrainer, method_node
 from dassl_prompts.trainers.ivlp import (

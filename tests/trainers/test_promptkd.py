@@ -206,7 +206,7 @@ def test_the_newest_or_the_named_epoch_is_taken(tmp_path, teacher):
         save_official(tmp_path / "VLPromptLearner" / f"model.pth.tar-{epoch}", teacher)
     assert find_teacher(str(tmp_path)).name == "model.pth.tar-20"
     assert find_teacher(str(tmp_path), 5).name == "model.pth.tar-5"
-    with pytest.raises(FileNotFoundError, match="epoch 7.*teacher.sh"):
+    with pytest.raises(FileNotFoundError, match="tar-7.*tar-20.*teacher.sh"):
         find_teacher(str(tmp_path), 7)
 
 
