@@ -1,52 +1,8 @@
-"""The names that come from whichever engine is in use."""
-
-from __future__ import annotations
+"""The names that come from whichever engine is in use; both modules export the same ones."""
 
 from dassl_prompts.engine.seam import ENGINE_NAME
 
 if ENGINE_NAME == "dassl":
-    from dassl_prompts.engine.real import (
-        DATASET_REGISTRY,
-        EVALUATOR_REGISTRY,
-        TRAINER_REGISTRY,
-        DataManager,
-        DatasetBase,
-        DatasetWrapper,
-        Datum,
-        EvaluatorBase,
-        Registry,
-        SimpleTrainer,
-        TrainerBase,
-        TrainerX,
-        TrainerXU,
-        build_dataset,
-        build_evaluator,
-        build_optimizer,
-        build_trainer,
-        build_transform,
-        check_availability,
-        clean_cfg,
-        get_cfg_default,
-    )
+    from dassl_prompts.engine.real import *  # noqa: F403
 else:
-    from dassl_prompts.engine.builtin.config import clean_cfg, get_cfg_default
-    from dassl_prompts.engine.builtin.datasets import DatasetBase, Datum, build_dataset
-    from dassl_prompts.engine.builtin.evaluation import EvaluatorBase, build_evaluator
-    from dassl_prompts.engine.builtin.loading import DataManager, DatasetWrapper
-    from dassl_prompts.engine.builtin.optim import build_optimizer
-    from dassl_prompts.engine.builtin.registry import (
-        DATASET_REGISTRY,
-        EVALUATOR_REGISTRY,
-        TRAINER_REGISTRY,
-        Registry,
-        check_availability,
-    )
-    from dassl_prompts.engine.builtin.trainer import SimpleTrainer, TrainerBase, TrainerX, TrainerXU, build_trainer
-    from dassl_prompts.engine.builtin.transforms import build_transform
-
-__all__ = [
-    "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "EvaluatorBase",
-    "Registry", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "TrainerXU", "build_dataset",
-    "build_evaluator", "build_optimizer", "build_trainer", "build_transform", "check_availability", "clean_cfg",
-    "get_cfg_default",
-]  # fmt: skip
+    from dassl_prompts.engine.builtin.names import *  # noqa: F403

@@ -156,7 +156,9 @@ def _assign(root: CfgNode, node: CfgNode, full_key: str, value: Any, source: str
 
 def _coerce(old: Any, value: Any, full_key: str, source: str) -> Any:
     """``value`` in the type of ``old``: strings are literal-evaluated as yacs does, an integer is fine for a float."""
-    value = CfgNode._decode_cfg_value(value)
+    given, value = value, CfgNode._decode_cfg_value(value)
+    if isinstance(old, str) and isinstance(given, str) and not isinstance(value, (str, type(None))):
+        value = given  # a folder called 2024 is a text
     if isinstance(old, CfgNode):
         raise ValueError(f"{source}: {full_key} is a node with the keys {sorted(old)}, it cannot be set to {value!r}")
     if old is None or value is None or type(old) is type(value):

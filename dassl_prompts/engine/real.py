@@ -20,6 +20,7 @@ from dassl.optim import build_optimizer
 from dassl.utils import Registry, check_availability
 
 from dassl_prompts.engine.builtin import datasets as builtin
+from dassl_prompts.engine.builtin.registry import build_named
 from dassl_prompts.engine.config import extend_cfg
 
 __all__ = [
@@ -63,7 +64,4 @@ def build_trainer(cfg):
     Raises:
         ValueError: no such trainer; lists the known ones.
     """
-    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
-    if cfg.VERBOSE:
-        print(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)
+    return build_named(TRAINER_REGISTRY, "trainer", cfg.TRAINER.NAME, cfg)

@@ -48,6 +48,8 @@ def test_merge_opts():
     cfg = get_cfg_default()
     merge_opts(cfg, ["OPTIM.LR", "1", "INPUT.SIZE", "(8, 9)", "OPTIM.WARMUP_CONS_LR", "1e-6", "DATASET.NAME", "Food101"])
     merge_opts(cfg, ["INPUT.TRANSFORMS", ["normalize"], "INPUT.PIXEL_MEAN", "(0, 0, 0)", "USE_CUDA", "False", "SEED", 3])
+    merge_opts(cfg, ["OUTPUT_DIR", "2024", "MODEL.INIT_WEIGHTS", "'quoted'"])
+    assert cfg.OUTPUT_DIR == "2024" and cfg.MODEL.INIT_WEIGHTS == "quoted"
     assert cfg.OPTIM.LR == 1.0 and type(cfg.OPTIM.LR) is float
     assert cfg.INPUT.SIZE == (8, 9) and cfg.OPTIM.WARMUP_CONS_LR == 1e-6 and cfg.DATASET.NAME == "Food101"
     assert cfg.INPUT.TRANSFORMS == ("normalize",) and cfg.INPUT.PIXEL_MEAN == [0, 0, 0]

@@ -145,3 +145,13 @@ def test_importing_the_engine_is_light():
         print([name for name in {heavy.split()!r} if name in sys.modules])
     """
     assert python(code, engine="builtin") == "[]\n"
+
+
+def test_both_engines_offer_the_same_names(vendored):
+    code = """
+        import dassl_prompts.engine.real as real
+        from dassl_prompts.engine.builtin import names
+        assert sorted(real.__all__) == sorted(names.__all__)
+        assert all(hasattr(real, name) for name in real.__all__)
+    """
+    python(code, *real_or_vendored(vendored), engine="dassl")

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from dassl_prompts.engine.builtin.registry import DATASET_REGISTRY, check_availability
+from dassl_prompts.engine.builtin.registry import DATASET_REGISTRY, build_named, check_availability
 
 
 class Datum:
@@ -177,7 +177,4 @@ def build_dataset(cfg) -> DatasetBase:
     Raises:
         ValueError: no such dataset; lists the known ones.
     """
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
-    if cfg.VERBOSE:
-        print(f"Loading dataset: {cfg.DATASET.NAME}")
-    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+    return build_named(DATASET_REGISTRY, "dataset", cfg.DATASET.NAME, cfg)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dassl_prompts.engine.builtin.registry import EVALUATOR_REGISTRY, check_availability
+from dassl_prompts.engine.builtin.registry import EVALUATOR_REGISTRY, build_named
 from dassl_prompts.engine.checkpoint import write_tensors
 
 
@@ -121,7 +121,4 @@ def build_evaluator(cfg, **kwargs) -> EvaluatorBase:
     Raises:
         ValueError: no such evaluator; lists the known ones.
     """
-    check_availability(cfg.TEST.EVALUATOR, EVALUATOR_REGISTRY.registered_names())
-    if cfg.VERBOSE:
-        print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
-    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, **kwargs)
+    return build_named(EVALUATOR_REGISTRY, "evaluator", cfg.TEST.EVALUATOR, cfg, **kwargs)

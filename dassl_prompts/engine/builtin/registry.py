@@ -71,6 +71,18 @@ def check_availability(requested: str, available: Iterable[str]) -> None:
     )
 
 
+def build_named(registry, kind: str, name: str, cfg, **kwargs) -> Any:
+    """An instance of the class called ``name``, made with ``cfg`` and announced if ``cfg.VERBOSE``.
+
+    Raises:
+        ValueError: nothing of that name; lists what there is.
+    """
+    check_availability(name, registry.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading {kind}: {name}")
+    return registry.get(name)(cfg, **kwargs)
+
+
 TRAINER_REGISTRY = Registry("TRAINER")
 DATASET_REGISTRY = Registry("DATASET")
 EVALUATOR_REGISTRY = Registry("EVALUATOR")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dassl_prompts.engine.builtin.evaluation import build_evaluator
 from dassl_prompts.engine.builtin.loading import DataManager
 from dassl_prompts.engine.builtin.meters import AverageMeter, MetricMeter
-from dassl_prompts.engine.builtin.registry import TRAINER_REGISTRY, check_availability
+from dassl_prompts.engine.builtin.registry import TRAINER_REGISTRY, build_named, check_availability
 from dassl_prompts.engine.checkpoint import BEST, load_checkpoint, resume_from_checkpoint, save_checkpoint
 from dassl_prompts.engine.files import mkdir_if_missing, tolist_if_not
 
@@ -411,7 +411,4 @@ def build_trainer(cfg):
     Raises:
         ValueError: no such trainer; lists the known ones.
     """
-    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
-    if cfg.VERBOSE:
-        print(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)
+    return build_named(TRAINER_REGISTRY, "trainer", cfg.TRAINER.NAME, cfg)
