@@ -56,13 +56,33 @@ def build_clip(config, seed=None):
     return CLIP(OpenCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True))
 
 
+def infer(state):
+    count = lambda prefix: len({k[len(prefix):].split(".")[0] for k in state if k.startswith(prefix)})  # noqa: E731
+    patch = state["visual.conv1.weight"].shape[-1]
+    grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    width = state["ln_final.weight"].shape[0]
+    return {
+        "embed_dim": state["text_projection"].shape[1],
+        "vision_cfg": {"image_size": grid * patch, "layers": count("visual.transformer.resblocks."),
+                       "width": state["visual.conv1.weight"].shape[0], "head_width": 64, "patch_size": patch},
+        "text_cfg": {"context_length": state["positional_embedding"].shape[0],
+                     "vocab_size": state["token_embedding.weight"].shape[0], "width": width, "heads": width // 64,
+                     "layers": count("transformer.resblocks.")},
+    }
+
+
 def load_clip(name, precision="fp32", device="cpu"):
     from open_clip.model import CLIP as OpenCLIP
     from safetensors.torch import load
 
-    config = json.loads((Path(str(resources.files("dassl_prompts.configs"))) / "backbones" / f"{name}.json").read_text())
-    path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
-    state = load(lzma.decompress(path.read_bytes()))
+    path = Path(name)
+    if path.suffix == ".pt":
+        state = torch.load(path, weights_only=True)
+        config = infer(state)
+    else:
+        config = json.loads((Path(str(resources.files("dassl_prompts.configs"))) / "backbones" / f"{name}.json").read_text())
+        path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
+        state = load(lzma.decompress(path.read_bytes()))
     model = OpenCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
     model.load_state_dict({k: v.float() for k, v in state.items()})
     return CLIP(model).to(device)
