@@ -1,8 +1,8 @@
 """Hand-written prompt templates.
 
 Sources: the per-dataset wordings and the seven selected templates are CoOp's (Zhou et al. 2022, its zero-shot
-baseline); the 60 are the first 60 of the 80 ImageNet templates of CLIP (Radford et al. 2021), which is the part of that
-list that PromptSRC (Khattak et al. 2023) averages over.
+baseline); the 60 are the first 60 of the 80 ImageNet templates of CLIP (Radford et al. 2021), which is the
+part of that list that PromptSRC (Khattak et al. 2023) averages over.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ CUSTOM_TEMPLATES = {
     "ImageNetSketch": PLAIN_TEMPLATE,
     "ImageNetA": PLAIN_TEMPLATE,
     "ImageNetR": PLAIN_TEMPLATE,
-    **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."),
+    **dict.fromkeys(
+        ("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."
+    ),
 }
 
 #: the seven templates that CoOp selected for its zero-shot ensemble
@@ -115,6 +117,7 @@ def template_for(cfg) -> str:
         return CUSTOM_TEMPLATES[cfg.DATASET.NAME]
     except KeyError:
         raise ValueError(
-            f"no template is known for DATASET.NAME {cfg.DATASET.NAME!r} (known: {', '.join(CUSTOM_TEMPLATES)}); "
+            f"no template is known for DATASET.NAME {cfg.DATASET.NAME!r} "
+            f"(known: {', '.join(CUSTOM_TEMPLATES)}); "
             "add it to dassl_prompts.templates.CUSTOM_TEMPLATES or give the trainer's own template key"
         ) from None

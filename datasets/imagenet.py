@@ -8,7 +8,7 @@ from dassl_prompts.engine import Datum, register_dataset
 
 
 class ImageNetFolders(ListedDataset):
-    """One folder of images per WordNet id; class names from CoOp's ``classnames.txt`` (lines ``n01440764 tench``)."""
+    """A folder of images per WordNet id; names from CoOp's ``classnames.txt`` (lines ``n01440764 tench``)."""
 
     def read_classnames(self) -> dict[str, str]:
         """WordNet id -> class name, in the order of the file."""
@@ -32,8 +32,8 @@ class ImageNetFolders(ListedDataset):
 class ImageNet(ImageNetFolders):
     """ImageNet-1k: few-shot training images, evaluated on the validation set, which is also val (as in CoOp).
 
-    Files are listed sorted. CoOp takes them in the order of the file system, so its draws differ between machines; a
-    ``split_fewshot/shot_N-seed_S.pkl`` of CoOp's makes ours equal to it.
+    Files are listed sorted. CoOp takes them in the order of the file system, so its draws differ between
+    machines; a ``split_fewshot/shot_N-seed_S.pkl`` of CoOp's makes ours equal to it.
     """
 
     dataset_dir = "imagenet"
@@ -49,7 +49,7 @@ class ImageNet(ImageNetFolders):
 
 
 class ImageNetShift(ImageNetFolders):
-    """A test set for models trained on ImageNet. train_x repeats it, because Dassl takes class names from there."""
+    """A test set for models trained on ImageNet. train_x repeats it: Dassl takes class names from there."""
 
     evaluation_only = True
 

@@ -1,4 +1,5 @@
 from dassl_prompts.datasets.imagenet import ImageNetShift
+
 from dassl_prompts.engine import register_dataset
 
 

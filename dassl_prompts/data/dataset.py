@@ -25,14 +25,15 @@ DOCS = "docs/datasets.md lists where each dataset comes from"
 
 def extend_cfg(cfg) -> None:
     """Keys that the classification datasets read."""
-    add_defaults(cfg, "DATASET", {
+    defaults = {
         "SUBSAMPLE_CLASSES": "all",  # all, base or new classes
-        "MAKE_SPLIT": -1,  # >= 0: the seed of a random split of our own, never comparable with published numbers
-    })
+        "MAKE_SPLIT": -1,  # >= 0: seed of a random split of our own, not comparable with published numbers
+    }
+    add_defaults(cfg, "DATASET", defaults)
 
 
 class SplitDataset(DatasetBase):
-    """A dataset in CoOp's layout; a subclass names its folders and file, and says how to make a split of its own.
+    """A dataset in CoOp's layout; a subclass names its folders and files and can make a split of its own.
 
     ``DATASET.ROOT / dataset_dir`` holds the split file; the paths in it are relative to ``image_dir`` below.
     The few-shot draw comes before the base/new split, so both halves of a seed belong to one draw.
@@ -79,7 +80,7 @@ class SplitDataset(DatasetBase):
         dataset.locate(root)
         return dataset.read_data()
 
-    # -- what a dataset may define --------------------------------------------------------------------------------
+    # -- what a dataset may define --------------------------------------------------------------------------
 
     def read_data(self) -> Splits:
         """The full split over all classes: CoOp's file, or on request one of our own."""
@@ -93,8 +94,11 @@ class SplitDataset(DatasetBase):
                 print(f"Made a split of our own: {path}")
         else:
             path = os.path.join(self.dataset_dir, self.split_file)
-            self.require(path, "DATASET.MAKE_SPLIT 1 makes a random split instead, whose numbers cannot be compared "
-                               "with published ones")
+            self.require(
+                path,
+                "DATASET.MAKE_SPLIT 1 makes a random split instead, whose numbers cannot be compared "
+                "with published ones",
+            )
         print(f"Reading split from {path}")
         return read_split(path, self.image_dir)
 
@@ -109,7 +113,7 @@ class SplitDataset(DatasetBase):
         train, val = few_shot(splits.train, splits.val, shots, seed, self.image_dir, cache_dir)
         return Splits(train, val, splits.test)
 
-    # -- helpers for subclasses --------------------------------------------------------------------------------------------------
+    # -- helpers for subclasses -----------------------------------------------------------------------------
 
     def require(self, path: str, otherwise: str = "") -> str:
         """``path``, or FileNotFoundError that says what to obtain."""
@@ -118,8 +122,8 @@ class SplitDataset(DatasetBase):
         name = type(self).__name__
         raise FileNotFoundError(
             f"{name}: {path} does not exist. Check DATASET.ROOT (--root), or run "
-            f"`python -m dassl_prompts.prepare {name} --root ROOT`, which gets it or says where it is; {DOCS}."
-            + (f" {otherwise}." if otherwise else "")
+            f"`python -m dassl_prompts.prepare {name} --root ROOT`, which gets it or says where it is; "
+            f"{DOCS}." + (f" {otherwise}." if otherwise else "")
         )
 
     def read_lines(self, *parts: str) -> list[str]:
@@ -135,7 +139,7 @@ class SplitDataset(DatasetBase):
         return loadmat(self.require(os.path.join(self.dataset_dir, *parts)))
 
     def list_classes(self, root: str, names: dict[str, str]) -> list[Datum]:
-        """All images in the folders that ``names`` maps to class names; labels count the folders in its order."""
+        """All images of the folders in ``names`` (folder -> class name); labels count in its order."""
         return [
             Datum(impath=impath, label=label, classname=name)
             for label, (folder, name) in enumerate(names.items())
@@ -163,7 +167,9 @@ class ListedDataset(SplitDataset):
     def read_data(self) -> Splits:
         name = type(self).__name__
         if self.make_split_seed >= 0:
-            raise ValueError(f"DATASET.MAKE_SPLIT is {self.make_split_seed}, but the split of {name} is not random")
+            raise ValueError(
+                f"DATASET.MAKE_SPLIT is {self.make_split_seed}, but the split of {name} is not random"
+            )
         splits = self.read_lists()
         check_labels(splits, f"{name} in {self.dataset_dir}")
         return splits

@@ -31,7 +31,9 @@ class ImageReadError(OSError):
 
 
 def _unreadable(path: str, reason: object) -> ImageReadError:
-    error = ImageReadError(f"cannot read image {path}: {reason}; the file is corrupt or incomplete, fetch it again")
+    error = ImageReadError(
+        f"cannot read image {path}: {reason}; the file is corrupt or incomplete, fetch it again"
+    )
     error.path = path
     return error
 
@@ -86,8 +88,16 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     # Besides OSError, Pillow's decoders let these through on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError,
-            Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        IndexError,
+        Image.DecompressionBombError,
+    ) as error:
         raise _unreadable(path, error) from error
 
 

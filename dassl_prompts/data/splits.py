@@ -1,8 +1,8 @@
 """Splits of classification datasets: CoOp's split files, base and new classes, few-shot draws.
 
-Everything here gives the images that Dassl and CoOp give for the same seed. What differs is what happens around it:
-split files are validated, and the few-shot draw is kept as JSON with relative paths, so that a dataset folder can be
-moved. Dassl's own pickled draws are read without executing what is in them.
+Everything here gives the images that Dassl and CoOp give for the same seed. What differs is what happens
+around it: split files are validated, and the few-shot draw is kept as JSON with relative paths, so that a
+dataset folder can be moved. Dassl's own pickled draws are read without executing what is in them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Splits(NamedTuple):
     test: list[Datum]
 
 
-# -- split files ------------------------------------------------------------------------------------------------------
+# -- split files -------------------------------------------------------------------------------------------
 
 
 def read_split(path: str | os.PathLike, image_root: str | os.PathLike) -> Splits:
@@ -60,17 +60,24 @@ def _to_data(entries: list, image_root: str, origin: str) -> list[Datum]:
     for i, entry in enumerate(entries):
         match entry:
             case [str(relative), int(label), str(classname)] if label >= 0 and _is_inside(relative):
-                data.append(Datum(impath=os.path.join(image_root, relative), label=label, classname=classname))
+                data.append(
+                    Datum(impath=os.path.join(image_root, relative), label=label, classname=classname)
+                )
             case _:
                 raise ValueError(
-                    f"split file {origin}, entry {i}: expected [relative path, label >= 0, class name], got {entry!r}"
+                    f"split file {origin}, entry {i}: "
+                    f"expected [relative path, label >= 0, class name], got {entry!r}"
                 )
     return data
 
 
 def _is_inside(relative: str) -> bool:
     """Whether a path from a file stays below the folder that it is joined to."""
-    return bool(relative) and not posixpath.isabs(relative) and ".." not in relative.replace("\\", "/").split("/")
+    return (
+        bool(relative)
+        and not posixpath.isabs(relative)
+        and ".." not in relative.replace("\\", "/").split("/")
+    )
 
 
 def check_labels(splits: Splits, origin: str) -> None:
@@ -89,12 +96,15 @@ def check_labels(splits: Splits, origin: str) -> None:
         for item in data:
             if names.setdefault(item.label, item.classname) != item.classname:
                 raise ValueError(
-                    f"{origin}: label {item.label} is called {names[item.label]!r} and, in {part}, {item.classname!r}"
+                    f"{origin}: label {item.label} is called {names[item.label]!r} "
+                    f"and, in {part}, {item.classname!r}"
                 )
     trained = {item.label for item in splits.train}
     empty = sorted(set(range(max(names) + 1)) - trained)
     if empty:
-        named = ", ".join(f"{label} ({names[label]})" if label in names else str(label) for label in empty[:5])
+        named = ", ".join(
+            f"{label} ({names[label]})" if label in names else str(label) for label in empty[:5]
+        )
         raise ValueError(f"{origin}: {len(empty)} of {max(names) + 1} labels have no training image: {named}")
 
 
@@ -113,11 +123,11 @@ def to_entries(data: Iterable[Datum], image_root: str | os.PathLike) -> list[lis
 def relative_path(impath: str, root: str) -> str:
     """``impath`` below ``root`` (which ends in a separator), with forward slashes."""
     # os.path.relpath costs 10 us, which is 13 s on ImageNet
-    relative = impath[len(root):] if impath.startswith(root) else os.path.relpath(impath, root)
+    relative = impath[len(root) :] if impath.startswith(root) else os.path.relpath(impath, root)
     return relative.replace(os.sep, "/")
 
 
-# -- folders ----------------------------------------------------------------------------------------------------------
+# -- folders -----------------------------------------------------------------------------------------------
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -129,7 +139,9 @@ def list_images(folder: str) -> list[str]:
         ValueError: there is none.
     """
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[0] != ".")
+        names = sorted(
+            e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[0] != "."
+        )
     if not names:
         raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return [os.path.join(folder, name) for name in names]
@@ -141,7 +153,7 @@ def list_folders(root: str) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
 
 
-# -- random splits of our own, in CoOp's proportions ------------------------------------------------------------------
+# -- random splits of our own, in CoOp's proportions -------------------------------------------------------
 
 
 def split_by_class(
@@ -157,10 +169,12 @@ def split_by_class(
         same = rng.sample(same, len(same))
         n_train, n_val = round(len(same) * p_train), round(len(same) * p_val)
         if not (n_train and n_val and n_train + n_val < len(same)):
-            raise ValueError(f"class {same[0].classname!r} has {len(same)} images, too few for train, val and test")
+            raise ValueError(
+                f"class {same[0].classname!r} has {len(same)} images, too few for train, val and test"
+            )
         train += same[:n_train]
-        val += same[n_train:n_train + n_val]
-        test += same[n_train + n_val:]
+        val += same[n_train : n_train + n_val]
+        test += same[n_train + n_val :]
     return Splits(train, val, test)
 
 
@@ -175,13 +189,15 @@ def split_trainval(trainval: Sequence[Datum], rng: random.Random, p_val: float =
         same = rng.sample(same, len(same))
         n_val = round(len(same) * p_val)
         if not 0 < n_val < len(same):
-            raise ValueError(f"class {same[0].classname!r} has {len(same)} training images, too few to take val from")
+            raise ValueError(
+                f"class {same[0].classname!r} has {len(same)} training images, too few to take val from"
+            )
         val += same[:n_val]
         train += same[n_val:]
     return train, val
 
 
-# -- classes and shots ------------------------------------------------------------------------------------------------
+# -- classes and shots -------------------------------------------------------------------------------------
 
 
 def by_label(items: Iterable[Datum]) -> dict[int, list[Datum]]:
@@ -214,15 +230,14 @@ def subsample_classes(*sets: Sequence[Datum], subsample: str = "all") -> list[li
     return [
         [
             Datum(impath=x.impath, label=new_label[x.label], domain=x.domain, classname=x.classname)
-            for x in items if x.label in new_label
+            for x in items
+            if x.label in new_label
         ]
         for items in sets
     ]
 
 
-def draw_shots(
-    items: Sequence[Datum], shots: int, rng: random.Random, repeat: bool = False
-) -> list[Datum]:
+def draw_shots(items: Sequence[Datum], shots: int, rng: random.Random, repeat: bool = False) -> list[Datum]:
     """``shots`` items of every class, as Dassl's sampler draws them from the same generator state.
 
     A class with fewer items gives all of them in their order, or with ``repeat`` draws with replacement.
@@ -246,17 +261,19 @@ def few_shot(
 ) -> tuple[list[Datum], list[Datum]]:
     """Draw ``shots`` training and ``min(shots, 4)`` validation images of every class.
 
-    The draw equals Dassl's after ``set_random_seed(seed)``, but from a generator of its own, so that the rest of the
-    run does not depend on whether a cached draw was found. A negative seed draws from Python's global generator and is
-    never cached.
+    The draw equals Dassl's after ``set_random_seed(seed)``, but from a generator of its own, so that the rest
+    of the run does not depend on whether a cached draw was found. A negative seed draws from Python's global
+    generator and is never cached.
 
     Args:
-        train, val: the full lists over all classes; the base/new split comes after the draw. val may be empty.
+        train, val: the full lists over all classes; the base/new split comes after the draw. val may be
+            empty.
         shots: images per class; below 1 the lists are returned as they are.
         image_root: what cached paths are relative to.
-        cache_dir: CoOp's ``split_fewshot`` folder; None neither reads nor writes. A ``shot_N-seed_S.pkl`` of Dassl's
-            found there decides which images are used; otherwise the draw is kept in ``shot_N-seed_S.json``. A folder
-            that cannot be written is reported once and costs nothing but the draw.
+        cache_dir: CoOp's ``split_fewshot`` folder; None neither reads nor writes. A ``shot_N-seed_S.pkl`` of
+            Dassl's found there decides which images are used; otherwise the draw is kept in
+            ``shot_N-seed_S.json``. A folder that cannot be written is reported once and costs nothing but the
+            draw.
 
     Raises:
         ValueError: a cache file is damaged, or a ``.pkl`` names images that are not in ``train`` and ``val``.
@@ -312,13 +329,21 @@ def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], lis
     if not os.path.exists(path):
         return None
     content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in ("train", "val")):
-        raise ValueError(f"few-shot file {path} lacks the lists train and val; delete it, the draw is repeatable")
-    if content.get("format") != FEWSHOT_FORMAT or any(content.get(key) != value for key, value in source.items()):
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(part), list) for part in ("train", "val")
+    ):
+        raise ValueError(
+            f"few-shot file {path} lacks the lists train and val; delete it, the draw is repeatable"
+        )
+    if content.get("format") != FEWSHOT_FORMAT or any(
+        content.get(key) != value for key, value in source.items()
+    ):
         print(f"{path} was drawn from another split: drawing again")
         return None
     print(f"Loading preprocessed few-shot data from {path}")
-    train, val = (_to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val"))
+    train, val = (
+        _to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val")
+    )
     return train, val
 
 
@@ -341,8 +366,8 @@ def _write_fewshot(path: str, source: dict, drawn: tuple[list[Datum], list[Datum
 def _read_dassl_fewshot(path: str, train, val, image_root) -> tuple[list[Datum], list[Datum]]:
     """Our items of the images that Dassl's pickled draw names, in its order.
 
-    The pickle holds absolute paths of the machine that wrote it. Each is matched by its longest trailing part that is
-    a relative path of the split, so the dataset folder may have moved.
+    The pickle holds absolute paths of the machine that wrote it. Each is matched by its longest trailing part
+    that is a relative path of the split, so the dataset folder may have moved.
     """
     content = read_pickle(path)
     root = os.path.join(os.fspath(image_root), "")
@@ -364,10 +389,12 @@ def _match(old: Datum, known: dict[str, Datum], origin: str) -> Datum:
     parts = old.impath.replace("\\", "/").split("/")
     item = next((known[tail] for i in range(len(parts)) if (tail := "/".join(parts[i:])) in known), None)
     if item is None:
-        raise ValueError(f"few-shot cache {origin}: {old.impath!r} is not in this split; delete it to draw again")
+        raise ValueError(
+            f"few-shot cache {origin}: {old.impath!r} is not in this split; delete it to draw again"
+        )
     if item.label != old.label:
         raise ValueError(
-            f"few-shot cache {origin}: {old.impath!r} has label {old.label} there and {item.label} in this split; "
-            "delete it to draw again"
+            f"few-shot cache {origin}: {old.impath!r} has label {old.label} there and {item.label} "
+            "in this split; delete it to draw again"
         )
     return item

@@ -1,4 +1,4 @@
-"""``python -m dassl_prompts.prepare``: get datasets and lay them out as CoOp expects them, or check what is there."""
+"""``python -m dassl_prompts.prepare``: get datasets into CoOp's layout, or check what is there."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dassl_prompts.prepare.sources import COOP_PAGE, GUIDES, SOURCES
 
 EPILOG = """\
 examples:
-  python -m dassl_prompts.prepare Caltech101 EuroSAT --root /data     get two datasets
-  python -m dassl_prompts.prepare all --root /data --check            examine all fifteen, reading every image
-  python -m dassl_prompts.prepare all --root /data --check --fast     the same without reading images
-  python -m dassl_prompts.prepare CIRR --root /data --check           images and captions of a retrieval dataset
-  python -m dassl_prompts.prepare --list                              what there is and where it comes from
+  get two datasets:             python -m dassl_prompts.prepare Caltech101 EuroSAT --root /data
+  examine all fifteen:          python -m dassl_prompts.prepare all --root /data --check
+  ... without reading images:   python -m dassl_prompts.prepare all --root /data --check --fast
+  examine retrieval data:       python -m dassl_prompts.prepare CIRR --root /data --check
+  what there is, from where:    python -m dassl_prompts.prepare --list
 
-What no program may fetch is named with its address and the place to put it; run the same command again afterwards.
-Interrupted downloads continue where they stopped. Files that are there already are never changed.
+What no program may fetch is named with its address and the place to put it; run the same command again
+afterwards. Interrupted downloads continue where they stopped. Files that are there already are never changed.
 
 exit codes:
   0 everything is ready          3 something has to be fetched by hand     6 disk full
@@ -39,25 +39,46 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("datasets", nargs="*", metavar="DATASET",
-                        help="names as in the configurations (Caltech101 or caltech101), or `all`")
-    parser.add_argument("--root", type=Path, default=Path(os.environ.get("DATA", "data")), metavar="DATA",
-                        help="folder that holds the dataset folders (default: $DATA, else ./data)")
+    parser.add_argument(
+        "datasets",
+        nargs="*",
+        metavar="DATASET",
+        help="names as in the configurations (Caltech101 or caltech101), or `all`",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("DATA", "data")),
+        metavar="DATA",
+        help="folder that holds the dataset folders (default: $DATA, else ./data)",
+    )
     parser.add_argument("--check", action="store_true", help="fetch nothing, only examine what is there")
-    parser.add_argument("--fast", action="store_true", help="with --check: do not read the images, only look for them")
+    parser.add_argument(
+        "--fast", action="store_true", help="with --check: do not read the images, only look for them"
+    )
     parser.add_argument("--list", action="store_true", help="list the datasets and their sources")
-    parser.add_argument("--keep-archives", action="store_true", help="keep downloaded archives after unpacking")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: all cores)")
-    parser.add_argument("--coop-page", default=COOP_PAGE, metavar="URL",
-                        help="page or local file with the links to CoOp's split files (default: %(default)s)")
+    parser.add_argument(
+        "--keep-archives", action="store_true", help="keep downloaded archives after unpacking"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read images (default: all cores)"
+    )
+    parser.add_argument(
+        "--coop-page",
+        default=COOP_PAGE,
+        metavar="URL",
+        help="page or local file with the links to CoOp's split files (default: %(default)s)",
+    )
     return parser
 
 
 def known_names() -> dict[str, str]:
     """Every accepted spelling, lower-cased -> registered name."""
+    classes = dataset_classes()
     names = {}
-    for name, cls in dataset_classes().items():
-        if name in SOURCES or name in GUIDES or name.startswith("Emoji"):  # the embedded data needs no source
+    for name, cls in classes.items():
+        # the embedded data needs no source
+        if name in SOURCES or name in GUIDES or issubclass(cls, classes["Emoji"]):
             names[name.lower()] = name
             names.setdefault(cls.__module__.rpartition(".")[2], name)  # as the configuration files are called
     return names
@@ -72,7 +93,9 @@ def resolve(parser: argparse.ArgumentParser, given: list[str]) -> list[str]:
         elif word.lower() in known:
             chosen[known[word.lower()]] = None
         else:
-            parser.error(f"unknown dataset {word!r}; known are {', '.join(sorted(set(known.values())))} and `all`")
+            parser.error(
+                f"unknown dataset {word!r}; known are {', '.join(sorted(set(known.values())))} and `all`"
+            )
     return list(chosen)
 
 
@@ -80,7 +103,9 @@ def print_list() -> None:
     for name, source in SOURCES.items():
         print(f"{name}  ->  <root>/{source.folder}")
         for file in source.files:
-            where = ", or ".join(file.urls) or ("linked from CoOp's page" if file.on_coop_page else f"BY HAND: {file.by_hand}")
+            where = ", or ".join(file.urls) or (
+                "linked from CoOp's page" if file.on_coop_page else f"BY HAND: {file.by_hand}"
+            )
             print(f"    {file.name}: {where}")
     for name, guide in GUIDES.items():
         print(f"{name}  BY HAND\n    " + guide.replace("\n", "\n    "))

@@ -29,9 +29,13 @@ class Report:
 
     def summary(self) -> str:
         """One line: name, verdict, numbers."""
-        numbers = "  ".join(f"{part} {count:,}" for part, count in zip(PARTS, self.counts) if count is not None)
+        numbers = "  ".join(
+            f"{part} {count:,}" for part, count in zip(PARTS, self.counts) if count is not None
+        )
         verdict = "ok     " if not self.problems else "PROBLEM"
-        return f"{self.name:<20}{verdict}  " + (f"{self.classes} classes  {numbers}" if self.classes else "not usable")
+        return f"{self.name:<20}{verdict}  " + (
+            f"{self.classes} classes  {numbers}" if self.classes else "not usable"
+        )
 
 
 def check(name: str, root: str | os.PathLike, decode: bool = True, workers: int = 0) -> Report:
@@ -104,7 +108,8 @@ def _differences(report: Report) -> list[str]:
     published = dict(zip(("classes", *PARTS), (expected.classes, *expected.counts)))
     return [
         f"{what}: {found[what] or 0:,}, commonly published are {published[what] or 0:,}"
-        for what in found if found[what] != published[what]
+        for what in found
+        if found[what] != published[what]
     ]
 
 

@@ -22,12 +22,18 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
 def download(
-    url: str, path: str | os.PathLike, md5: str = "", *, attempts: int = 5, timeout: float = 60, pause: float = 1
+    url: str,
+    path: str | os.PathLike,
+    md5: str = "",
+    *,
+    attempts: int = 5,
+    timeout: float = 60,
+    pause: float = 1,
 ) -> Path:
     """Fetch ``url`` into ``path``, continuing an earlier attempt that was cut off.
 
-    The bytes go to ``<path>.part``; it becomes ``path`` once its length and checksum are right. A part is continued
-    only while the server says that the file is unchanged.
+    The bytes go to ``<path>.part``; it becomes ``path`` once its length and checksum are right. A part is
+    continued only while the server says that the file is unchanged.
 
     Args:
         md5: expected checksum; "" when none is published.
@@ -105,7 +111,9 @@ def _transfer(url: str, part: Path, timeout: float, verifiable: bool) -> None:
         if response.status != 206:
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise http.client.HTTPException(f"asked for bytes from {have}, got {response.headers.get('Content-Range')}")
+            raise http.client.HTTPException(
+                f"asked for bytes from {have}, got {response.headers.get('Content-Range')}"
+            )
         length = response.headers.get("Content-Length")
         require_space(part.parent, int(length or 0), url)
         version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -121,7 +129,15 @@ def _append(response, part: Path, have: int, length: int | None) -> int:
 
     total = None if length is None else have + length
     received = 0
-    bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, unit_divisor=1024, mininterval=0.5)
+    bar = tqdm(
+        desc=part.stem,
+        initial=have,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        mininterval=0.5,
+    )
     with bar, disk_errors(part), open(part, "ab" if have else "wb") as file:
         while chunk := response.read(CHUNK):
             file.write(chunk)
@@ -154,7 +170,9 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise DiskFullError when ``folder``'s disk has less than ``needed`` bytes left."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DiskFullError(f"{what} needs {needed / 2**30:.1f} GiB, but {folder} has {free / 2**30:.1f} GiB left")
+        raise DiskFullError(
+            f"{what} needs {needed / 2**30:.1f} GiB, but {folder} has {free / 2**30:.1f} GiB left"
+        )
 
 
 @contextmanager
@@ -164,7 +182,9 @@ def disk_errors(path: Path):
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"{path}: {error.strerror}; make room and run the same command again") from error
+            raise DiskFullError(
+                f"{path}: {error.strerror}; make room and run the same command again"
+            ) from error
         raise
 
 

@@ -8,7 +8,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -22,8 +22,8 @@ IGNORED_FOLDERS = ("__MACOSX",)
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, products: dict[str, str]) -> None:
     """Unpack ``archive`` and move ``products`` (path in the archive -> path below ``folder``) into place.
 
-    The archive is unpacked beside its destination first, so an interrupted run leaves no half-filled folder under a
-    final name. Products that exist already are left alone.
+    The archive is unpacked beside its destination first, so an interrupted run leaves no half-filled folder
+    under a final name. Products that exist already are left alone.
 
     Raises:
         ArchiveError: the archive is damaged, unsafe, or holds no such product.
@@ -53,14 +53,15 @@ def extract(archive: str | os.PathLike, target: str | os.PathLike) -> None:
     Every member is checked before anything is written.
 
     Raises:
-        ArchiveError: a member is a link or device, or its path is absolute or leads outside; or the archive is damaged.
+        ArchiveError: a member is a link or device, or its path is absolute or leads outside; or the archive
+            is damaged.
         DiskFullError: no room.
     """
     archive, target = Path(archive), Path(target)
     try:
-        members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+        members = _reader(archive)
         with disk_errors(target):
-            for name, size, stream in _with_progress(members(archive, target), archive):
+            for name, size, stream in _with_progress(members(archive, target), f"unpacking {archive.name}"):
                 path = target / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with stream, open(path, "wb") as file:
@@ -69,6 +70,17 @@ def extract(archive: str | os.PathLike, target: str | os.PathLike) -> None:
                     raise ArchiveError(f"{archive}: {name} is cut off")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
         raise ArchiveError(f"{archive} is damaged ({error}); delete it and run the command again") from error
+
+
+def _reader(archive: Path):
+    # tar first: an uncompressed tar that ends with a zip file passes for a zip
+    if tarfile.is_tarfile(archive):
+        return _tar_members
+    if zipfile.is_zipfile(archive):
+        return _zip_members
+    raise ArchiveError(
+        f"{archive} is damaged (neither a tar nor a zip archive); delete it and run the command again"
+    )
 
 
 def safe_name(name: str, archive: Path) -> str:
@@ -80,7 +92,9 @@ def safe_name(name: str, archive: Path) -> str:
     name = name.replace("\\", "/")
     path = PurePosixPath(name)
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
-        raise ArchiveError(f"{archive}: member {name!r} would be written outside the folder; nothing was unpacked")
+        raise ArchiveError(
+            f"{archive}: member {name!r} would be written outside the folder; nothing was unpacked"
+        )
     return str(path)
 
 
@@ -94,7 +108,9 @@ def _zip_members(archive: Path, target: Path) -> Iterator[Member]:
         for info in infos:
             kind = (info.external_attr >> 16) & 0o170000
             if kind not in (0, 0o100000):
-                raise ArchiveError(f"{archive}: member {info.filename!r} is a link or device; nothing was unpacked")
+                raise ArchiveError(
+                    f"{archive}: member {info.filename!r} is a link or device; nothing was unpacked"
+                )
         require_space(target, sum(info.file_size for info in infos), str(archive))
         for info in infos:
             if not _ignored(names[info]):
@@ -105,10 +121,12 @@ def _tar_members(archive: Path, target: Path) -> Iterator[Member]:
     # Checking first costs a second pass over a compressed archive; it keeps "nothing was unpacked" true.
     total = 0
     with tarfile.open(archive) as file:
-        for info in file:
+        for info in _with_progress(file, f"checking {archive.name}"):
             safe_name(info.name, archive)
             if not (info.isfile() or info.isdir()):
-                raise ArchiveError(f"{archive}: member {info.name!r} is a link or device; nothing was unpacked")
+                raise ArchiveError(
+                    f"{archive}: member {info.name!r} is a link or device; nothing was unpacked"
+                )
             total += info.size
     require_space(target, total, str(archive))
     with tarfile.open(archive) as file:
@@ -123,7 +141,7 @@ def _ignored(name: str) -> bool:
     return not parts or parts[0] in IGNORED_FOLDERS or parts[-1].startswith("._")
 
 
-def _with_progress(members: Iterator[Member], archive: Path) -> Iterator[Member]:
+def _with_progress(items: Iterable, what: str) -> Iterator:
     from tqdm import tqdm
 
-    return iter(tqdm(members, desc=f"unpacking {archive.name}", unit=" files", mininterval=0.5))
+    return iter(tqdm(items, desc=what, unit=" files", mininterval=0.5))

@@ -8,13 +8,10 @@ from pathlib import Path
 
 from dassl_prompts.prepare import layout
 from dassl_prompts.prepare.download import download
-from dassl_prompts.prepare.errors import ByHandError, DiskFullError, DownloadError, PrepareError
+from dassl_prompts.prepare.errors import ArchiveError, ByHandError, DiskFullError, DownloadError, PrepareError
 from dassl_prompts.prepare.extract import unpack
 from dassl_prompts.prepare.links import CoopPage
-from dassl_prompts.prepare.sources import SOURCES, File, Source
-
-#: below a dataset's folder: what we downloaded and may delete again
-DOWNLOADS = ".download"
+from dassl_prompts.prepare.sources import DOWNLOADS, SOURCES, File, Source
 
 
 def prepare(name: str, root: Path, page: CoopPage, keep_archives: bool = False) -> None:
@@ -52,21 +49,29 @@ def _absent(source: Source, folder: Path) -> list[str]:
 def _obtain(file: File, folder: Path, page: CoopPage) -> None:
     if all((folder / path).exists() for path in file.products):
         return
-    path = _find(file, folder) or _download(file, folder, page)
-    if file.unpack:
-        unpack(path, folder, file.unpack)
-    elif not file.gives and path != folder / file.name:
-        os.replace(path, folder / file.name)
+    if not (file.inner and _find(file.inner, folder)):
+        path = _find(file, folder) or _download(file, folder, page)
+        if file.unpack:
+            _unpack(path, folder, file.unpack)
+        elif not file.gives and path != folder / file.name:
+            os.replace(path, folder / file.name)
     if file.inner:
-        inner = folder / file.inner.name
-        unpack(inner, folder, file.inner.unpack)
-        inner.unlink()
+        _obtain(file.inner, folder, page)
+
+
+def _unpack(path: Path, folder: Path, products: dict[str, str]) -> None:
+    try:
+        unpack(path, folder, products)
+    except ArchiveError:
+        if path.parent.name == DOWNLOADS:  # or the next run would take it for a good one
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _find(file: File, folder: Path) -> Path | None:
     """The file where a person or an earlier run has put it."""
     places = [folder / file.name, folder / DOWNLOADS / file.name]
-    if file.on_coop_page and not file.name.startswith("split_"):  # classnames.txt serves all ImageNets
+    if file.name == "classnames.txt":  # one for all ImageNets
         sibling = folder.parent / "imagenet" / file.name
         if sibling.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,4 +94,6 @@ def _download(file: File, folder: Path, page: CoopPage) -> Path:
             return download(url, path, file.md5)
         except DownloadError as error:
             problem = error
-    raise DownloadError(f"{problem}\n    -> or fetch it by hand and put it at {folder / file.name}") from problem
+    raise DownloadError(
+        f"{problem}\n    -> or fetch it by hand and put it at {folder / file.name}"
+    ) from problem

@@ -10,7 +10,7 @@ from dassl_prompts.prepare.errors import ArchiveError
 
 
 def imagenet(folder: Path) -> None:
-    """ILSVRC 2012's three archives in ``folder`` -> ``images/train/<wnid>`` and ``images/val/<wnid>``, by torchvision.
+    """The three archives of ILSVRC 2012 in ``folder`` -> ``images/{train,val}/<wnid>``, by torchvision.
 
     Raises:
         ArchiveError: an archive is not the published one.

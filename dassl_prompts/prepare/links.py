@@ -1,4 +1,4 @@
-"""CoOp's files on Google Drive: their links as CoOp's page gives them, fetched with gdown where it is installed."""
+"""CoOp's files on Google Drive: links from CoOp's page, fetched with gdown where that is installed."""
 
 from __future__ import annotations
 
@@ -86,15 +86,21 @@ class CoopPage:
         try:
             import gdown
         except ModuleNotFoundError:
-            raise ByHandError(f"{name}: {address} (or `pip install gdown` and run the same command again)") from None
+            raise ByHandError(
+                f"{name}: {address} (or `pip install gdown` and run the same command again)"
+            ) from None
 
         path.parent.mkdir(parents=True, exist_ok=True)
         # the names of gdown's errors differ between its versions
-        refusals = tuple(e for e in vars(gdown.exceptions).values() if isinstance(e, type) and issubclass(e, Exception))
+        refusals = tuple(
+            e for e in vars(gdown.exceptions).values() if isinstance(e, type) and issubclass(e, Exception)
+        )
         try:
             got = gdown.download(id=drive_id, output=str(path), resume=True)
         except (*refusals, OSError) as error:
-            raise DownloadError(f"{name}: Google Drive refuses {address} to programs ({error}); fetch it by hand") from error
+            raise DownloadError(
+                f"{name}: Google Drive refuses {address} to programs ({error}); fetch it by hand"
+            ) from error
         if got is None or not path.exists():
             raise DownloadError(f"{name}: Google Drive did not deliver {address}; fetch it by hand")
         _refuse_page(path, address)

@@ -1,13 +1,16 @@
 """Where each dataset comes from, how its archives map to CoOp's layout, and how many images it should have.
 
-Addresses and MD5 sums are those of torchvision's dataset classes where torchvision has them (a test compares them), else
-the dataset authors' pages. CoOp's split files lie on Google Drive; their links are read from CoOp's own page at run time
-instead of being repeated here.
+Addresses and MD5 sums are those of torchvision's dataset classes where torchvision has them (a test compares
+them), else the dataset authors' pages. CoOp's split files lie on Google Drive; their links are read from
+CoOp's own page at run time instead of being repeated here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+#: below a dataset's folder: what the command downloaded and may delete again
+DOWNLOADS = ".download"
 
 #: CoOp's description of the layouts, with the links to its split files
 COOP_PAGE = "https://raw.githubusercontent.com/KaiyangZhou/CoOp/main/DATASETS.md"
@@ -24,8 +27,9 @@ class File:
         md5: its checksum, "" where none is published.
         on_coop_page: its link stands on CoOp's page (Google Drive).
         by_hand: where a person finds it, for files without ``urls``.
-        unpack: path in the archive -> path below the dataset's folder; empty for a file that is used as it is.
-        inner: an archive inside this one, which ``unpack`` puts into the dataset's folder for the moment.
+        unpack: path in the archive -> path below the dataset's folder; empty for a file that is used as it
+            is.
+        inner: an archive inside this one, which ``unpack`` puts among the downloads.
         gives: paths below the dataset's folder that ``Source.after`` makes from it.
     """
 
@@ -51,7 +55,8 @@ class Source:
     """A dataset: its folder below the data root, what to obtain, its commonly published numbers of images.
 
     Attributes:
-        counts: training, validation and test images over all classes; None where the dataset has no such part.
+        counts: training, validation and test images over all classes; None where the dataset has no such
+            part.
         after: name of a function in ``layout.py`` that finishes what unpacking cannot.
     """
 
@@ -84,8 +89,12 @@ SOURCES: dict[str, Source] = {
                 "caltech-101.zip",
                 urls=("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",),
                 md5="3138e1922a9193bfa496528edbbc45d0",
-                unpack={"caltech-101/101_ObjectCategories.tar.gz": "101_ObjectCategories.tar.gz"},
-                inner=File("101_ObjectCategories.tar.gz", unpack={"101_ObjectCategories": "101_ObjectCategories"}),
+                unpack={
+                    "caltech-101/101_ObjectCategories.tar.gz": f"{DOWNLOADS}/101_ObjectCategories.tar.gz"
+                },
+                inner=File(
+                    "101_ObjectCategories.tar.gz", unpack={"101_ObjectCategories": "101_ObjectCategories"}
+                ),
             ),
             _split("Caltech101"),
         ),
@@ -216,7 +225,9 @@ SOURCES: dict[str, Source] = {
     "UCF101": Source(
         "ucf101",
         (
-            File("UCF-101-midframes.zip", on_coop_page=True, unpack={"UCF-101-midframes": "UCF-101-midframes"}),
+            File(
+                "UCF-101-midframes.zip", on_coop_page=True, unpack={"UCF-101-midframes": "UCF-101-midframes"}
+            ),
             _split("UCF101"),
         ),
         classes=101,
@@ -257,7 +268,7 @@ SOURCES: dict[str, Source] = {
             File(
                 "images",
                 by_hand="the folder of 1,000 WordNet ids (called sketch in the archive): "
-                        "https://github.com/HaohanWang/ImageNet-Sketch",
+                "https://github.com/HaohanWang/ImageNet-Sketch",
             ),
             _CLASSNAMES,
         ),
@@ -267,7 +278,9 @@ SOURCES: dict[str, Source] = {
     "ImageNetA": Source(
         "imagenet-adversarial",
         (
-            File("imagenet-a.tar", urls=(f"{_HENDRYCKS}/imagenet-a.tar",), unpack={"imagenet-a": "imagenet-a"}),
+            File(
+                "imagenet-a.tar", urls=(f"{_HENDRYCKS}/imagenet-a.tar",), unpack={"imagenet-a": "imagenet-a"}
+            ),
             _CLASSNAMES,
         ),
         classes=200,
@@ -276,7 +289,9 @@ SOURCES: dict[str, Source] = {
     "ImageNetR": Source(
         "imagenet-rendition",
         (
-            File("imagenet-r.tar", urls=(f"{_HENDRYCKS}/imagenet-r.tar",), unpack={"imagenet-r": "imagenet-r"}),
+            File(
+                "imagenet-r.tar", urls=(f"{_HENDRYCKS}/imagenet-r.tar",), unpack={"imagenet-r": "imagenet-r"}
+            ),
             _CLASSNAMES,
         ),
         classes=200,
@@ -287,14 +302,14 @@ SOURCES: dict[str, Source] = {
 #: retrieval data that nobody may fetch for another: where it is and how it has to lie below the data root
 GUIDES: dict[str, str] = {
     "CIRR": """\
-annotations: the folders captions and image_splits of https://github.com/Cuberick-Orion/CIRR (branch cirr_dataset)
+annotations: the folders captions and image_splits of https://github.com/Cuberick-Orion/CIRR, branch cirr_dataset
     -> cirr/captions, cirr/image_splits
 images: NLVR2's, through the form that https://github.com/lil-lab/nlvr links to
     -> cirr/img_raw/train, cirr/img_raw/dev, cirr/img_raw/test1""",
     "FashionIQ": """\
 annotations: the folders captions and image_splits of https://github.com/XiaoxiaoGuo/fashion-iq
     -> fashioniq/captions, fashioniq/image_splits
-images: by the addresses in https://github.com/hongwang600/fashion-iq-metadata (many are dead; copies circulate)
+images: by the addresses in https://github.com/hongwang600/fashion-iq-metadata (many are dead)
     -> fashioniq/images/<id>.jpg or .png""",
     "LaionCIR": """\
 triplets: laion_template_info.json and laion_llm_info.json of https://github.com/Code-kunkun/ZS-CIR

@@ -45,7 +45,8 @@ def test_every_mode_becomes_rgb_as_pillow_converts_it(tmp_path, mode, pixels):
 def test_damaged_file_is_named(tmp_path, suffix, damage, pixels):
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(np.repeat(np.repeat(pixels, 8, 0), 8, 1)).save(path)
-    path.write_bytes({"cut": path.read_bytes()[: path.stat().st_size // 2], "text": b"<html>404</html>", "empty": b""}[damage])
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes({"cut": half, "text": b"<html>404</html>", "empty": b""}[damage])
     with pytest.raises(ImageReadError, match=f"x.{suffix}") as caught:
         read_image(path)
     assert caught.value.path == str(path)
@@ -105,7 +106,12 @@ def test_forked_readers_do_not_disturb_each_other(tmp_path, pixels):
 
 def test_missing_images_are_counted_and_the_first_named(tmp_path, archive):
     present = [str(tmp_path / "a.png"), f"{archive}::sub/a.png"]
-    absent = [str(tmp_path / "b.png"), str(tmp_path / "no" / "c.png"), f"{archive}::d.png", f"{tmp_path}/no.zip::e.png"]
+    absent = [
+        str(tmp_path / "b.png"),
+        str(tmp_path / "no" / "c.png"),
+        f"{archive}::d.png",
+        f"{tmp_path}/no.zip::e.png",
+    ]
     assert set(missing_images(present + absent)) == set(absent)
     check_images(present, "Toys")
     with pytest.raises(FileNotFoundError, match=r"Toys: 4 of 6 images are missing") as caught:

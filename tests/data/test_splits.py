@@ -30,7 +30,9 @@ LAYOUTS = ("blocks", "interleaved", "descending", "short")
 
 
 def numbered(labels, folder="/data"):
-    return [Datum(impath=f"{folder}/{i:03d}.jpg", label=int(y), classname=f"c{y}") for i, y in enumerate(labels)]
+    return [
+        Datum(impath=f"{folder}/{i:03d}.jpg", label=int(y), classname=f"c{y}") for i, y in enumerate(labels)
+    ]
 
 
 def ids(items):
@@ -40,7 +42,11 @@ def ids(items):
 def toy(n_classes=3, train=6, val=5, folder="/data"):
     """Train and val lists with distinct relative paths."""
     return tuple(
-        [Datum(impath=f"{folder}/c{y}/{part}_{i}.jpg", label=y, classname=f"c{y}") for y in range(n_classes) for i in range(n)]
+        [
+            Datum(impath=f"{folder}/c{y}/{part}_{i}.jpg", label=y, classname=f"c{y}")
+            for y in range(n_classes)
+            for i in range(n)
+        ]
         for part, n in (("train", train), ("val", val))
     )
 
@@ -49,7 +55,7 @@ def paths(items):
     return [item.impath for item in items]
 
 
-# -- against what Dassl and CoOp do -----------------------------------------------------------------------------------
+# -- against what Dassl and CoOp do ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -115,7 +121,7 @@ def test_no_shots_means_everything():
     assert few_shot(train, val, -1, 1, "/data", "/nowhere") == (train, val)
 
 
-# -- the JSON cache ---------------------------------------------------------------------------------------------------
+# -- the JSON cache ----------------------------------------------------------------------------------------
 
 
 def test_draw_is_kept_with_relative_paths_and_survives_a_move(tmp_path, capsys):
@@ -173,7 +179,7 @@ def test_unseeded_draw_is_never_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# -- Dassl's pickles --------------------------------------------------------------------------------------------------
+# -- Dassl's pickles ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -205,10 +211,15 @@ OLD = "/old/machine/caltech-101/101_ObjectCategories"
 
 
 def test_dassls_draw_decides_and_is_rerooted(tmp_path, pickled, capsys):
-    pickled({"train": [(f"{OLD}/c1/train_5.jpg", 1, "c1"), (f"{OLD}/c0/train_0.jpg", 0, "c0")],
-             "val": [("D:\\data\\c2\\val_3.jpg", 2, "c2")]})
+    pickled(
+        {
+            "train": [(f"{OLD}/c1/train_5.jpg", 1, "c1"), (f"{OLD}/c0/train_0.jpg", 0, "c0")],
+            "val": [("D:\\data\\c2\\val_3.jpg", 2, "c2")],
+        }
+    )
     train, val = few_shot(*toy(folder="/new"), 2, 1, "/new", tmp_path)
-    assert paths(train) == ["/new/c1/train_5.jpg", "/new/c0/train_0.jpg"] and paths(val) == ["/new/c2/val_3.jpg"]
+    assert paths(train) == ["/new/c1/train_5.jpg", "/new/c0/train_0.jpg"]
+    assert paths(val) == ["/new/c2/val_3.jpg"]
     assert [x.label for x in train] == [1, 0]
     assert "Loading preprocessed few-shot data from" in capsys.readouterr().out
 
@@ -221,11 +232,14 @@ def test_dassls_draw_without_val_serves_a_dataset_without_val(tmp_path, pickled)
         few_shot(*toy(), 2, 1, "/data", tmp_path)
 
 
-@pytest.mark.parametrize("entry, message", [
-    ((f"{OLD}/c9/train_5.jpg", 9, "c9"), "not in this split"),
-    ((f"{OLD}/c0/val_0.jpg", 0, "c0"), "not in this split"),
-    ((f"{OLD}/c1/train_5.jpg", 2, "c1"), "label 2 there and 1"),
-])
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ((f"{OLD}/c9/train_5.jpg", 9, "c9"), "not in this split"),
+        ((f"{OLD}/c0/val_0.jpg", 0, "c0"), "not in this split"),
+        ((f"{OLD}/c1/train_5.jpg", 2, "c1"), "label 2 there and 1"),
+    ],
+)
 def test_dassls_draw_of_another_split_is_refused(tmp_path, pickled, entry, message):
     pickled({"train": [entry], "val": []})
     with pytest.raises(ValueError, match=message):
@@ -237,7 +251,16 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-@pytest.mark.parametrize("content", [pickle.dumps({"train": [Bomb()]}), pickle.dumps({"train": ["x"], "val": []}), pickle.dumps({"train": []})[:9], b"", b"no pickle"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps({"train": [Bomb()]}),
+        pickle.dumps({"train": ["x"], "val": []}),
+        pickle.dumps({"train": []})[:9],
+        b"",
+        b"no pickle",
+    ],
+)
 def test_foreign_or_damaged_pickle_is_named_and_not_run(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shot_2-seed_1.pkl").write_bytes(content)
@@ -246,7 +269,7 @@ def test_foreign_or_damaged_pickle_is_named_and_not_run(tmp_path, content, monke
     assert not (tmp_path / "exploded").exists()
 
 
-# -- split files ------------------------------------------------------------------------------------------------------
+# -- split files -------------------------------------------------------------------------------------------
 
 GOOD = {
     "train": [["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "dog"]],
@@ -258,25 +281,32 @@ GOOD = {
 def test_split_round_trip(tmp_path):
     (tmp_path / "split.json").write_text(json.dumps(GOOD))
     read = read_split(tmp_path / "split.json", "/root/images")
-    assert read.test[1].impath == "/root/images/b/3.jpg" and read.test[1].classname == "dog" and len(read.val) == 1
+    assert read.test[1].impath == "/root/images/b/3.jpg" and read.test[1].classname == "dog"
+    assert len(read.val) == 1
     save_split(read, tmp_path / "again.json", "/root/images")
     assert json.loads((tmp_path / "again.json").read_text()) == GOOD
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.json", "split.json"]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"train": [["a/1.jpg", 0]]}, "train, entry 0"),
-    ({"train": [["a/1.jpg", "0", "cat"]]}, "train, entry 0"),
-    ({"val": [["a/1.jpg", -1, "cat"]]}, "val, entry 0"),
-    ({"test": [["../../etc/passwd", 0, "cat"]]}, "test, entry 0"),
-    ({"test": [["/etc/passwd", 0, "cat"]]}, "test, entry 0"),
-    ({"test": []}, "no test images"),
-    ({"train": []}, "no train images"),
-    ({"val": [["a/2.jpg", 0, "kitten"]]}, "label 0 is called 'cat' and, in val, 'kitten'"),
-    ({"train": [["a/1.jpg", 0, "cat"]]}, r"1 of 2 labels have no training image: 1 \(dog\)"),
-    ({"train": [["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "dog"], ["c/1.jpg", 3, "eel"]]}, "1 of 4 labels have no training image: 2"),
-    ({"test": "all"}, "lists train, val and test"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train": [["a/1.jpg", 0]]}, "train, entry 0"),
+        ({"train": [["a/1.jpg", "0", "cat"]]}, "train, entry 0"),
+        ({"val": [["a/1.jpg", -1, "cat"]]}, "val, entry 0"),
+        ({"test": [["../../etc/passwd", 0, "cat"]]}, "test, entry 0"),
+        ({"test": [["/etc/passwd", 0, "cat"]]}, "test, entry 0"),
+        ({"test": []}, "no test images"),
+        ({"train": []}, "no train images"),
+        ({"val": [["a/2.jpg", 0, "kitten"]]}, "label 0 is called 'cat' and, in val, 'kitten'"),
+        ({"train": [["a/1.jpg", 0, "cat"]]}, r"1 of 2 labels have no training image: 1 \(dog\)"),
+        (
+            {"train": [["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "dog"], ["c/1.jpg", 3, "eel"]]},
+            "1 of 4 labels have no training image: 2",
+        ),
+        ({"test": "all"}, "lists train, val and test"),
+    ],
+)
 def test_wrong_split_is_refused_with_its_place(tmp_path, change, message):
     (tmp_path / "split.json").write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(ValueError, match=message) as caught:
@@ -291,7 +321,7 @@ def test_split_that_is_no_split_is_named(tmp_path, content):
         read_split(tmp_path / "split.json", "/root")
 
 
-# -- random splits ----------------------------------------------------------------------------------------------------
+# -- random splits -----------------------------------------------------------------------------------------
 
 
 def test_split_by_class_is_a_partition_in_proportion():
@@ -306,7 +336,8 @@ def test_split_by_class_is_a_partition_in_proportion():
 
 def test_split_trainval_takes_a_fifth_of_every_class():
     train, val = split_trainval(numbered([0] * 10 + [1] * 20), random.Random(0))
-    assert [sum(x.label == y for x in val) for y in (0, 1)] == [2, 4] and sorted(ids(train + val)) == list(range(30))
+    assert [sum(x.label == y for x in val) for y in (0, 1)] == [2, 4]
+    assert sorted(ids(train + val)) == list(range(30))
 
 
 def test_random_split_refuses_a_tiny_class():

@@ -24,15 +24,30 @@ import_all()
 
 TOY = np.load(Path(__file__).parent.parent / "fixtures" / "dassl_caltech_toy.npz")
 SPLIT_FILES = [
-    "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "SUN397", "DescribableTextures", "EuroSAT", "UCF101",
+    "Caltech101",
+    "OxfordPets",
+    "StanfordCars",
+    "OxfordFlowers",
+    "Food101",
+    "SUN397",
+    "DescribableTextures",
+    "EuroSAT",
+    "UCF101",
 ]
 
 
 def make_cfg(root, shots=-1, seed=1, subsample="all", make_split=-1):
-    return CfgNode({
-        "SEED": seed,
-        "DATASET": {"ROOT": str(root), "NUM_SHOTS": shots, "SUBSAMPLE_CLASSES": subsample, "MAKE_SPLIT": make_split},
-    })
+    return CfgNode(
+        {
+            "SEED": seed,
+            "DATASET": {
+                "ROOT": str(root),
+                "NUM_SHOTS": shots,
+                "SUBSAMPLE_CLASSES": subsample,
+                "MAKE_SPLIT": make_split,
+            },
+        }
+    )
 
 
 def build(name, root, **keys):
@@ -48,7 +63,7 @@ def make(name, root):
         made.rename(Path(dataset.dataset_dir, type(dataset).split_file))
 
 
-# -- layouts ----------------------------------------------------------------------------------------------------------
+# -- layouts -----------------------------------------------------------------------------------------------
 
 CLASSES = {
     "Caltech101": ["face", "leopard", "airplane", "lotus"],
@@ -68,10 +83,21 @@ CLASSES = {
     "ImageNetR": ["goldfish", "crane bird"],
 }
 COUNTS = {
-    "Caltech101": (22, 8, 13), "OxfordPets": (24, 6, 9), "StanfordCars": (8, 2, 4), "OxfordFlowers": (10, 4, 6),
-    "Food101": (10, 4, 6), "FGVCAircraft": (9, 6, 6), "SUN397": (16, 4, 6), "DescribableTextures": (10, 4, 6),
-    "EuroSAT": (15, 6, 9), "UCF101": (16, 4, 6), "ImageNet": (18, 6, 6), "ImageNetV2": (6, 0, 6),
-    "ImageNetSketch": (6, 0, 6), "ImageNetA": (4, 0, 4), "ImageNetR": (4, 0, 4),
+    "Caltech101": (22, 8, 13),
+    "OxfordPets": (24, 6, 9),
+    "StanfordCars": (8, 2, 4),
+    "OxfordFlowers": (10, 4, 6),
+    "Food101": (10, 4, 6),
+    "FGVCAircraft": (9, 6, 6),
+    "SUN397": (16, 4, 6),
+    "DescribableTextures": (10, 4, 6),
+    "EuroSAT": (15, 6, 9),
+    "UCF101": (16, 4, 6),
+    "ImageNet": (18, 6, 6),
+    "ImageNetV2": (6, 0, 6),
+    "ImageNetSketch": (6, 0, 6),
+    "ImageNetA": (4, 0, 4),
+    "ImageNetR": (4, 0, 4),
 }
 
 
@@ -98,14 +124,21 @@ def test_labels_follow_the_files(name, tmp_path):
         "OxfordFlowers": lambda p: CLASSES[name][(int(p.stem[6:]) - 1) // 10],
         "SUN397": lambda p: "abbey" if p.parent.name == "abbey" else "outdoor apartment_building",
         "FGVCAircraft": lambda p: next(
-            line.partition(" ")[2] for part in ("train", "val", "test")
+            line.partition(" ")[2]
+            for part in ("train", "val", "test")
             for line in (tmp_path / "fgvc_aircraft" / f"images_variant_{part}.txt").read_text().splitlines()
             if line.startswith(p.stem)
         ),
         "ImageNetV2": lambda p: CLASSES[name][int(p.parent.name)],
     }
-    renamed = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "AnnualCrop": "Annual Crop Land",
-               "SeaLake": "Sea or Lake", **trees.WNIDS}
+    renamed = {
+        "airplanes": "airplane",
+        "Faces": "face",
+        "Leopards": "leopard",
+        "AnnualCrop": "Annual Crop Land",
+        "SeaLake": "Sea or Lake",
+        **trees.WNIDS,
+    }
     expected = folder_of.get(name, lambda p: renamed.get(p.parent.name, p.parent.name))
     for item in (*dataset.train_x, *dataset.test):
         assert item.classname == expected(Path(item.impath))
@@ -121,7 +154,7 @@ def test_base_and_new_are_halves(name, tmp_path):
     assert {x.label for x in new.test} == set(range(new.num_classes))
 
 
-# -- against CoOp's own class -----------------------------------------------------------------------------------------
+# -- against CoOp's own class ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +180,12 @@ def test_caltech_end_to_end_equals_coop(recorded_tree, seed, subsample):
     key = f"seed{seed}/{subsample}"
     assert dataset.classnames == TOY[f"{key}/classnames"].tolist()
     for part, items in (("train", dataset.train_x), ("val", dataset.val), ("test", dataset.test)):
-        assert [os.path.relpath(x.impath, dataset.image_dir) for x in items] == TOY[f"{key}/{part}/files"].tolist()
+        files = [os.path.relpath(x.impath, dataset.image_dir) for x in items]
+        assert files == TOY[f"{key}/{part}/files"].tolist()
         assert [x.label for x in items] == TOY[f"{key}/{part}/labels"].tolist()
 
 
-# -- few-shot on disk -------------------------------------------------------------------------------------------------
+# -- few-shot on disk --------------------------------------------------------------------------------------
 
 
 def test_base_and_new_share_one_draw(tmp_path):
@@ -177,7 +211,10 @@ def test_moved_root_with_old_pickles_still_works(tmp_path):
     whole = build("Caltech101", tmp_path)
     picked = whole.train_x[::5], whole.val[::2]
     data = {
-        part: [Datum(impath=x.impath.replace(str(tmp_path), "/gone"), label=x.label, classname=x.classname) for x in items]
+        part: [
+            Datum(impath=x.impath.replace(str(tmp_path), "/gone"), label=x.label, classname=x.classname)
+            for x in items
+        ]
         for part, items in zip(("train", "val"), picked)
     }
     cache = tmp_path / "caltech-101" / "split_fewshot" / "shot_2-seed_1.pkl"
@@ -191,7 +228,11 @@ def test_imagenet_is_drawn_from_train_and_evaluated_on_val(tmp_path):
     trees.make_tree("ImageNet", tmp_path)
     dataset = build("ImageNet", tmp_path, shots=2, seed=3)
     assert len(dataset.train_x) == 6 and all("/train/" in x.impath for x in dataset.train_x)
-    assert dataset.val == dataset.test and all("/val/" in x.impath for x in dataset.test) and len(dataset.test) == 6
+    assert (
+        dataset.val == dataset.test
+        and all("/val/" in x.impath for x in dataset.test)
+        and len(dataset.test) == 6
+    )
     kept = json.loads((tmp_path / "imagenet" / "split_fewshot" / "shot_2-seed_3.json").read_text())
     assert kept["val"] == [] and len(kept["train"]) == 6
 
@@ -211,7 +252,7 @@ def test_classes_of_one_name_are_reported(tmp_path, capsys):
     assert "1 class names stand for more than one class: tench" in capsys.readouterr().out
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input ---------------------------------------------------------------------------------------------
 
 
 def test_missing_root_names_path_and_remedy(tmp_path):
@@ -236,7 +277,11 @@ def test_own_split_is_repeatable_and_kept_apart(tmp_path, capsys):
     other = build("Caltech101", tmp_path, make_split=5)
     assert [x.impath for x in first.test] != [x.impath for x in other.test]
     assert sorted(p.name for p in (tmp_path / "caltech-101").iterdir()) == [
-        "101_ObjectCategories", "split_fewshot_own4", "split_own4_Caltech101.json", "split_own5_Caltech101.json"]
+        "101_ObjectCategories",
+        "split_fewshot_own4",
+        "split_own4_Caltech101.json",
+        "split_own5_Caltech101.json",
+    ]
 
 
 def test_official_lists_refuse_an_own_split(tmp_path):
@@ -288,7 +333,7 @@ def test_class_missing_in_train_is_not_shifted_silently(tmp_path):
         build("ImageNet", tmp_path)
 
 
-# -- registration and configuration -----------------------------------------------------------------------------------
+# -- registration and configuration ------------------------------------------------------------------------
 
 
 def test_configs_name_registered_datasets_as_coop_does():
@@ -310,7 +355,10 @@ def test_keys_are_added_and_those_there_stay():
 
 
 def test_import_is_cheap():
-    code = ("import sys, importlib; importlib.import_module('dassl_prompts.datasets').import_all(); "
-            "print([m for m in ('scipy', 'torchvision', 'open_clip', 'transformers', 'sklearn', 'matplotlib') if m in sys.modules])")
+    code = (
+        "import sys, importlib; importlib.import_module('dassl_prompts.datasets').import_all(); "
+        "heavy = ('scipy', 'torchvision', 'open_clip', 'transformers', 'sklearn', 'matplotlib'); "
+        "print([m for m in heavy if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True)
     assert done.stdout.strip() == "[]"

@@ -32,7 +32,14 @@ def folders(root: Path, classes: dict[str, int]) -> None:
 
 
 def caltech101(root: Path) -> None:
-    classes = {"airplanes": 10, "Faces": 12, "Faces_easy": 10, "BACKGROUND_Google": 10, "Leopards": 10, "lotus": 11}
+    classes = {
+        "airplanes": 10,
+        "Faces": 12,
+        "Faces_easy": 10,
+        "BACKGROUND_Google": 10,
+        "Leopards": 10,
+        "lotus": 11,
+    }
     folders(root / "caltech-101" / "101_ObjectCategories", classes)
 
 
@@ -52,8 +59,10 @@ def oxford_pets(root: Path) -> None:
     base = root / "oxford_pets"
     breeds = [("Abyssinian", 1, 1), ("american_bulldog", 2, 2), ("Bengal", 3, 1)]
     for part, numbers in (("trainval", range(1, 11)), ("test", range(101, 104))):
-        lines(base / "annotations" / f"{part}.txt",
-              *(f"{breed}_{n} {label} {species} 1" for breed, label, species in breeds for n in numbers))
+        lines(
+            base / "annotations" / f"{part}.txt",
+            *(f"{breed}_{n} {label} {species} 1" for breed, label, species in breeds for n in numbers),
+        )
         for breed, _, _ in breeds:
             for n in numbers:
                 picture(base / "images" / f"{breed}_{n}.jpg")
@@ -67,8 +76,10 @@ def stanford_cars(root: Path) -> None:
     (base / "devkit").mkdir(parents=True)
     savemat(base / "devkit" / "cars_meta.mat", {"class_names": np.array([names], dtype=object)})
     kinds = [("fname", object), ("class", object)]
-    for folder, path, count in (("cars_train", "devkit/cars_train_annos.mat", 10),
-                                ("cars_test", "cars_test_annos_withlabels.mat", 4)):
+    for folder, path, count in (
+        ("cars_train", "devkit/cars_train_annos.mat", 10),
+        ("cars_test", "cars_test_annos_withlabels.mat", 4),
+    ):
         rows = np.empty((1, count), dtype=kinds)
         for i in range(count):
             rows[0, i] = (f"{i + 1:05d}.jpg", np.array([[i % 2 + 1]], dtype=np.uint8))
@@ -84,7 +95,9 @@ def oxford_flowers(root: Path) -> None:
     for i in range(1, 21):
         picture(base / "jpg" / f"image_{i:05d}.jpg")
     savemat(base / "imagelabels.mat", {"labels": np.array([labels], dtype=np.uint8)})
-    (base / "cat_to_name.json").write_text(json.dumps({"1": "pink primrose", "2": "hard-leaved pocket orchid"}))
+    (base / "cat_to_name.json").write_text(
+        json.dumps({"1": "pink primrose", "2": "hard-leaved pocket orchid"})
+    )
 
 
 def fgvc_aircraft(root: Path) -> None:

@@ -60,7 +60,7 @@ def serve():
             self.end_headers()
             cuts = site.cut_after.get(self.path)
             with suppress(BrokenPipeError, ConnectionResetError):  # a client that was interrupted
-                self.wfile.write(body[start:start + cuts.pop(0)] if cuts else body[start:])
+                self.wfile.write(body[start : start + cuts.pop(0)] if cuts else body[start:])
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     site.address = f"http://127.0.0.1:{server.server_port}"

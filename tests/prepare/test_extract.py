@@ -7,7 +7,8 @@ import zipfile
 
 import pytest
 
-from dassl_prompts.prepare import download, extract as module
+from dassl_prompts.prepare import download
+from dassl_prompts.prepare import extract as module
 from dassl_prompts.prepare.errors import ArchiveError, DiskFullError
 from dassl_prompts.prepare.extract import extract, unpack
 
@@ -68,10 +69,17 @@ def test_member_outside_is_refused_before_anything_is_written(tmp_path, name, ki
     assert tree(tmp_path / "deep") == {}
 
 
-@pytest.mark.parametrize("member", [
-    link("x", "/etc"), link("x", "../.."), link("x", "good.jpg"), link("x", "/etc/passwd", tarfile.LNKTYPE),
-    link("x", "", tarfile.FIFOTYPE), link("x", "", tarfile.CHRTYPE),
-])
+@pytest.mark.parametrize(
+    "member",
+    [
+        link("x", "/etc"),
+        link("x", "../.."),
+        link("x", "good.jpg"),
+        link("x", "/etc/passwd", tarfile.LNKTYPE),
+        link("x", "", tarfile.FIFOTYPE),
+        link("x", "", tarfile.CHRTYPE),
+    ],
+)
 def test_links_and_devices_are_refused(tmp_path, member):
     make_tar(tmp_path / "a.tgz", {"good.jpg": b"1", "x": member, "x/evil": b"evil"})
     (tmp_path / "out").mkdir()
@@ -94,7 +102,7 @@ def test_link_in_a_zip_is_refused(tmp_path):
 def test_cut_archive_is_named(tmp_path, kind):
     members = {f"{i}.jpg": bytes(range(256)) * 50 for i in range(9)}
     path = make_zip(tmp_path / "a", **members) if kind == "zip" else make_tar(tmp_path / "a", members)
-    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
     (tmp_path / "out").mkdir()
     with pytest.raises(ArchiveError, match="damaged"):
         extract(path, tmp_path / "out")
@@ -111,8 +119,12 @@ def test_no_room(tmp_path, monkeypatch):
 
 
 def test_unpack_moves_products_into_place_and_nothing_else(tmp_path):
-    make_tar(tmp_path / "a.tgz", {"top/data/images/1.jpg": b"1", "top/data/list.txt": b"l", "top/readme": b"r"})
-    unpack(tmp_path / "a.tgz", tmp_path / "set", {"top/data/images": "images", "top/data/list.txt": "list.txt"})
+    make_tar(
+        tmp_path / "a.tgz", {"top/data/images/1.jpg": b"1", "top/data/list.txt": b"l", "top/readme": b"r"}
+    )
+    unpack(
+        tmp_path / "a.tgz", tmp_path / "set", {"top/data/images": "images", "top/data/list.txt": "list.txt"}
+    )
     assert tree(tmp_path / "set") == {"images/1.jpg": b"1", "list.txt": b"l"}
     assert sorted(p.name for p in (tmp_path / "set").iterdir()) == ["images", "list.txt"]
 

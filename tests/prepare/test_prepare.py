@@ -27,8 +27,8 @@ from tests.prepare.server import serve
 PAGE = """\
 ### EuroSAT
 - Download `split_zhou_EuroSAT.json` from [here](https://drive.google.com/file/d/1-Euro_sat/view?usp=sharing).
-- Download the `classnames.txt` to `$DATA/imagenet/` from this [link](https://drive.google.com/file/d/1Names/view).
-- Download `split_zhou_DescribableTextures.json` from this [link](https://drive.google.com/file/d/1dtd/view?usp=sharing).
+- Download the `classnames.txt` to `$DATA/imagenet/` from [here](https://drive.google.com/file/d/1Names/view).
+- Download `split_zhou_DescribableTextures.json` from [here](https://drive.google.com/file/d/1dtd/view?usp=s).
 """
 
 
@@ -69,7 +69,10 @@ def textures(site, drive, tmp_path, monkeypatch):
     images = sorted(tree.rglob("*.jpg"))
     parts = {"train": images[::3], "val": images[1::3], "test": images[2::3]}
     split = {
-        part: [(str(p.relative_to(tree / "images")), int(p.parent.name == "zigzagged"), p.parent.name) for p in paths]
+        part: [
+            (str(p.relative_to(tree / "images")), int(p.parent.name == "zigzagged"), p.parent.name)
+            for p in paths
+        ]
         for part, paths in parts.items()
     }
     trees.split_json(tree / "split.json", **split)
@@ -80,12 +83,16 @@ def textures(site, drive, tmp_path, monkeypatch):
     site.etags["/dtd.tar.gz"] = '"1"'
 
     source = SOURCES["DescribableTextures"]
-    archive = dataclasses.replace(source.files[0], urls=(site.url("/dtd.tar.gz"),), md5=file_md5(tmp_path / "dtd.tar.gz"))
+    archive = dataclasses.replace(
+        source.files[0], urls=(site.url("/dtd.tar.gz"),), md5=file_md5(tmp_path / "dtd.tar.gz")
+    )
     counts = tuple(len(paths) for paths in parts.values())
 
     def point_to(**changes):
         files = (dataclasses.replace(archive, **changes), source.files[1])
-        monkeypatch.setitem(SOURCES, "DescribableTextures", dataclasses.replace(source, files=files, classes=2, counts=counts))
+        monkeypatch.setitem(
+            SOURCES, "DescribableTextures", dataclasses.replace(source, files=files, classes=2, counts=counts)
+        )
 
     point_to()
     site.point_to = point_to
@@ -96,14 +103,17 @@ def run(site, root, *words):
     return command.main([*words, "--root", str(root), "--coop-page", site.url("/page.md")])
 
 
-# -- getting ----------------------------------------------------------------------------------------------------------
+# -- getting -----------------------------------------------------------------------------------------------
 
 
 def test_a_dataset_is_laid_out_and_a_second_run_fetches_nothing(textures, drive, tmp_path, capsys):
     root = tmp_path / "data"
     assert run(textures, root, "dtd") == 0
     assert "DescribableTextures ok       2 classes  train 7  val 7  test 6" in capsys.readouterr().out
-    assert sorted(p.name for p in (root / "dtd").iterdir()) == ["images", "split_zhou_DescribableTextures.json"]
+    assert sorted(p.name for p in (root / "dtd").iterdir()) == [
+        "images",
+        "split_zhou_DescribableTextures.json",
+    ]
     before = len(textures.requests), len(drive.asked)
     assert run(textures, root, "DescribableTextures") == 0
     assert (len(textures.requests), len(drive.asked)) == before
@@ -145,7 +155,7 @@ def test_interrupted_command_continues(textures, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "data" / "dtd" / "images" / "banded").is_dir()
 
 
-# -- what goes wrong --------------------------------------------------------------------------------------------------
+# -- what goes wrong ---------------------------------------------------------------------------------------
 
 
 def test_exit_codes(textures, drive, tmp_path, monkeypatch, capsys):
@@ -159,6 +169,8 @@ def test_exit_codes(textures, drive, tmp_path, monkeypatch, capsys):
     textures.files["/bad.tar.gz"] = b"<html>moved</html>"
     textures.point_to(urls=(textures.url("/bad.tar.gz"),), md5="")
     assert run(textures, tmp_path / "c", "dtd") == 7
+    textures.point_to()
+    assert run(textures, tmp_path / "c", "dtd") == 0  # the bad archive was not kept
 
     textures.point_to()
     usage = collections.namedtuple("usage", "total used free")
@@ -212,9 +224,14 @@ def test_other_datasets_go_on_after_a_failure(textures, tmp_path, capsys):
     assert "cars_train" in out.err and "cars_test" in out.err  # everything that is missing in one run
 
 
-@pytest.mark.parametrize("words, message", [
-    (["Caltech"], "unknown dataset 'Caltech'.*Caltech101"), ([], "name a dataset"), (["dtd", "--fast"], "belongs to --check"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["Caltech"], "unknown dataset 'Caltech'.*Caltech101"),
+        ([], "name a dataset"),
+        (["dtd", "--fast"], "belongs to --check"),
+    ],
+)
 def test_wrong_use(words, message, capsys):
     with pytest.raises(SystemExit) as caught:
         command.main(words)
@@ -222,7 +239,7 @@ def test_wrong_use(words, message, capsys):
     assert re.search(message, capsys.readouterr().err, re.S)
 
 
-# -- checking ---------------------------------------------------------------------------------------------------------
+# -- checking ----------------------------------------------------------------------------------------------
 
 
 def test_check_finds_missing_unreadable_and_miscounted(textures, tmp_path, capsys):
@@ -243,7 +260,10 @@ def test_check_compares_with_published_counts(tmp_path):
     trees.make_tree("FGVCAircraft", tmp_path)
     report = check("FGVCAircraft", tmp_path)
     assert report.counts == (9, 6, 6)
-    assert "test: 6, commonly published are 3,333" in report.problems and "classes: 3, commonly published are 100" in report.problems
+    assert (
+        "test: 6, commonly published are 3,333" in report.problems
+        and "classes: 3, commonly published are 100" in report.problems
+    )
     trees.make_tree("ImageNet", tmp_path)
     trees.make_tree("ImageNetA", tmp_path)
     assert check("ImageNet", tmp_path).counts == (18, None, 6)  # val only repeats the test set
@@ -275,17 +295,22 @@ def test_retrieval_data_is_explained_and_checked_by_its_own_report(tmp_path, cap
     root = ["--root", str(tmp_path)]
     assert command.main(["cirr", "laion_cir", "FashionIQ", "FDRD", *root]) == 3
     told = capsys.readouterr().err
-    assert all(word in told for word in ("Cuberick-Orion/CIRR", "cirr/img_raw/dev", "laion_template_info.json", "wyf202322/DCAR"))
+    assert all(
+        word in told
+        for word in ("Cuberick-Orion/CIRR", "cirr/img_raw/dev", "laion_template_info.json", "wyf202322/DCAR")
+    )
     assert command.main(["CIRR", "--check", "--fast", *root]) == 8
     assert "cirr" in capsys.readouterr().err
 
 
-# -- sources and links ------------------------------------------------------------------------------------------------
+# -- sources and links -------------------------------------------------------------------------------------
 
 
 def test_links_page_is_read_by_line():
     assert parse_page(PAGE) == {
-        "split_zhou_EuroSAT.json": "1-Euro_sat", "classnames.txt": "1Names", "split_zhou_DescribableTextures.json": "1dtd",
+        "split_zhou_EuroSAT.json": "1-Euro_sat",
+        "classnames.txt": "1Names",
+        "split_zhou_DescribableTextures.json": "1dtd",
     }
     twice = PAGE + "- `classnames.txt`: [link](https://drive.google.com/open?id=2Other)\n"
     assert "classnames.txt" not in parse_page(twice)
@@ -307,10 +332,30 @@ def test_sources_give_what_the_dataset_reads(name):
 def test_addresses_and_checksums_are_torchvisions():
     from torchvision import datasets as tv
 
-    theirs = "\n".join(inspect.getsource(sys.modules[cls.__module__]) for cls in (
-        tv.Caltech101, tv.OxfordIIITPet, tv.Flowers102, tv.Food101, tv.FGVCAircraft, tv.SUN397, tv.DTD, tv.EuroSAT))
+    theirs = "\n".join(
+        inspect.getsource(sys.modules[cls.__module__])
+        for cls in (
+            tv.Caltech101,
+            tv.OxfordIIITPet,
+            tv.Flowers102,
+            tv.Food101,
+            tv.FGVCAircraft,
+            tv.SUN397,
+            tv.DTD,
+            tv.EuroSAT,
+        )
+    )
     checked = 0
-    for name in ("Caltech101", "OxfordPets", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397", "DescribableTextures", "EuroSAT"):
+    for name in (
+        "Caltech101",
+        "OxfordPets",
+        "OxfordFlowers",
+        "Food101",
+        "FGVCAircraft",
+        "SUN397",
+        "DescribableTextures",
+        "EuroSAT",
+    ):
         for file in SOURCES[name].files:
             if file.urls:
                 assert file.urls[0].rpartition("/")[2] in theirs and file.urls[0].rpartition("/")[0] in theirs
@@ -335,8 +380,18 @@ def test_archive_in_an_archive(tmp_path):
     with zipfile.ZipFile(folder / "caltech-101.zip", "w") as file:
         file.write(tmp_path / "101_ObjectCategories.tar.gz", "caltech-101/101_ObjectCategories.tar.gz")
     fetch._obtain(SOURCES["Caltech101"].files[0], folder, None)
-    assert sorted(p.name for p in folder.iterdir()) == ["101_ObjectCategories", "caltech-101.zip"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        ".download",
+        "101_ObjectCategories",
+        "caltech-101.zip",
+    ]
     assert (folder / "101_ObjectCategories" / "lotus").is_dir()
+
+    other = tmp_path / "other" / "caltech-101"  # where only the inner one is at hand
+    other.mkdir(parents=True)
+    shutil.copy(tmp_path / "101_ObjectCategories.tar.gz", other)
+    fetch._obtain(SOURCES["Caltech101"].files[0], other, None)
+    assert sorted(p.name for p in other.iterdir()) == ["101_ObjectCategories", "101_ObjectCategories.tar.gz"]
 
 
 def test_imagenet_archives_are_laid_out(tmp_path, monkeypatch):
@@ -348,8 +403,16 @@ def test_imagenet_archives_are_laid_out(tmp_path, monkeypatch):
     wnids = list(trees.WNIDS)
     synsets = np.array(
         [(i + 1, wnid, name, "", 0, 0, 0, 0) for i, (wnid, name) in enumerate(trees.WNIDS.items())],
-        dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O"),
-               ("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O")],
+        dtype=[
+            ("ILSVRC2012_ID", "O"),
+            ("WNID", "O"),
+            ("words", "O"),
+            ("gloss", "O"),
+            ("num_children", "O"),
+            ("children", "O"),
+            ("wordnet_height", "O"),
+            ("num_train_images", "O"),
+        ],
     )
     kit = tmp_path / "ILSVRC2012_devkit_t12" / "data"
     kit.mkdir(parents=True)
@@ -379,7 +442,11 @@ def test_imagenet_archives_are_laid_out(tmp_path, monkeypatch):
     assert sorted(p.name for p in (folder / "images" / "train").iterdir()) == wnids
     assert (folder / "images" / "val" / wnids[1] / "ILSVRC2012_val_00000001.JPEG").exists()
     assert sorted(p.name for p in folder.iterdir()) == [
-        "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "images"]
+        "ILSVRC2012_devkit_t12.tar.gz",
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        "images",
+    ]
 
 
 def test_help_and_list(tmp_path, capsys):
@@ -400,7 +467,11 @@ def test_file_products():
 
 def test_documented_table_is_the_one_in_use():
     documented = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text().splitlines()
-    rows = {cells[1]: cells for line in documented if (cells := [c.strip() for c in line.split("|")])[1:2] and len(cells) == 11}
+    rows = {
+        cells[1]: cells
+        for line in documented
+        if (cells := [c.strip() for c in line.split("|")])[1:2] and len(cells) == 11
+    }
     for name, source in SOURCES.items():
         numbers = ["-" if n is None else f"{n:,}" for n in (source.classes, *source.counts)]
         assert rows[name][3] == source.folder and rows[name][6:10] == numbers
