@@ -302,7 +302,7 @@ SOURCES: dict[str, Source] = {
 #: retrieval data that nobody may fetch for another: where it is and how it has to lie below the data root
 GUIDES: dict[str, str] = {
     "CIRR": """\
-annotations: the folders captions and image_splits of https://github.com/Cuberick-Orion/CIRR, branch cirr_dataset
+annotations: captions and image_splits of https://github.com/Cuberick-Orion/CIRR, branch cirr_dataset
     -> cirr/captions, cirr/image_splits
 images: NLVR2's, through the form that https://github.com/lil-lab/nlvr links to
     -> cirr/img_raw/train, cirr/img_raw/dev, cirr/img_raw/test1""",
