@@ -78,8 +78,11 @@ class AttributeQueries:
 
     def __call__(self, images: Tensor, prompts: Prompts | None = None) -> View:
         """Feature and queries of ``images [B, 3, H, W]``; gradients flow to visual prompts through the feature only."""
-        feature, outputs = self.outputs(images, prompts)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        return self.view(*self.outputs(images, prompts))
+
+    def view(self, feature: Tensor, outputs: list[Tensor]) -> View:
+        """From what :meth:`outputs` returned."""
+        with torch.no_grad(), torch.autocast(feature.device.type, enabled=False):
             queries = self.queries(outputs)
         return View(normalize(feature), queries)
 

@@ -1,0 +1,117 @@
+"""AttriPrompt's ablations: every switch against the full method and against deep language prompting.
+
+``python -m dassl_prompts.run.attriprompt_study --dataset emoji --seed 1 2 3 [--protocol xd] [--rows full floor ...]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from dassl_prompts.run.__main__ import table
+from dassl_prompts.run.dpc_study import mean_over_seeds
+from dassl_prompts.run.protocols import PROTOCOLS, Job
+from dassl_prompts.run.steps import StepFailed, execute
+
+KEY = "TRAINER.ATTRIPROMPT."
+
+
+def switches(**values) -> tuple[str, ...]:
+    """``RETRIEVAL__MODE="static"`` -> KEY VALUE pairs of the command line."""
+    return tuple(item for key, value in values.items() for item in (KEY + key.replace("__", "."), str(value)))
+
+
+#: row -> what it says, its switches
+ROWS = {
+    "full": ("AttriPrompt", ()),
+    "floor": (
+        "deep language prompting (no retrieval, no instance stream, no regulariser)",
+        switches(RETRIEVAL__MODE="static", DUAL__MODE="cls_only", REG__TYPE="none"),
+    ),
+    "static": ("no retrieval", switches(RETRIEVAL__MODE="static")),
+    "cls_only": ("no instance stream", switches(DUAL__MODE="cls_only")),
+    "no_reg": ("no regulariser", switches(REG__TYPE="none")),
+    "retrieval_only": ("no instance stream, no regulariser", switches(DUAL__MODE="cls_only", REG__TYPE="none")),
+    "no_centre": ("queries not centred", switches(RETRIEVAL__CENTER=False)),
+    "union": ("distinct prompts (union)", switches(RETRIEVAL__MODE="union")),
+    "softmax": ("softmax mixture of the pool", switches(RETRIEVAL__WEIGHTING="softmax")),
+    "per_layer": ("a pool per layer", switches(POOL__PER_LAYER=True)),
+    "learned_keys": ("learned keys, raw queries", switches(POOL__KEY="learned", RETRIEVAL__QUERY="raw")),
+    "mean": ("one query: the mean token", switches(CLUSTER__METHOD="mean")),
+    "k2": ("2 clusters", switches(CLUSTER__K=2)),
+    "k8": ("8 clusters", switches(CLUSTER__K=8)),
+    "pool8": ("pool of 8", switches(POOL__SIZE=8)),
+    "pool128": ("pool of 128", switches(POOL__SIZE=128)),
+}
+
+
+def study(protocol: str, jobs: dict[str, Job], force: bool = False) -> list[dict]:
+    """Run one job per row of the table; finished ones are read."""
+    rows = []
+    for name, job in jobs.items():
+        execute(PROTOCOLS[protocol].steps(job), force=force, quiet=True)
+        for row in PROTOCOLS[protocol].rows(job):
+            numbers = {column: value for column, value in row.items() if isinstance(value, float)}
+            rows.append({"seed": job.seed, "variant": ROWS[name][0], **numbers})
+    return rows
+
+
+def page(args, text: str) -> str:
+    """The Markdown page of a finished study."""
+    parts = ["python -m dassl_prompts.run.attriprompt_study", "--protocol", args.protocol, "--dataset", args.dataset]
+    parts += ["--shots", args.shots, "--seed", *args.seed, "--rows", *args.rows, "--write", args.write]
+    parts += ["--opts", *args.opts] if args.opts else []
+    command = " ".join(map(str, parts))
+    return (
+        f"# AttriPrompt: ablations on {args.dataset}, {args.protocol}\n\n"
+        f"Written by\n\n```\n{command}\n```\n\nMean over the seeds; accuracy in percent, HM from the means.\n\n{text}\n"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m dassl_prompts.run.attriprompt_study", description=__doc__.splitlines()[0])
+    p.add_argument("--protocol", choices=PROTOCOLS, default="base2new")
+    p.add_argument("--dataset", default="emoji")
+    p.add_argument("--seed", type=int, nargs="+", default=[1])
+    p.add_argument("--shots", type=int, default=16)
+    p.add_argument("--cfg", default="", help="file in configs/trainers/AttriPrompt; default: the protocol's recipe")
+    p.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
+    p.add_argument("--root", default=os.environ.get("DATA", "data"))
+    p.add_argument("--output", type=Path, default=Path("output"))
+    p.add_argument("--write", type=Path, default=None, help="Markdown file for the table")
+    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
+    p.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="KEY VALUE pairs for every run")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    rows = []
+    try:
+        for seed in args.seed:
+            base = dict(trainer="AttriPrompt", dataset=args.dataset, seed=seed, shots=args.shots, cfg=args.cfg,
+                        root=args.root, output=args.output)  # fmt: skip
+            jobs = {
+                name: Job(**base, tag="" if name == "full" else name, opts=(*args.opts, *ROWS[name][1]))
+                for name in args.rows
+            }
+            rows += study(args.protocol, jobs, args.force)
+    except (StepFailed, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, StepFailed) else 2
+    folder = args.output / "studies" / f"attriprompt_{args.dataset}_shots{args.shots}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{args.protocol}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    text = table(mean_over_seeds(rows, "variant"))
+    print(text)
+    if args.write:
+        args.write.parent.mkdir(parents=True, exist_ok=True)
+        args.write.write_text(page(args, text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
