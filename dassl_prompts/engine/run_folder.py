@@ -63,12 +63,19 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         handle = _acquire(self.path / LOCK)
         _held[key] = self
+        self._remove_leftovers()
         try:
             yield
         finally:
             del _held[key]
             (self.path / LOCK).unlink(missing_ok=True)
             os.close(handle)
+
+    def _remove_leftovers(self) -> None:
+        """Remove temporary files of writes that were cut off by SIGKILL; nobody else writes here now."""
+        for pattern in (".*.tmp", "*/.*.tmp"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
 
     # -- results --------------------------------------------------------------------------------------------------
 
