@@ -1,5 +1,7 @@
 """A random CLIP in OpenAI's file format and a toy dataset for the trainers' tests."""
 
+import functools
+
 import pytest
 import torch
 from PIL import Image
@@ -30,10 +32,20 @@ class ToyColours(DatasetBase):
         super().__init__(train_x=train, val=val, test=test)
 
 
+@pytest.fixture(scope="session")
+def load_once():
+    """``load_clip`` that reads a file once: the frozen towers are the same for all runs of a session."""
+    from dassl_prompts.models import load_clip
+
+    return functools.cache(load_clip)
+
+
 @pytest.fixture
-def make_cfg(tmp_path, clip_file):
+def make_cfg(tmp_path, clip_file, load_once, monkeypatch):
     """``make_cfg("MaPLe", KEY, value, ...)``: a short run on the toy data with the random CLIP."""
     import dassl_prompts
+
+    monkeypatch.setattr("dassl_prompts.models.load_clip", load_once)
 
     def make(trainer, *opts, output="run"):
         cfg = get_cfg_default()

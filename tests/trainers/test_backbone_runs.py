@@ -134,10 +134,9 @@ def test_checkpoints_with_more_layers_than_the_model_are_refused(train, make_cfg
         shallow.load_model(str(tmp_path / "run"))
 
 
-def test_half_precision_falls_back_on_a_cpu_and_says_so(train, capsys):
+def test_half_precision_falls_back_on_a_cpu(train):
     trainer = train("MaPLe", *METHODS["MaPLe"][0], "TRAINER.MAPLE.PREC", "fp16", "OPTIM.MAX_EPOCH", 1)
-    assert trainer.model.clip.dtype == torch.float32
-    assert "fp32" in capsys.readouterr().out
+    assert trainer.precision == "fp32" and trainer.model.clip.dtype == torch.float32
 
 
 def test_unknown_precision_is_refused(make_cfg):
@@ -173,7 +172,7 @@ def test_labels_do_not_enter_the_distillation(make_cfg, kd, images):
     trainer = build_trainer(make_cfg("PromptKD", *kd))
     trainer.teacher_cache = None
     trainer.set_model_mode("eval")
-    losses = {float(trainer.loss(images, labels)["loss"]) for labels in (torch.zeros(5).long(), torch.arange(5))}
+    losses = {trainer.loss(images, labels)["loss"].item() for labels in (torch.zeros(5).long(), torch.arange(5))}
     assert len(losses) == 1
 
 
