@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -125,6 +126,10 @@ def _acquire(path: Path) -> int:
         except (BlockingIOError, PermissionError):
             os.close(handle)
             raise _in_use(path) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            print(f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run writes there")
         # the holder may have removed the file between our open and our lock
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
             break

@@ -109,7 +109,7 @@ class PromptTrainer(TrainerX):
         """Resume, claim the output folder, open tensorboard, start the clock."""
         self.time_start = time.time()
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
-        self.write_results({**self.description(), "finished": False})
+        self.write_results({**self.description(), "kind": "training", "finished": False})
         self.init_writer(Path(self.output_dir) / "tensorboard")
 
     def run_epoch(self) -> None:
@@ -200,9 +200,9 @@ class PromptTrainer(TrainerX):
             self.write_scalar(f"{split}/{key}", value, self.epoch)
         values = {key: float(value) for key, value in results.items()}
         entry = {split: values}
-        if not self._training and self.folder.results().get("finished") is None:
-            # an evaluation on its own is finished with its result; the flag of a training run is left to that run
-            entry = {**self.description(), **entry, "finished": True}
+        if not self._training and self.folder.results().get("kind") != "training":
+            # an evaluation on its own is finished with its result; what a training run says of itself stays
+            entry = {**self.description(), **entry, "kind": "evaluation", "finished": True}
         self.write_results(entry)
         self._final_result = next(iter(values.values()))
         return self._final_result

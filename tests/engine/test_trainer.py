@@ -94,9 +94,26 @@ def test_evaluation_of_a_trained_run(images, tmp_path, capsys):
     assert torch.equal(trainer.model.ctx, trained.model.ctx) and torch.equal(trainer.model.mean, trained.model.mean)
     assert 'Loading weights to prompt_learner from "' in capsys.readouterr().out
     trainer.test()
-    assert results(tmp_path / "eval")["finished"] is True and "config" in results(tmp_path / "eval")
+    assert results(tmp_path / "eval")["finished"] is True and results(tmp_path / "eval")["kind"] == "evaluation"
+    # evaluated again with another setting: results.json tells of the last evaluation
+    toy_trainer(images, tmp_path / "eval", "SEED", 2, "OPTIM.LR", 0.5).test()
+    assert results(tmp_path / "eval")["config"]["OPTIM.LR"] == "0.5"
     trainer.load_model("")
     assert "load_model() is skipped" in capsys.readouterr().out
+
+
+def test_coops_load_model_reads_our_checkpoints(images, tmp_path):
+    """CoOp's trainer reads these entries, drops the class tokens and loads the rest by name."""
+    trained = toy_trainer(images, tmp_path)
+    trained.train()
+    checkpoint = torch.load(tmp_path / "prompt_learner" / "model.pth.tar-4", map_location="cpu")
+    state_dict, epoch = checkpoint["state_dict"], checkpoint["epoch"]
+    for name in ("token_prefix", "token_suffix"):
+        state_dict.pop(name, None)
+    other = toy_trainer(images, tmp_path / "other", "SEED", 2).model
+    missing, unexpected = other.load_state_dict(state_dict, strict=False)
+    assert epoch == 4 and not unexpected and all(name.startswith(("backbone.", "token_")) for name in missing)
+    assert torch.equal(other.ctx, trained.model.ctx)
 
 
 def test_newest_or_best_checkpoint_by_default(images, tmp_path):
