@@ -1,88 +1,351 @@
-"""INTERIM loader, until the towers agent's lands."""
+"""CLIP models by name or file, behind one interface.
+
+Everything that touches open_clip is here: building, weights, tokenizer. A :class:`CLIP` is frozen and always in evaluation
+mode; methods reach its towers through ``text`` and ``vision``.
+"""
 
 from __future__ import annotations
 
 import json
 import lzma
+import warnings
 from importlib import resources
 from pathlib import Path
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
-from dassl_prompts.models.text import TextTower
-from dassl_prompts.models.vision import VisionTower
+from dassl_prompts.models.text import ClassPrompts, TextTower
+from dassl_prompts.models.vision import ResNetTower, VisionTower
+
+#: OpenAI's names; all of them were trained with QuickGELU
+OPENAI_NAMES = {
+    "RN50": "RN50-quickgelu", "RN101": "RN101-quickgelu", "RN50x4": "RN50x4-quickgelu", "RN50x16": "RN50x16-quickgelu",
+    "RN50x64": "RN50x64-quickgelu", "ViT-B/32": "ViT-B-32-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu", "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}  # fmt: skip
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".safetensors.xz")
+#: numbers that OpenAI's archives carry beside the weights
+SCALARS = ("input_resolution", "context_length", "vocab_size")
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class CLIP(nn.Module):
-    def __init__(self, model):
+    """Two frozen towers and a temperature.
+
+    Attributes:
+        text, vision: the towers.
+        logit_scale: 0-dim fp32; ``exp`` of it multiplies cosines.
+        embed_dim: width E of the joint space.
+        image_size: side of the input in pixels.
+        is_vit: whether the image tower takes prompts.
+        dtype: of the towers' matrix weights.
+    """
+
+    preprocess_mean, preprocess_std = MEAN, STD
+
+    def __init__(self, model: nn.Module):
         super().__init__()
         from open_clip.tokenizer import SimpleTokenizer
 
         self.text = TextTower(model, SimpleTokenizer())
-        self.vision = VisionTower(model.visual)
-        self.register_buffer("logit_scale", model.logit_scale.detach().float())
-        self.embed_dim = model.text_projection.shape[1]
-        self.dtype = torch.float32
+        self.is_vit = hasattr(model.visual, "class_embedding")
+        self.vision = VisionTower(model.visual) if self.is_vit else ResNetTower(model.visual)
+        self.register_buffer("logit_scale", model.logit_scale.detach().float().reshape(()))
+        projection = model.text_projection
+        self.embed_dim = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
         self.image_size = self.vision.image_size
-        self.is_vit = True
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode=True):
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text.dtype
+
+    def train(self, mode: bool = True) -> CLIP:
+        """Stays in evaluation mode: Dassl switches whatever a trainer registers, and a ResNet's BatchNorm must not move."""
         return super().train(False)
 
-    def tokenize(self, texts, truncate=False):
+    def tokenize(self, texts: list[str], truncate: bool = False) -> Tensor:
+        """Token ids ``[N, 77]``.
+
+        Raises:
+            ValueError: a text does not fit and ``truncate`` is off; names it.
+        """
         return self.text.tokenize(texts, truncate)
 
-    def encode_text(self, tokens):
-        from dassl_prompts.models.text import ClassPrompts
-
-        eot = tokens.argmax(1)
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Features ``[N, E]`` of token ids ``[N, 77]``, not normalised, fp32."""
+        eot = tokens.argmax(dim=-1)
         return self.text(ClassPrompts(tokens, eot, 0, 1, eot - 1))
 
-    def encode_image(self, images):
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features ``[B, E]`` of images ``[B, 3, S, S]``, not normalised, fp32."""
         return self.vision(images)
 
 
-def build_clip(config, seed=None):
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+def build_clip(config: dict | str, seed: int | None = None, precision: str = "fp32", device="cpu") -> CLIP:
+    """A CLIP with random weights, for tests and benchmarks.
+
+    Args:
+        config: ``{"embed_dim", "vision_cfg", "text_cfg"[, "quick_gelu"]}`` as in open_clip's JSON files, or a name.
+        seed: of the weights.
+    """
+    if isinstance(config, str):
+        config = named_config(config)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = build_model(config)
+    return finish(model, precision, device)
+
+
+def build_model(config: dict) -> nn.Module:
+    """open_clip's CLIP module for a configuration."""
     from open_clip.model import CLIP as OpenCLIP
 
-    if isinstance(config, str):
-        config = json.loads((Path(str(resources.files("dassl_prompts.configs"))) / "backbones" / f"{config}.json").read_text())
-    if seed is not None:
-        torch.manual_seed(seed)
-    config = dict(config)
-    return CLIP(OpenCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True))
+    config = {"quick_gelu": True, **{k: v for k, v in config.items() if k not in ("weights", "custom_text")}}
+    return OpenCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config["quick_gelu"])
 
 
-def infer(state):
-    count = lambda prefix: len({k[len(prefix):].split(".")[0] for k in state if k.startswith(prefix)})  # noqa: E731
+def finish(model: nn.Module, precision: str, device) -> CLIP:
+    """Wrap a model in its precision and on its device.
+
+    With fp16 the matrix weights are half; layer norms, embeddings and the temperature stay fp32, as in OpenAI's code.
+    """
+    clip = CLIP(model)
+    if precision == "fp16":
+        for module in clip.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
+                module.half()
+        for tower, name in ((clip.text, "text_projection"), (clip.vision, "proj")):
+            weight = getattr(tower, name, None)
+            if isinstance(weight, nn.Parameter):
+                weight.data = weight.data.half()
+        if not clip.is_vit:
+            clip.vision.half()
+    return clip.to(device)
+
+
+def named_config(name: str) -> dict:
+    """Architecture of a name: our JSON files, then open_clip's.
+
+    Raises:
+        ValueError: unknown; lists what there is.
+    """
+    own = Path(str(resources.files("dassl_prompts.configs"))) / "backbones"
+    if (own / f"{name}.json").is_file():
+        return json.loads((own / f"{name}.json").read_text(encoding="utf-8"))
+    import open_clip
+
+    known = OPENAI_NAMES.get(name, name)
+    config = open_clip.get_model_config(known)
+    if config is None:
+        ours = [p.stem for p in sorted(own.glob("*.json"))]
+        raise ValueError(
+            f"unknown backbone {name!r}. Known: {', '.join([*ours, *OPENAI_NAMES])}, every open_clip model "
+            "(python -c 'import open_clip; print(open_clip.list_models())'), a JSON model configuration, or a file with weights"
+        )
+    return {**config, "quick_gelu": config.get("quick_gelu", False)}
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def load_clip(name: str, precision: str = "fp32", device="cpu") -> CLIP:
+    """A pretrained CLIP.
+
+    Args:
+        name: ``ViT-B/16``, ``RN50`` ... (OpenAI's weights); an open_clip name, with a tag behind a colon for other weights
+            (``ViT-B-16:laion2b_s34b_b88k``); ``emoji-tiny`` or ``emoji-base`` (embedded); a JSON model configuration
+            (weights from the file that its key ``weights`` names, else random ones); or a file with an OpenAI-format state
+            dict, whose sizes are read off its tensors.
+        precision: ``fp32``, ``amp`` (fp32 weights) or ``fp16``.
+
+    Raises:
+        ValueError: unknown name, or tensors that are not such a model's.
+        FileNotFoundError: weights that are neither on disk nor can be downloaded; says what to give instead.
+    """
+    if not name:
+        raise ValueError("MODEL.BACKBONE.NAME is empty: give a backbone, e.g. --backbone ViT-B/16")
+    path = Path(name).expanduser()
+    if name.endswith(WEIGHT_SUFFIXES):
+        model = from_state_dict(read_state_dict(path), name)
+    elif path.suffix == ".json":
+        model = from_json(path)
+    elif (embedded := embedded_weights(name)) is not None:
+        model = build_model(named_config(name))
+        load_strict(model, read_state_dict(embedded), str(embedded))
+    else:
+        model = from_open_clip(name)
+    return finish(model.float(), precision, device)
+
+
+def embedded_weights(name: str) -> Path | None:
+    """The weights that come with the package, or None for other names.
+
+    Raises:
+        FileNotFoundError: an embedded backbone whose file is missing.
+    """
+    if not name.startswith("emoji-"):
+        return None
+    path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the embedded backbone {name} has no weights at {path}: restore the file from the repository, or train it again "
+            f"with `python tools/train_emoji_clip.py {name}`"
+        )
+    return path
+
+
+def from_json(path: Path) -> nn.Module:
+    """A model from an open_clip JSON configuration of the user's."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no model configuration {path}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model = build_model(config)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not an open_clip model configuration (embed_dim, vision_cfg, text_cfg): {error!r}") from error
+    if config.get("weights"):
+        weights = path.parent / config["weights"]
+        load_strict(model, read_state_dict(weights), str(weights))
+    else:
+        warnings.warn(f"{path} names no weights: the backbone is random", stacklevel=2)
+    return model
+
+
+def from_open_clip(name: str) -> nn.Module:
+    """A model whose weights open_clip knows how to obtain."""
+    import open_clip
+
+    base, _, tag = name.partition(":")
+    architecture, tag = OPENAI_NAMES.get(base, base), tag or "openai"
+    config = named_config(base)
+    if tag == "openai" and not config["quick_gelu"]:
+        if f"{architecture}-quickgelu" not in open_clip.list_models():
+            raise ValueError(f"{name}: OpenAI's weights need QuickGELU, but {architecture} is built with GELU")
+        architecture = f"{architecture}-quickgelu"
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        raise ValueError(f"{name}: open_clip has no weights {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
+            return open_clip.create_model(architecture, pretrained=tag, precision="fp32")
+    except UserWarning as error:
+        raise ValueError(f"{name}: {error}; use {architecture}-quickgelu") from error
+    except (OSError, RuntimeError) as error:  # huggingface_hub's errors are OSErrors
+        raise FileNotFoundError(
+            f"the weights {tag} of {architecture} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). Without network, give the file with the state dict "
+            "(.pt or .safetensors) as MODEL.BACKBONE.NAME / --backbone"
+        ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, without executing pickled code; OpenAI's TorchScript archives are unwrapped.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not such a file; names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file with weights at {path}")
+    try:
+        if path.suffix == ".xz":
+            from safetensors.torch import load
+
+            return load(lzma.decompress(path.read_bytes()))
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        state = read_torch_file(path)
+    except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}") from error
+    except Exception as error:  # safetensors raises its own type, which is not exported on all versions
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}") from error
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def read_torch_file(path: Path) -> dict:
+    """A ``torch.save`` file by the safe reader; a TorchScript archive by ``torch.jit``."""
+    import zipfile
+
+    from dassl_prompts.engine import load_checkpoint
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    return load_checkpoint(path)
+
+
+def from_state_dict(state: dict[str, Tensor], source: str) -> nn.Module:
+    """The model that an OpenAI-format state dict belongs to."""
+    model = build_model(infer_config(state, source))
+    load_strict(model, state, source)
+    return model
+
+
+def load_strict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load all tensors of a state dict.
+
+    Raises:
+        ValueError: tensors are missing, left over, or of another shape; names the first.
+    """
+    state = {k: v for k, v in state.items() if k not in SCALARS}
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [f"{k} {tuple(state[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or unknown or wrong:
+        raise ValueError(
+            f"{source} does not fit this CLIP: missing {missing[:3]}, unknown {unknown[:3]}, other shape {wrong[:3]}"
+        )
+    model.load_state_dict(state)
+
+
+def infer_config(state: dict[str, Tensor], source: str) -> dict:
+    """Sizes of a CLIP from its tensors; heads are width / 64 and the activation is QuickGELU, as in OpenAI's models.
+
+    Raises:
+        ValueError: tensors that every CLIP has are missing.
+    """
+    try:
+        width = state["ln_final.weight"].shape[0]
+        text = {
+            "context_length": state["positional_embedding"].shape[0], "vocab_size": state["token_embedding.weight"].shape[0],
+            "width": width, "heads": max(1, width // 64), "layers": count_blocks(state, "transformer.resblocks."),
+        }  # fmt: skip
+        vision = infer_vit(state) if "visual.proj" in state else infer_resnet(state)
+        return {"embed_dim": state["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+    except KeyError as error:
+        raise ValueError(f"{source} holds no CLIP in OpenAI's format: tensor {error} is missing (it has {sorted(state)[:3]} ...)") from error
+
+
+def infer_vit(state: dict[str, Tensor]) -> dict:
     patch = state["visual.conv1.weight"].shape[-1]
     grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    width = state["ln_final.weight"].shape[0]
     return {
-        "embed_dim": state["text_projection"].shape[1],
-        "vision_cfg": {"image_size": grid * patch, "layers": count("visual.transformer.resblocks."),
-                       "width": state["visual.conv1.weight"].shape[0], "head_width": 64, "patch_size": patch},
-        "text_cfg": {"context_length": state["positional_embedding"].shape[0],
-                     "vocab_size": state["token_embedding.weight"].shape[0], "width": width, "heads": width // 64,
-                     "layers": count("transformer.resblocks.")},
-    }
+        "image_size": grid * patch, "patch_size": patch, "width": state["visual.conv1.weight"].shape[0], "head_width": 64,
+        "layers": count_blocks(state, "visual.transformer.resblocks."),
+    }  # fmt: skip
 
 
-def load_clip(name, precision="fp32", device="cpu"):
-    from open_clip.model import CLIP as OpenCLIP
-    from safetensors.torch import load
+def infer_resnet(state: dict[str, Tensor]) -> dict:
+    grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+    layers = [count_blocks(state, f"visual.layer{i}.") for i in (1, 2, 3, 4)]
+    return {"image_size": grid * 32, "layers": layers, "width": state["visual.layer1.0.conv1.weight"].shape[0], "patch_size": None}
 
-    path = Path(name)
-    if path.suffix == ".pt":
-        state = torch.load(path, weights_only=True)
-        config = infer(state)
-    else:
-        config = json.loads((Path(str(resources.files("dassl_prompts.configs"))) / "backbones" / f"{name}.json").read_text())
-        path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
-        state = load(lzma.decompress(path.read_bytes()))
-    model = OpenCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=True)
-    model.load_state_dict({k: v.float() for k, v in state.items()})
-    return CLIP(model).to(device)
+
+def count_blocks(state: dict[str, Tensor], prefix: str) -> int:
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})

@@ -1,16 +1,52 @@
-"""INTERIM text tower (trimmed path only), until the towers agent's lands."""
+"""CLIP's text tower with prompt slots, evaluated exactly but without the work that cannot change the result.
+
+The tower is causal, so nothing behind the EOT token matters: sequences are cut to the longest EOT. And whatever stands in front
+of the class names is the same for all classes: its keys and values are computed once and every class's few remaining tokens
+attend to them (shared prefix). Both leave values and gradients unchanged up to rounding.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from dassl_prompts.models.blocks import (
+    attend_with_prefix,
+    check_blocks,
+    finish,
+    layer_norm,
+    project,
+    run_block,
+    run_rows,
+)
+
+SOT, EOT = 49406, 49407
+#: what stands in a slot before a context vector takes its place: the single token of "x"
+PLACEHOLDER = 343
+POSITIONS = ("end", "middle", "front")
+#: tokens evaluated at once when no gradient is needed
+CHUNK_TOKENS = 65536
 
 
 @dataclass(frozen=True)
 class ClassPrompts:
+    """Token ids ``SOT, n_ctx slots, fixed words, class name or caption, EOT`` of C texts.
+
+    Attributes:
+        tokens: ``[C, 77]``, zero behind EOT.
+        eot: ``[C]``, position of EOT.
+        n_ctx: number of slots, at positions 1 .. n_ctx.
+        n_prefix: number of leading positions that are equal in all texts.
+        name_len: ``[C]``, tokens of the class name (for captions: of everything behind the slots).
+        truncated: how many texts were cut to fit.
+    """
+
     tokens: Tensor
     eot: Tensor
     n_ctx: int
@@ -18,16 +54,29 @@ class ClassPrompts:
     name_len: Tensor
     truncated: int = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.tokens)
 
-    def select(self, index):
-        index = torch.as_tensor(index).to(self.tokens.device)
+    @cached_property
+    def length(self) -> int:
+        """Positions up to the last EOT."""
+        return int(self.eot.max()) + 1
+
+    def select(self, index: Tensor) -> ClassPrompts:
+        """The texts of ``index``, in its order."""
+        index = torch.as_tensor(index, device=self.tokens.device)
         return replace(self, tokens=self.tokens[index], eot=self.eot[index], name_len=self.name_len[index])
 
 
 class TextTower(nn.Module):
-    def __init__(self, clip, tokenizer):
+    """The text side of a CLIP.
+
+    Args:
+        clip: an ``open_clip.model.CLIP``; its modules are used, not copied.
+        tokenizer: CLIP's BPE tokenizer.
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer):
         super().__init__()
         self.token_embedding = clip.token_embedding
         self.positional_embedding = clip.positional_embedding
@@ -35,89 +84,292 @@ class TextTower(nn.Module):
         self.ln_final = clip.ln_final
         self.text_projection = clip.text_projection
         self.tokenizer = tokenizer
-        self.width = clip.positional_embedding.shape[1]
-        self.layers = len(clip.transformer.resblocks)
-        self.heads = clip.transformer.resblocks[0].attn.num_heads
-        self.context_length = clip.positional_embedding.shape[0]
+        self.context_length, self.width = clip.positional_embedding.shape
+        self.layers = len(self.blocks)
+        self.heads = self.blocks[0].attn.num_heads
+        check_blocks(self.blocks)
 
-    def tokenize(self, texts, truncate=False):
-        rows = []
-        for t in texts:
-            ids = self.tokenizer.encode(t)
-            if len(ids) + 2 > self.context_length and not truncate:
-                raise ValueError(f"{t!r} has {len(ids)} tokens, more than fit into {self.context_length} positions")
-            rows.append([49406, *ids[: self.context_length - 2], 49407])
-        out = torch.zeros(len(rows), self.context_length, dtype=torch.long)
-        for i, r in enumerate(rows):
-            out[i, : len(r)] = torch.tensor(r)
-        return out.to(self.positional_embedding.device)
+    @property
+    def blocks(self):
+        return self.transformer.resblocks
 
-    def embed_words(self, words):
-        ids = torch.tensor(self.tokenizer.encode(words), device=self.positional_embedding.device)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix weights; layer norms and embeddings may be fp32 beside half ones."""
+        return self.blocks[0].attn.in_proj_weight.dtype
+
+    # -- token ids ------------------------------------------------------------------------------------------------
+
+    def encode_ids(self, text: str) -> list[int]:
+        """BPE ids without SOT and EOT."""
+        return self.tokenizer.encode(text)
+
+    def embed_words(self, words: str) -> Tensor:
+        """Token embeddings ``[n, d_t]`` of ``words``, fp32, without gradient."""
+        ids = torch.tensor(self.encode_ids(words), device=self.positional_embedding.device)
         with torch.no_grad():
             return self.token_embedding(ids).float()
 
-    def class_prompts(self, classnames, n_ctx=0, words="", suffix="."):
-        texts = [f"{words} {name}{suffix}".strip() for name in classnames]
-        out = self.prompts_from_texts(texts, n_ctx)
-        n_words = len(self.tokenizer.encode(words)) if words else 0
-        return replace(out, n_prefix=1 + n_ctx + n_words,
-                       name_len=torch.tensor([len(self.tokenizer.encode(n)) for n in classnames], device=out.tokens.device))
+    def tokenize(self, texts: Sequence[str], truncate: bool = False) -> Tensor:
+        """Token ids ``[N, 77]``; see :meth:`prompts_from_texts`."""
+        return self.prompts_from_texts(texts, truncate=truncate).tokens
 
-    def prompts_from_texts(self, texts, n_ctx=0, truncate=False):
+    def class_prompts(self, classnames: Sequence[str], n_ctx: int = 0, words: str = "", suffix: str = ".") -> ClassPrompts:
+        """``SOT, n_ctx slots, words, name, suffix, EOT`` for every class name.
+
+        Raises:
+            ValueError: a prompt has more tokens than positions; names the class.
+        """
+        lead = f"{words} " if words else ""
+        prompts = self.prompts_from_texts([f"{lead}{name}{suffix}" for name in classnames], n_ctx)
+        lengths = torch.tensor([len(self.encode_ids(name)) for name in classnames], device=prompts.tokens.device)
+        return replace(prompts, name_len=lengths)
+
+    def prompts_from_texts(self, texts: Sequence[str], n_ctx: int = 0, truncate: bool = False) -> ClassPrompts:
+        """``SOT, n_ctx slots, text, EOT`` for every text.
+
+        Args:
+            truncate: cut a text that is too long (EOT stays, ``truncated`` counts them) instead of refusing it.
+
+        Raises:
+            ValueError: no text, or one that does not fit; names it.
+        """
+        if not texts:
+            raise ValueError("there is no text to tokenize")
+        room = self.context_length - 2 - n_ctx
+        if room < 1:
+            raise ValueError(f"{n_ctx} context tokens leave no room for words in {self.context_length} positions")
         rows, truncated = [], 0
-        for t in texts:
-            ids = self.tokenizer.encode(t)
-            if len(ids) + 2 + n_ctx > self.context_length:
+        for text in texts:
+            ids = self.encode_ids(text)
+            if len(ids) > room:
                 if not truncate:
-                    raise ValueError(f"{t!r} with {n_ctx} context tokens does not fit into {self.context_length} positions")
-                ids, truncated = ids[: self.context_length - 2 - n_ctx], truncated + 1
-            rows.append([49406, *[343] * n_ctx, *ids, 49407])
-        out = torch.zeros(len(rows), self.context_length, dtype=torch.long)
-        for i, r in enumerate(rows):
-            out[i, : len(r)] = torch.tensor(r)
-        out = out.to(self.positional_embedding.device)
-        eot = out.argmax(1)
-        return ClassPrompts(out, eot, n_ctx, 1 + n_ctx, eot - 1 - n_ctx, truncated)
+                    raise ValueError(
+                        f"{text!r} has {len(ids)} tokens; with {n_ctx} context tokens only {room} fit into "
+                        f"{self.context_length} positions"
+                    )
+                ids, truncated = ids[:room], truncated + 1
+            rows.append([SOT, *[PLACEHOLDER] * n_ctx, *ids, EOT])
+        tokens = torch.zeros(len(rows), self.context_length, dtype=torch.long)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = torch.tensor(row)
+        device = self.positional_embedding.device
+        eot = torch.tensor([len(row) - 1 for row in rows])
+        return ClassPrompts(
+            tokens.to(device), eot.to(device), n_ctx, common_prefix(rows), (eot - 1 - n_ctx).to(device), truncated
+        )
 
-    def forward(self, prompts, ctx=None, deep=(), *, position="end", token_weights=None, share_prefix=True, trim=True,
-                return_tokens=False, chunk_tokens=None, checkpoint=False):
-        n, c = prompts.n_ctx, len(prompts)
-        length = int(prompts.eot.max()) + 1
-        x = self.token_embedding(prompts.tokens[:, :length]).float()
-        if token_weights is not None:
-            x = x * token_weights[:, :length, None]
-        per_image = ctx is not None and ctx.ndim == 4
-        if per_image:
-            b = ctx.shape[0]
-            x = x[None].expand(b, -1, -1, -1)
-            lead = ctx.expand(b, c, -1, -1)
-        elif ctx is not None:
-            lead = ctx.expand(c, -1, -1)
-        eot = prompts.eot
+    # -- features -------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        prompts: ClassPrompts,
+        ctx: Tensor | None = None,
+        deep: Sequence[Tensor] = (),
+        *,
+        position: str = "end",
+        token_weights: Tensor | None = None,
+        share_prefix: bool = True,
+        trim: bool = True,
+        return_tokens: bool = False,
+        chunk_tokens: int | None = None,
+        checkpoint: bool = False,
+    ):
+        """Text features, not normalised, fp32.
+
+        Args:
+            prompts: C texts with ``n_ctx`` slots.
+            ctx: vectors for the slots: None (the placeholder tokens stay), ``[n, d]`` shared by all texts, ``[C, n, d]``
+                one context per text, ``[B, 1, n, d]`` one per image.
+            deep: tensors of the same kinds; ``deep[i]`` overwrites the slots at the input of block i + 1.
+            position: where the class name stands: behind the context, in its middle, or in front of it.
+            token_weights: ``[C, 77]`` factors on the token embeddings behind the slots, before the positional embedding.
+            share_prefix: evaluate what all texts begin with once; where that is not possible (context per text, name not
+                at the end, all tokens asked for) it has no effect.
+            trim: cut to the longest EOT; with False all 77 positions are evaluated.
+            return_tokens: also return all positions, normed and projected, ``[C, L, E]``.
+            chunk_tokens: evaluate at most about this many tokens at once; default one pass when gradients are needed.
+            checkpoint: recompute activations of each chunk in the backward pass.
+
+        Returns:
+            ``[C, E]``, or ``[B, C, E]`` for contexts per image.
+
+        Raises:
+            ValueError: more deep prompts than blocks, deep prompts with a name that is not at the end.
+        """
+        self._check(prompts, ctx, deep, position)
+        per_image = any(t.ndim == 4 for t in (ctx, *deep) if t is not None)
+        per_text = any(t.ndim == 3 for t in (ctx, *deep) if t is not None)
+        split = share_prefix and trim and position == "end" and not per_text and not return_tokens and prompts.n_prefix > 1
+        if split:
+            return self._shared(prompts, ctx, deep, token_weights, chunk_tokens, checkpoint)
+        features, tokens = self._plain(prompts, ctx, deep, position, token_weights, trim, return_tokens, per_image)
+        return (features, tokens) if return_tokens else features
+
+    def _check(self, prompts: ClassPrompts, ctx: Tensor | None, deep: Sequence[Tensor], position: str) -> None:
+        if position not in POSITIONS:
+            raise ValueError(f"position is {position!r}; choose one of {', '.join(POSITIONS)}")
+        if len(deep) >= self.layers:
+            raise ValueError(f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers")
+        if deep and position != "end":
+            raise ValueError(f"deep prompts need the context in front of the class name, not position {position!r}")
+        for vectors in (ctx, *deep):
+            if vectors is not None and vectors.shape[-2:] != (prompts.n_ctx, self.width):
+                raise ValueError(
+                    f"context of shape {tuple(vectors.shape)} does not fit {prompts.n_ctx} slots of width {self.width}"
+                )
+
+    def _project(self, x: Tensor) -> Tensor:
+        """``ln_final`` and the projection into the joint space."""
+        x = layer_norm(self.ln_final, x)
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(x).float()
+        return (x @ self.text_projection).float()
+
+    def _embed(self, tokens: Tensor, start: int, weights: Tensor | None = None) -> Tensor:
+        """Token plus positional embeddings of ``tokens`` ``[..., L]`` that stand at positions start .. start + L - 1."""
+        x = self.token_embedding(tokens).float()
+        if weights is not None:
+            x = x * weights[..., None]
+        return x + self.positional_embedding[start : start + tokens.shape[-1]].float()
+
+    # -- one sequence per text ------------------------------------------------------------------------------------
+
+    def _plain(self, prompts, ctx, deep, position, weights, trim, return_tokens, per_image):
+        """Every text with all its positions: ``([..., C, E], [..., C, L, E] or None)``."""
+        n, length = prompts.n_ctx, prompts.length if trim else self.context_length
+        tokens = prompts.tokens[:, :length]
+        x = self.token_embedding(tokens).float()
+        if weights is not None:
+            behind = torch.arange(length, device=x.device) > n
+            x = x * torch.where(behind, weights[:, :length], 1.0)[..., None]
         if ctx is not None:
-            rest = x[..., 1 + n:, :]
-            if position == "end":
-                x = torch.cat([x[..., :1, :], lead, rest], -2)
-            else:
-                half = n // 2 if position == "middle" else 0
-                rows = []
-                for i in range(c):
-                    m = int(prompts.name_len[i])
-                    rows.append(torch.cat([x[i, :1], lead[i, :half], rest[i, :m], lead[i, half:], rest[i, m:]], 0))
-                x = torch.stack(rows)
-        x = x + self.positional_embedding[:length].float()
-        shape = x.shape
+            x = torch.cat([*self._lead(x[:, :1], ctx, len(x)), self._follow(x[:, 1 + n :], ctx, len(x))], dim=-2)
+        elif per_image:
+            x = x.expand(next(t for t in deep if t.ndim == 4).shape[0], *x.shape)
+        if position != "end":
+            order = arrangement(prompts, position, length)
+            x = x.gather(-2, order[..., None].expand(x.shape))
+        x = (x + self.positional_embedding[:length].float()).to(self.dtype)
+        lead_shape, eot = x.shape[:-2], prompts.eot.expand(x.shape[:-2]).reshape(-1)
         x = x.reshape(-1, length, self.width)
-        mask = torch.full((length, length), float("-inf"), device=x.device).triu(1)
-        for i, block in enumerate(self.transformer.resblocks):
+        for i, block in enumerate(self.blocks):
             if 1 <= i <= len(deep):
-                d = deep[i - 1]
-                d = d.expand(*shape[:-2], n, self.width).reshape(-1, n, self.width).to(x.dtype)
-                x = torch.cat([x[:, :1], d, x[:, 1 + n:]], 1)
-            x = block(x, attn_mask=mask)
-        x = self.ln_final(x) @ self.text_projection
-        x = x.reshape(*shape[:-1], -1)
-        index = eot.view(*([1] * (x.ndim - 3)), c, 1, 1).expand(*x.shape[:-2], 1, x.shape[-1])
-        feat = x.gather(-2, index).squeeze(-2).float()
-        return (feat, x) if return_tokens else feat
+                vectors = deep[i - 1].expand(*lead_shape, n, self.width).reshape(-1, n, self.width).to(x.dtype)
+                x = torch.cat([x[:, :1], vectors, x[:, 1 + n :]], dim=1)
+            last = i == self.layers - 1
+            x = run_rows(block, x, eot) if last and not return_tokens else run_block(block, x, causal=True)
+        if not return_tokens:
+            return self._project(x).view(*lead_shape, -1), None
+        out = self._project(x)
+        features = out[torch.arange(len(out), device=out.device), eot]
+        return features.view(*lead_shape, -1), out.view(*lead_shape, length, -1)
+
+    def _lead(self, sot: Tensor, ctx: Tensor, count: int) -> list[Tensor]:
+        """SOT and context for every text: ``[C, 1, d]`` and ``[C, n, d]``, with B in front for contexts per image."""
+        shape = (ctx.shape[0], count) if ctx.ndim == 4 else (count,)
+        return [sot.expand(*shape, 1, self.width), ctx.float().expand(*shape, *ctx.shape[-2:])]
+
+    def _follow(self, rest: Tensor, ctx: Tensor, count: int) -> Tensor:
+        return rest.expand(ctx.shape[0], *rest.shape) if ctx.ndim == 4 else rest
+
+    # -- one prefix for all texts ---------------------------------------------------------------------------------
+
+    def _shared(self, prompts, ctx, deep, weights, chunk_tokens, checkpoint) -> Tensor:
+        """Prefix once (per image), then every text's own tokens against its keys and values."""
+        per_image = any(t.ndim == 4 for t in (ctx, *deep) if t is not None)
+        n_prefix = min(prompts.n_prefix, 1 + prompts.n_ctx) if weights is not None else prompts.n_prefix
+        kv = self._prefix(prompts, ctx, deep, n_prefix)
+        groups = kv[0].shape[0]
+        parts = self._chunks(prompts, n_prefix, groups, chunk_tokens)
+        out = []
+        for index in parts:
+            part, w = (prompts, weights) if index is None else (prompts.select(index), None if weights is None else weights[index])
+            if checkpoint and torch.is_grad_enabled():
+                out.append(recompute(self._suffix, part, n_prefix, w, *kv, use_reentrant=False))
+            else:
+                out.append(self._suffix(part, n_prefix, w, *kv))
+        features = out[0]
+        if parts[0] is not None:
+            features = torch.cat(out, dim=1)[:, torch.cat(parts).argsort()]
+        return features if per_image else features[0]
+
+    def _prefix(self, prompts, ctx, deep, n_prefix: int) -> list[Tensor]:
+        """Keys and values ``[G, H, P, e]`` of the prefix in every block, interleaved k, v, k, v, ...
+
+        G is the number of images for contexts per image, else 1.
+        """
+        n = prompts.n_ctx
+        x = self.token_embedding(prompts.tokens[:1, :n_prefix]).float()
+        groups = next((t.shape[0] for t in (ctx, *deep) if t is not None and t.ndim == 4), 1)
+        grouped = lambda t: (t[:, 0] if t.ndim == 4 else t[None]).expand(groups, n, self.width)  # noqa: E731
+        x = x.expand(groups, -1, -1)
+        if ctx is not None:
+            x = torch.cat([x[:, :1], grouped(ctx).float(), x[:, 1 + n :]], dim=1)
+        x = (x + self.positional_embedding[:n_prefix].float()).to(self.dtype)
+        kv = []
+        for i, block in enumerate(self.blocks):
+            if 1 <= i <= len(deep):
+                x = torch.cat([x[:, :1], grouped(deep[i - 1]).to(x.dtype), x[:, 1 + n :]], dim=1)
+            if i == self.layers - 1:
+                kv += project(block, x, "kv")
+                break
+            q, k, v = project(block, x)
+            kv += [k, v]
+            attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = finish(block, x, attended)
+        return kv
+
+    def _suffix(self, prompts, n_prefix: int, weights: Tensor | None, *kv: Tensor) -> Tensor:
+        """Features ``[G, C, E]`` of the positions behind the prefix."""
+        length, groups = prompts.length, kv[0].shape[0]
+        w = None if weights is None else weights[:, n_prefix:length]
+        x = self._embed(prompts.tokens[:, n_prefix:length], n_prefix, w).to(self.dtype)
+        x = x.expand(groups, *x.shape)
+        rows = prompts.eot - n_prefix
+        causal = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril()
+        for i, block in enumerate(self.blocks):
+            prefix_k, prefix_v = kv[2 * i], kv[2 * i + 1]
+            if i < self.layers - 1:
+                q, k, v = project(block, x)
+                x = finish(block, x, attend_with_prefix(q, k, v, prefix_k, prefix_v, causal))
+                continue
+            k, v = project(block, x, "kv")  # only the EOT row is needed of the last block
+            own = x[:, torch.arange(len(prompts), device=x.device), rows].unsqueeze(-2)
+            (q,) = project(block, own, "q")
+            visible = causal[rows][:, None, None, :]
+            x = finish(block, own, attend_with_prefix(q, k, v, prefix_k, prefix_v, visible)).squeeze(-2)
+        return self._project(x)
+
+    def _chunks(self, prompts, n_prefix: int, groups: int, chunk_tokens: int | None) -> list[Tensor | None]:
+        """Texts to evaluate together, the short ones first; ``[None]`` is all at once."""
+        if chunk_tokens is None:
+            if torch.is_grad_enabled():
+                return [None]
+            chunk_tokens = CHUNK_TOKENS
+        longest = prompts.length - n_prefix
+        if len(prompts) * longest * groups <= chunk_tokens:
+            return [None]
+        size = max(1, chunk_tokens // (longest * groups))
+        return list(prompts.eot.argsort(stable=True).split(size))
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all rows share, leaving at least the last token of the shortest row."""
+    limit = min(len(row) for row in rows) - 1
+    first = rows[0]
+    for i in range(limit):
+        if any(row[i] != first[i] for row in rows):
+            return i
+    return limit
+
+
+def arrangement(prompts: ClassPrompts, position: str, length: int) -> Tensor:
+    """``[C, L]``: from which position of ``SOT ctx name rest`` each position takes its token (CoOp's middle and front)."""
+    n = prompts.n_ctx
+    before = n // 2 if position == "middle" else 0
+    orders = []
+    for name in prompts.name_len.tolist():
+        context, behind = list(range(1, 1 + n)), list(range(1 + n, length))
+        orders.append([0, *context[:before], *behind[:name], *context[before:], *behind[name:]])
+    return torch.tensor(orders, device=prompts.tokens.device)
