@@ -23,8 +23,13 @@ def extend_cfg(cfg) -> None:
     """Keys that the composed-retrieval datasets read."""
     add_defaults(cfg, "CIR", {
         "EVAL": [],  # datasets to evaluate on, e.g. ["CIRR", "FashionIQ"]; empty = DATASET.NAME itself
+        "SPLIT": "val",  # split to evaluate; "test" of CIRR has no targets and gives submission files
         "IMAGE_ROOTS": [],  # further folders in which to look for image folders, e.g. that of NLVR2
         "MAX_MISSING": 0,  # training triplets that may be left out because an image is missing; evaluation never leaves one out
+        "TARGETPAD_RATIO": 1.25,  # pad images to at most this ratio of sides before the centre crop; 0 = no padding
+        "CACHE": True,  # keep image features of frozen image towers on disk, so that no image is encoded twice
+        "CACHE_DIR": "",  # "" = OUTPUT_DIR/features; runs with the same backbone may share a folder
+        "CACHE_DTYPE": "fp16",  # of cached token maps: fp16 rounds them (half the size), fp32 is exact
         "LAION_SET": "combined",  # template, llm or combined (both, concatenated)
         "FIQ_CATEGORIES": ["dress", "shirt", "toptee"],
         "FIQ_GALLERY": "original",  # original, or val_split: the smaller union of references and targets of older work

@@ -1,0 +1,117 @@
+"""Cached image features: equal to encoding, found again, invalidated, resumed."""
+
+import numpy as np
+import pytest
+import torch
+
+from dassl_prompts.data.images import ImageReadError
+from dassl_prompts.data.target_pad import TargetPadTransform
+from dassl_prompts.retrieval import feature_cache
+from dassl_prompts.retrieval.feature_cache import cached_features, images_digest
+from tests.datasets.cir_trees import picture
+
+TRANSFORM = TargetPadTransform(8, (0.5,) * 3, (0.2,) * 3)
+
+
+class Encoder:
+    """Counts the images that it sees."""
+
+    def __init__(self, stop_after=None):
+        self.seen, self.stop_after = 0, stop_after
+
+    def __call__(self, images):
+        if self.stop_after is not None and self.seen >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen += len(images)
+        return torch.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], dim=1)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    for i in range(10):
+        picture(tmp_path / "images" / f"{i}.png", i)
+    return [str(tmp_path / "images" / f"{i}.png") for i in range(10)]
+
+
+def features(tmp_path, paths, encode, transform=TRANSFORM, **options):
+    options = {"weights": "w", "shape": (2,), "dtype": "fp32", "batch_size": 3, **options}
+    return cached_features(tmp_path / "cache", "toy", paths, encode, transform, **options)
+
+
+def test_values_and_reuse(tmp_path, paths):
+    encode = Encoder()
+    array = features(tmp_path, paths, encode).array
+    from dassl_prompts.data.images import read_image
+
+    expected = Encoder()(torch.stack([TRANSFORM(read_image(p)) for p in paths]))
+    np.testing.assert_allclose(array, expected.numpy(), atol=1e-6)
+    assert isinstance(array, np.memmap) and encode.seen == 10
+    again = features(tmp_path, paths, encode)
+    assert encode.seen == 10
+    np.testing.assert_array_equal(again.array, array)
+
+
+def test_half_precision_rounds(tmp_path, paths):
+    exact = features(tmp_path, paths, Encoder()).array
+    half = features(tmp_path, paths, Encoder(), dtype="fp16").array
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, exact.astype(np.float16))
+
+
+@pytest.mark.parametrize("change", ["weights", "transform", "order", "content"])
+def test_anything_that_matters_invalidates(tmp_path, paths, change):
+    encode = Encoder()
+    features(tmp_path, paths, encode)
+    options = {}
+    if change == "weights":
+        options["weights"] = "other"
+    elif change == "transform":
+        options["transform"] = TargetPadTransform(8, (0.5,) * 3, (0.2,) * 3, ratio=0)
+    elif change == "order":
+        paths = paths[::-1]
+    else:
+        before = images_digest(paths)
+        picture(tmp_path / "images" / "3.png", 99)
+        assert images_digest(paths) != before
+    features(tmp_path, paths, encode, **options)
+    assert encode.seen == 20
+
+
+def test_interrupted_encoding_goes_on(tmp_path, paths, monkeypatch):
+    expected = features(tmp_path / "whole", paths, Encoder()).array
+    write_often(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        features(tmp_path, paths, Encoder(stop_after=6))
+    assert not [p for p in (tmp_path / "cache").glob("*.npy") if "partial" not in p.name]
+    rest = Encoder()
+    array = features(tmp_path, paths, rest).array
+    assert rest.seen == 4
+    np.testing.assert_array_equal(array, expected)
+    assert not list((tmp_path / "cache").glob("*partial*"))
+
+
+def write_often(monkeypatch):
+    monkeypatch.setattr(feature_cache, "BATCHES_PER_NOTE", 1)
+
+
+def test_unreadable_images(tmp_path, paths):
+    (tmp_path / "images" / "4.png").write_bytes(b"nothing")
+    with pytest.raises(ImageReadError, match="4.png"):
+        features(tmp_path, paths, Encoder())
+    cache = features(tmp_path, paths, Encoder(), skip_unreadable=True)
+    assert cache.unreadable == [4] and not cache.array[4].any() and cache.array[5].any()
+    again = features(tmp_path, paths, Encoder(stop_after=0), skip_unreadable=True)
+    assert again.unreadable == [4]
+
+
+def test_damaged_features(tmp_path, paths):
+    with pytest.raises(ValueError, match="not finite"):
+        features(tmp_path, paths, lambda images: torch.full((len(images), 2), torch.nan))
+    with pytest.raises(ValueError, match="CIR.CACHE_DTYPE fp32"):
+        features(tmp_path, paths, lambda images: torch.full((len(images), 2), 1e5), dtype="fp16")
+
+
+def test_unwritable_folder(tmp_path, paths):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(FileExistsError, match="CIR.CACHE_DIR"):
+        features(tmp_path, paths, Encoder())
