@@ -379,7 +379,8 @@ class AttriPrompt(ClassificationTrainer):
         loaders = self.cfg.DATALOADER
         if wrapper.is_train:
             wrapper.epoch_seed = seed
-        for batch in DataLoader(wrapper, batch_size=loaders.TEST.BATCH_SIZE, num_workers=loaders.NUM_WORKERS):
+        own = torch.Generator()  # filling the cache must not move the run's random numbers
+        for batch in DataLoader(wrapper, loaders.TEST.BATCH_SIZE, num_workers=loaders.NUM_WORKERS, generator=own):
             count_corrupt(batch, self.corrupt_images, loaders.MAX_CORRUPT)
             with self.autocast():
                 yield self.model.attributes(batch["img"].to(self.device)), batch["label"]

@@ -159,7 +159,8 @@ class PoolUsage:
     def entropy(self) -> Tensor:
         """Entropy of the usage per layer ``[L]``, as a share of log M; 1 = all prompts equally often."""
         share = self.counts.double() / self.counts.sum(dim=1, keepdim=True).clamp_min(1)
-        return -torch.special.xlogy(share, share).sum(dim=1) / math.log(self.size) if self.size > 1 else share.sum(dim=1)
+        entropy = torch.special.xlogy(share, share).sum(dim=1).abs()  # no -0.0
+        return entropy / math.log(self.size) if self.size > 1 else torch.ones_like(entropy)
 
     def collapsed(self) -> list[int]:
         """Layers (from 1) whose entropy is below a tenth of log M."""

@@ -7,26 +7,39 @@ import torch
 import torch.nn.functional as F
 from yacs.config import CfgNode
 
+from dassl_prompts.models import load_clip
 from dassl_prompts.models.attributes import View
 from dassl_prompts.models.pool import Retrieval
 from dassl_prompts.models.prompted import normalize
 from dassl_prompts.trainers.attriprompt import AttriPrompt, AttriPromptModel, contrast, extend_cfg, regulariser
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.promptsrc import consistency_losses
-from tests.tiny import tiny_clip
+from tests.trainers import plain
 
 CLASSES = ["red apple", "green pear", "blue plum", "fig", "dark red cherry"]
 LARGE = {"POOL.INIT_STD": 0.5}  # prompts large enough that a wrong one shows
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return tiny_clip(seed=1)
+def state():
+    """Random weights; the joint width equals the text width, and there are 16 patches."""
+    return plain.openai_state(embed=64, text_width=64, vision_width=64, patch=8)
+
+
+def clip_of(state, tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "random.pt"
+    torch.save(state, path)
+    return load_clip(str(path))
+
+
+@pytest.fixture(scope="module")
+def clip(state, tmp_path_factory):
+    return clip_of(state, tmp_path_factory)
 
 
 @pytest.fixture
-def images(clip):
-    return torch.randn(4, 3, clip.image_size, clip.image_size)
+def images():
+    return torch.randn(4, 3, 32, 32)
 
 
 def options(changes=None):
@@ -46,13 +59,13 @@ def make(clip, changes=None, template="a photo of a {}.", classes=CLASSES):
     return AttriPromptModel(clip, classes, options(changes), template).eval()
 
 
-def plain_text(model, retrieval):
-    """Class features image by image and layer by layer, over all 77 positions."""
+def plain_text(model, state, index):
+    """Class features image by image from the bare weights, over all 77 positions."""
     rows = []
-    for index in retrieval.index:
-        layers = [torch.cat([model.pool.prompts[0, m] for m in layer]) for layer in index.tolist()]
-        rows.append(model.clip.text(model.class_prompts, layers[0], layers[1:], share_prefix=False, trim=False))
-    return F.normalize(torch.stack(rows), dim=-1)
+    for image in index.tolist():
+        layers = [torch.cat([model.pool.prompts[0, m] for m in layer]) for layer in image]
+        rows.append(plain.text_features(state, model.class_prompts.tokens, layers[0], layers[1:]))
+    return torch.stack(rows)
 
 
 # -- text path -----------------------------------------------------------------------------------------------------
@@ -63,13 +76,13 @@ def plain_text(model, retrieval):
     {"TEXT.CHUNK_TOKENS": 40}, {"TEXT.CHUNK_TOKENS": 40, "TEXT.CHECKPOINT": True}, {"PROMPT_DEPTH": 2}, {"PROMPT_DEPTH": 1},
     {"CLUSTER.K": 1}, {"CLUSTER.K": 2, "RETRIEVAL.TOP_K": 2, "POOL.LENGTH": 1, "POOL.SIZE": 3},
 ])  # fmt: skip
-def test_text_equals_the_plain_path_in_value_and_gradient(clip, images, changes):
+def test_text_equals_the_plain_path_in_value_and_gradient(clip, state, images, changes):
     model = make(clip, {"POOL.SIZE": 6, **LARGE, **changes})
     view = model.look(torch.cat([images, images[:1]]))  # one tuple occurs twice
     retrieval = model.retrieve(view)
     weights = torch.randn(5, len(CLASSES), clip.embed_dim)
 
-    expected = plain_text(model, retrieval)
+    expected = plain_text(model, state, retrieval.index)
     (wanted,) = torch.autograd.grad((expected * weights).sum(), model.pool.prompts)
     text = model.encode(retrieval)
     (gradient,) = torch.autograd.grad((text * weights).sum(), model.pool.prompts)
@@ -96,12 +109,12 @@ def test_one_frozen_tuple_is_deep_language_prompting(clip, images, clusters, len
 
 
 @torch.no_grad()
-def test_static_mode_is_deep_language_prompting(clip, images):
+def test_static_mode_is_deep_language_prompting(clip, state, images):
     model = make(clip, {"RETRIEVAL.MODE": "static", "CLUSTER.K": 3, **LARGE})
     assert model.pool.prompts.shape == (clip.text.layers, 3, 2, clip.text.width)
     layers = [p.flatten(0, 1) for p in model.pool.prompts]
-    text = F.normalize(clip.text(model.class_prompts, layers[0], layers[1:], share_prefix=False, trim=False), dim=-1)
-    expected = model.scale * normalize(clip.encode_image(images)) @ text.t()
+    text = plain.text_features(state, model.class_prompts.tokens, layers[0], layers[1:])
+    expected = plain.logits(state, plain.image_features(state, images), text)
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-3)
     assert model.usage.images == 0
 
@@ -157,19 +170,39 @@ def test_learnable_words_start_as_the_fixed_ones_and_are_learned(clip, images):
     assert learnable.words.shape == (4, clip.text.width) and (learnable.words.grad.abs().sum(dim=1) > 0).all()
 
 
-def test_accumulate_keeps_the_slots_of_all_layers(clip, images):
-    """Layer l sees the slots that layers 1 .. l put in, newest first; written out with full attention."""
-    model = make(clip, {"COMPOSE": "accumulate", "CLUSTER.K": 2, **LARGE})
-    retrieval = model.retrieve(model.look(images[:2]))
-    with torch.no_grad():
-        text = model.encode(retrieval)
-        for b in range(2):
-            layers = [torch.cat([model.pool.prompts[0, m] for m in layer]) for layer in retrieval.index[b].tolist()]
-            torch.testing.assert_close(text[b], accumulated(model, layers), rtol=0, atol=1e-5)
+def accumulated_text(model, state, layers):
+    """Class features when every layer puts its slots behind the start token and keeps those of the layers before."""
+    tokens = model.class_prompts.tokens
+    n = len(layers[0])
+    x = state["token_embedding.weight"][tokens]
+    x = torch.cat([x[:, :1], layers[0].expand(len(x), n, -1), x[:, 1 + n :]], dim=1) + state["positional_embedding"]
+    for i, slots in enumerate(layers):
+        if i:
+            x = torch.cat([x[:, :1], slots.expand(len(x), n, -1), x[:, 1:]], dim=1)
+        mask = torch.full((x.shape[1], x.shape[1]), float("-inf")).triu(1)
+        x = plain.block(state, f"transformer.resblocks.{i}.", x, mask)
+    end = tokens.argmax(-1) + n * (len(layers) - 1)
+    x = plain.norm(state, "ln_final", x)[torch.arange(len(tokens)), end] @ state["text_projection"]
+    return F.normalize(x, dim=-1)
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_accumulate_keeps_the_slots_of_all_layers(clip, state, images, share_prefix):
+    model = make(clip, {"COMPOSE": "accumulate", "CLUSTER.K": 2, "TEXT.SHARE_PREFIX": share_prefix, **LARGE})
+    index = model.retrieve(model.look(images[:2])).index
+    expected = torch.stack([
+        accumulated_text(model, state, [torch.cat([model.pool.prompts[0, m] for m in layer]) for layer in image])
+        for image in index.tolist()
+    ])  # fmt: skip
+    text = model.encode(Retrieval(index, None))
+    torch.testing.assert_close(text, expected, rtol=0, atol=1e-5)
+    weights = torch.randn_like(text)
+    (ours,) = torch.autograd.grad((text * weights).sum(), model.pool.prompts)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), model.pool.prompts)
+    assert plain.relative_error(ours, theirs) < 1e-4
     replaced = make(clip, {"CLUSTER.K": 2, **LARGE})
     replaced.pool.load_state_dict(model.pool.state_dict())
-    with torch.no_grad():
-        assert not torch.allclose(replaced.encode(retrieval), text, atol=1e-3)
+    assert not torch.allclose(replaced.encode(Retrieval(index, None)), text, atol=1e-3)
 
 
 # -- frozen side ---------------------------------------------------------------------------------------------------
@@ -248,7 +281,7 @@ def test_losses_equal_loops(clip, images, mode, retrieval_mode):
     else:
         assert "loss_dual" not in terms
         return
-    assert terms["loss_dual"].item() == pytest.approx(0.5 * float(second), abs=1e-4)
+    assert terms["loss_dual"].item() == pytest.approx(0.5 * second.item(), abs=1e-4)
     assert terms["loss"].item() == pytest.approx(sum(terms[f"loss_{k}"].item() for k in ("cls", "dual", "reg")), abs=1e-4)
 
 
@@ -351,7 +384,7 @@ def test_pool_moves_to_other_classes(clip, images):
     ({"RETRIEVAL.WEIGHTING": "max"}, "RETRIEVAL.WEIGHTING is 'max'; choose one of none, sim, softmax"),
     ({"DUAL.MODE": "both"}, "DUAL.MODE is 'both'"),
     ({"REG.WEIGHT": -2.0}, "REG.WEIGHT is -2.0"),
-    ({"PROMPT_DEPTH": 9}, "PROMPT_DEPTH is 9, but this backbone's tower has 3"),
+    ({"PROMPT_DEPTH": 9}, "PROMPT_DEPTH is 9, but this backbone's tower has 4"),
     ({"N_CTX_VISION": 2}, "both be 0 .* or both positive"),
     ({"N_CTX_VISION": 2, "PROMPT_DEPTH_VISION": 1, "CACHE.DIR": "x"}, "CACHE.DIR needs a frozen image tower"),
     ({"CACHE.VIEWS": 2}, "CACHE.DIR is empty"),
@@ -375,8 +408,8 @@ def test_batch_of_one_has_no_negatives():
     AttriPrompt.check_cfg(object.__new__(AttriPrompt), cfg)
 
 
-def test_joint_width_unequal_to_text_width_needs_learned_keys(images):
-    clip = tiny_clip(seed=1, embed_dim=32)
+def test_joint_width_unequal_to_text_width_needs_learned_keys(images, tmp_path_factory):
+    clip = clip_of(plain.openai_state(embed=32, text_width=64, vision_width=64, patch=8), tmp_path_factory)
     with pytest.raises(ValueError, match="set TRAINER.ATTRIPROMPT.POOL.KEY learned"):
         make(clip)
     assert make(clip, {"POOL.KEY": "learned"})(images).shape == (4, 5)
