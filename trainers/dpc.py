@@ -223,24 +223,29 @@ class DPC(ClassificationTrainer):
         return dataset.train_x
 
     @torch.no_grad()
-    def mine(self, images: Tensor, labels: list[int], rng) -> list[list[int]]:
-        """Negative classes of each anchor, ranked by the frozen miner."""
+    def mine(self, images: Tensor, labels: list[int], rng) -> tuple[list[list[int]], dict]:
+        """Negative classes of each anchor, ranked by the frozen miner; without visual prompts also the anchors' features,
+        which are the same under P and P'."""
         s = self.dpc
         if self.topk == 1 and s.neg_min_fill == 0:
-            return [[] for _ in labels]
+            return [[] for _ in labels], {}
         with self.autocast():
-            scores = self.miner_scores(images.to(self.device))
+            features, scores = self.miner_scores(images.to(self.device))
         last = scores.shape[1] - 1
-        return hard_negatives(
+        negatives = hard_negatives(
             scores, labels, self.topk, cap=s.neg_cap, dedup=s.neg_dedup, min_fill=s.neg_min_fill,
             fill_range=(0, last) if s.neg_fill_range == "all" else (1, last - self.official_fill_leaves_out), rng=rng,
         )  # fmt: skip
+        return negatives, {} if features is None else {"anchor_features": features}
 
-    def miner_scores(self, images: Tensor) -> Tensor:
-        """``[B, C]`` similarities under P; its class matrix is computed once per run."""
+    def miner_scores(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Image features, where P' has the same, and ``[B, C]`` similarities under P, whose class matrix is computed once."""
         if self.dpc.miner == "teacher":
             raise ValueError(f"TRAINER.DPC.MINER teacher: {self.backbone.__name__} has no teacher; use tuned")
-        return self.model.tuned(images)
+        tuned = self.model.tuned
+        prompts = tuned.emit()
+        features = tuned.encode_images(images, prompts)
+        return None if prompts.has_vision else features, tuned.logits(features, tuned.class_features())
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -254,7 +259,20 @@ class DPC(ClassificationTrainer):
 
     def parse_batch_train(self, batch):
         self.anchors = batch["anchors"].to(self.device)
+        self.anchor_features = batch.get("anchor_features")
         return super().parse_batch_train(batch)
+
+    def encode_pairs(self, images: Tensor, prompts) -> Tensor:
+        """Image features ``[N, E]`` of the step, reusing what the miner has computed."""
+        if self.anchor_features is None:
+            return self.model.encode_images(images, prompts)
+        negative = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        negative[self.anchors] = False
+        features = torch.empty(len(images), self.anchor_features.shape[1], device=images.device)
+        features[self.anchors] = self.anchor_features
+        if negative.any():
+            features[negative] = self.model.encode_images(images[negative], prompts)
+        return features
 
     def loss(self, images, labels):
         """L = CL_W L_CL + CE_W L_CE + the backbone's own terms on the anchors.
@@ -263,7 +281,7 @@ class DPC(ClassificationTrainer):
         """
         weights, model = self.loss_weights(), self.model
         prompts = model.train_prompts()
-        image_features = model.encode_images(images, prompts)
+        image_features = self.encode_pairs(images, prompts)
         needs_all = weights["CE_W"] > 0 or weights["SCL_W"] > 0 or weights["KD_W"] > 0
         classes = torch.arange(len(model.classnames), device=labels.device) if needs_all else labels.unique()
         text = model.encode_classes(prompts, None if needs_all else classes)
@@ -399,7 +417,7 @@ class DPC_PromptKD(DPC):
         if self.dpc.miner == "tuned":
             return super().miner_scores(images)
         tuned = self.model.tuned
-        return tuned.teacher_logits(tuned.teacher_image_features(images))
+        return None, tuned.teacher_logits(tuned.teacher_image_features(images))
 
     def backbone_terms(self, images, image_features, text, weights):
         if weights["SCL_W"] > 0:

@@ -157,7 +157,7 @@ class MinedLoader:
 
     Args:
         loader: the few-shot training loader; batches carry ``img``, ``label`` and ``index``.
-        mine: ``(images, labels, rng) -> list of negatives per anchor``.
+        mine: ``(images, labels, rng) -> (negatives per anchor, extra entries for the batch)``.
         by_class: for every class the indices of its training images.
         pool: where negatives' images come from.
         seed: seed of the run; each (epoch, batch) has its own stream, hence resuming changes nothing.
@@ -188,7 +188,8 @@ class MinedLoader:
     def _start(self, number: int, batch: dict) -> Callable[[], dict]:
         rng = random.Random(f"{self.seed}/{self.epoch}/{number}")
         labels = batch["label"].tolist()
-        pairs = group_pairs(labels, self.mine(batch["img"], labels, rng))
+        negatives, extra = self.mine(batch["img"], labels, rng)
+        pairs = group_pairs(labels, negatives)
         indices = [rng.choice(self.by_class[c]) for c in pairs.negatives]
         seeds = [rng.getrandbits(31) for _ in indices]
         images = self.pool.submit(indices, seeds) if indices else None
@@ -196,6 +197,7 @@ class MinedLoader:
         def finish() -> dict:
             together = batch["img"] if images is None else torch.cat([batch["img"], images()])
             return {
+                **extra,
                 "img": together[pairs.order],
                 "label": torch.tensor(pairs.labels),
                 "anchors": torch.tensor([i for i, source in enumerate(pairs.order) if source < len(labels)]),

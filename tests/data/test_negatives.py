@@ -124,7 +124,7 @@ def make_loader(seed=1):
         for n in range(4)
     ]
     by_class = [[0, 1], [10, 11, 12], [20], [30, 31]]
-    return MinedLoader(batches, lambda images, labels, rng: [[1], [3]], by_class, ImagePool(Noisy()), seed)
+    return MinedLoader(batches, lambda images, labels, rng: ([[1], [3]], {"note": 7}), by_class, ImagePool(Noisy()), seed)
 
 
 def test_loader_aligns_images_and_classes():
@@ -132,7 +132,7 @@ def test_loader_aligns_images_and_classes():
     assert len(batches) == 4
     for number, batch in enumerate(batches):
         assert batch["label"].tolist() == [0, 1, 2, 3]
-        assert batch["anchors"].tolist() == [0, 2]
+        assert batch["anchors"].tolist() == [0, 2] and batch["note"] == 7
         assert (batch["img"][[0, 2]] == -1.0 - number).all()
         first, second = batch["negative_index"]
         assert first in (10, 11, 12) and second in (30, 31)

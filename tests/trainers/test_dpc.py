@@ -257,10 +257,20 @@ def test_contrast_over_step_classes_equals_contrast_over_all_classes(make_cfg, c
     few = ready(make_cfg, coop_stage1, output="a")
     every = ready(make_cfg, coop_stage1, "TRAINER.DPC.LOSS.CE_W", 1e-12, output="b")
     batch = next(iter(few.train_loader_x))
-    few.anchors = every.anchors = batch["anchors"]
+    for trainer in (few, every):
+        trainer.parse_batch_train(batch)
     torch.testing.assert_close(
         few.loss(batch["img"], batch["label"])["loss_cl"], every.loss(batch["img"], batch["label"])["loss_cl"]
     )
+
+
+def test_anchor_features_of_the_miner_are_those_of_the_step(make_cfg, coop_stage1):
+    trainer = ready(make_cfg, coop_stage1, output="a")
+    batch = first_batch(trainer)
+    images, labels = trainer.parse_batch_train(batch)
+    reused = trainer.loss(images, labels)["loss"]
+    trainer.anchor_features = None
+    torch.testing.assert_close(reused, trainer.loss(images, labels)["loss"])
 
 
 def test_negatives_come_from_the_base_training_images(make_cfg, coop_stage1):
