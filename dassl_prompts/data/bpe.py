@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 #: CLIP's context length
@@ -35,8 +36,14 @@ def _decode(piece: str) -> str:
     return text + " " if piece.endswith("</w>") else text
 
 
-def word_index(ids: Tensor) -> Tensor:
-    """For every token ``[L]`` the number of the word that it belongs to: a word ends with a ``</w>`` piece."""
+@functools.lru_cache(maxsize=1)
+def word_ends() -> Tensor:
+    """``[vocabulary]`` bool: whether a token id is the last piece of a word."""
     decoder = tokenizer().decoder
-    ends = ids.new_tensor([decoder[int(i)].endswith("</w>") for i in ids])
-    return ends.cumsum(0) - ends
+    return torch.tensor([decoder[i].endswith("</w>") for i in range(len(decoder))])
+
+
+def word_index(ids: Tensor) -> Tensor:
+    """For every token ``[..., L]`` the number, from 0, of the word that it belongs to."""
+    ends = word_ends().to(ids.device)[ids].long()
+    return ends.cumsum(-1) - ends

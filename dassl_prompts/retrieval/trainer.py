@@ -1,0 +1,203 @@
+"""What all few-shot retrieval methods share as Dassl trainers: captions, frozen features, one step, the test both ways."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dassl_prompts.data.captions import CaptionDatum, CaptionWrapper
+from dassl_prompts.engine import DataManager, build_transform
+from dassl_prompts.models.prompted import normalize
+from dassl_prompts.retrieval.evaluation import Retrieval
+from dassl_prompts.retrieval.features import encode_sorted
+from dassl_prompts.retrieval.losses import DIRECTIONS, contrastive
+from dassl_prompts.trainer import ClassificationTrainer, method_node
+
+#: transforms that give the same picture every time
+FIXED_TRANSFORMS = ("normalize", "center_crop", "instance_norm")
+
+
+class Captions:
+    """The captions of one split: texts, token ids behind the prompt slots, ids of equal texts, labels.
+
+    Args:
+        items: the split's data.
+        model: whose :meth:`tokenize` counts the slots.
+        device: where the ids live.
+    """
+
+    def __init__(self, items: list[CaptionDatum], model, device):
+        self.texts = [item.caption for item in items]
+        self.labels = torch.tensor([item.label for item in items], device=device)
+        self.prompts = model.tokenize(self.texts)
+        self.raw = model.clip.text.prompts_from_texts(self.texts, truncate=True) if model.n_ctx else self.prompts
+        first = {text: i for i, text in reversed(list(enumerate(self.texts)))}
+        self.groups = torch.tensor([first[text] for text in self.texts], device=device)
+
+
+class RetrievalTrainer(ClassificationTrainer):
+    """Trains a :class:`~dassl_prompts.retrieval.model.RetrievalModel` on captioned images.
+
+    A method sets ``config_node`` and implements ``build_net``; its node has ``PREC`` and ``LOSS.DIRECTION``, ``LOSS.DEDUP``.
+    Features of frozen towers are computed once per run. The test encodes every caption once, without looking at images.
+
+    Raises:
+        ValueError: the dataset has no captions, or ``TEST.EVALUATOR`` is not ``Retrieval``.
+    """
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        if cfg.TEST.EVALUATOR != Retrieval.__name__:
+            raise ValueError(f"TEST.EVALUATOR is {cfg.TEST.EVALUATOR!r}: {cfg.TRAINER.NAME} is measured with TEST.EVALUATOR Retrieval")
+        loss = method_node(cfg, self.config_node).get("LOSS", {})
+        if loss and loss.DIRECTION not in DIRECTIONS:
+            raise ValueError(f"TRAINER.{self.config_node}.LOSS.DIRECTION is {loss.DIRECTION!r}; choose one of {', '.join(DIRECTIONS)}")
+
+    def build_data_loader(self):
+        cfg = self.cfg
+        test = build_transform(cfg, is_train=False)
+        self.images_are_fixed = all(name in FIXED_TRANSFORMS for name in cfg.INPUT.TRANSFORMS)
+        # Dassl's training transform without a random crop squeezes the picture; captions describe the whole of it
+        train = test if self.images_are_fixed else None
+        self.use_data_manager(DataManager(cfg, train, test, dataset_wrapper=CaptionWrapper))
+        if not isinstance(self.dm.dataset.train_x[0], CaptionDatum):
+            raise ValueError(f"dataset {cfg.DATASET.NAME} has no captions: {cfg.TRAINER.NAME} needs one such as FDRD")
+
+    def build_model(self):
+        super().build_model()
+        data = self.dm.dataset
+        self.captions = {
+            split: Captions(items, self.model, self.device)
+            for split, items in (("train", data.train_x), ("val", data.val), ("test", data.test)) if items
+        }
+        for split, captions in self.captions.items():
+            if captions.prompts.truncated:
+                print(f"{captions.prompts.truncated} of {len(captions.texts)} {split} captions are too long and were cut (EOT kept)")
+        self.train_loader_x.dataset.tokens = self.captions["train"].prompts.tokens.cpu()
+        self._frozen: dict[str, Tensor] = {}
+        self.trains_on_features = self.images_are_fixed and self.model.image_side_is_frozen
+        self.train_loader_x.dataset.load_images = not self.trains_on_features
+
+    # -- features of frozen towers, computed once -----------------------------------------------------------------
+
+    def frozen_images(self, split: str = "train") -> Tensor:
+        """Normalised features ``[N, E]`` of the frozen image tower, un-augmented."""
+        return self._once(f"images {split}", lambda: self.over_images(split, lambda x: normalize(self.model.clip.encode_image(x))))
+
+    def frozen_captions(self, split: str = "train") -> Tensor:
+        """Normalised features ``[N, E]`` of the raw captions."""
+        raw, text = self.captions[split].raw, self.model.clip.text
+        return self._once(f"captions {split}", lambda: self.encode_sorted(raw.eot, lambda i: normalize(text(raw.select(i)))))
+
+    def _once(self, name: str, compute) -> Tensor:
+        if name not in self._frozen:
+            self._frozen[name] = compute()
+        return self._frozen[name]
+
+    @torch.no_grad()
+    def over_images(self, split: str, encode) -> Tensor:
+        """``encode(images)`` over the un-augmented images of a split, in the order of its items."""
+        from tqdm import tqdm
+
+        out = []
+        for batch in tqdm(self.image_loader(split), desc=f"images of the {split} set", leave=False):
+            with self.autocast():
+                out.append(encode(batch["img"].to(self.device)))
+        return torch.cat(out)
+
+    def image_loader(self, split: str):
+        """A loader over the images of a split, in order and un-augmented."""
+        if split != "train":
+            return self.choose_split(split)[1]
+        reference = self.test_loader
+        data = CaptionWrapper(self.cfg, self.dm.dataset.train_x, transform=reference.dataset.transform)
+        return torch.utils.data.DataLoader(data, batch_size=reference.batch_size, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
+
+    def encode_sorted(self, lengths: Tensor, encode) -> Tensor:
+        """Like :func:`~dassl_prompts.retrieval.features.encode_sorted`, in the run's precision."""
+        with self.autocast():
+            return encode_sorted(lengths, encode, self.cfg.DATALOADER.TEST.BATCH_SIZE)
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def before_train(self):
+        super().before_train()
+        # here and not at the first batch: loaders draw from the random streams that a resumed run has to continue
+        self.prepare_training()
+
+    def prepare_training(self) -> None:
+        """Compute what stays the same for the whole training."""
+        if self.trains_on_features:
+            self.frozen_images()
+
+    def parse_batch_train(self, batch):
+        """Images (or, where the image tower stays frozen, their features) and the indices of the pairs."""
+        index = batch["index"].to(self.device)
+        images = self.frozen_images()[index] if self.trains_on_features else batch["img"].to(self.device)
+        return images, index
+
+    def encode_pair(self, images: Tensor, index: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalised image and caption features ``[B, E]`` of the training pairs ``index``."""
+        model, prompts = self.model, self.model.emit()
+        u = images if self.trains_on_features else model.encode_images(images, prompts)
+        if prompts.text is None and weights is None:
+            return model.refine_images(u), self.frozen_captions()[index]
+        return model.refine_images(u), model.encode_captions(self.captions["train"].prompts.select(index), prompts, weights)
+
+    def contrast(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
+        """L_con of a batch, as ``LOSS.DIRECTION`` and ``LOSS.DEDUP`` say."""
+        node = method_node(self.cfg, self.config_node).LOSS
+        groups = self.captions["train"].groups[index] if node.DEDUP else None
+        return contrastive(u, z, self.model.scale, groups, node.DIRECTION)
+
+    def loss(self, images: Tensor, index: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.contrast(*self.encode_pair(images, index), index)}
+
+    # -- test -----------------------------------------------------------------------------------------------------
+
+    def image_features(self, split: str) -> Tensor:
+        """Normalised ``[N, E]`` with the learned prompts."""
+        model, prompts = self.model, self.model.emit()
+        if not prompts.has_vision:
+            return model.refine_images(self.frozen_images(split))
+        return self.over_images(split, lambda x: model.refine_images(model.encode_images(x, prompts)))
+
+    def text_features(self, split: str) -> Tensor:
+        """Normalised ``[M, E]``: each caption by itself, no image in sight."""
+        model, prompts, captions = self.model, self.model.emit(), self.captions[split].prompts
+        if prompts.text is None:
+            return self.frozen_captions(split)
+        return self.encode_sorted(captions.eot, lambda i: model.encode_captions(captions.select(i), prompts))
+
+    def reranker(self, split: str, images: Tensor):
+        """``(R, score)`` to order the first R candidates anew, or None."""
+        return None
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Rank all images and captions of ``split`` both ways; results go to results.json.
+
+        Returns:
+            mean R@1 of both directions.
+
+        Raises:
+            FloatingPointError: NaN among the features; names side and split.
+        """
+        with self.folder.lock():
+            self.folder.check_owner()
+            self.set_model_mode("eval")
+            split, _ = self.choose_split(split)
+            print(f"Evaluate on the *{split}* set")
+            features = {"image": self.image_features(split), "text": self.text_features(split)}
+            for side, values in features.items():
+                if values.isnan().any():
+                    raise FloatingPointError(f"NaN among the {side} features of the {split} set")
+            captions = self.captions[split]
+            self.evaluator.reset()
+            self.evaluator.process(features, {"label": captions.labels, "caption": captions.texts})
+            self.evaluator.rerank = self.reranker(split, features["image"])
+            results = self.evaluator.evaluate()
+            self.evaluator.save(split)
+            return self.record(split, results)

@@ -1,0 +1,435 @@
+"""DCAR: dual prompts with token re-weighting and category-aware augmentation for image-text retrieval (arXiv 2508.04028).
+
+No code was released and the paper's body could not be read: beyond the token weight and the category weight, which stand in the
+architecture figure, this is a reconstruction. docs/dcar.md has one table of what is whose, with the key that switches each.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from dassl_prompts.data.caption_negatives import (
+    NegativeGenerator,
+    given_negatives,
+    swap_table_meta,
+    swap_table_similar,
+    swap_table_uniform,
+)
+from dassl_prompts.engine import add_defaults, read_json, register_trainer
+from dassl_prompts.models.prompted import Prompts, normalize
+from dassl_prompts.retrieval import evaluation
+from dassl_prompts.retrieval.features import encode_texts
+from dassl_prompts.retrieval.losses import DIRECTIONS, WEIGHT_MODES, category_loss
+from dassl_prompts.retrieval.model import ResidualAdapter
+from dassl_prompts.retrieval.ranking import recall_at, target_ranks
+from dassl_prompts.retrieval.reweighting import (
+    BLANKS,
+    IMAGE_FEATS,
+    NORMS,
+    TokenReweighter,
+    VocabularyWeights,
+    place_weights,
+)
+from dassl_prompts.retrieval.trainer import RetrievalTrainer
+from dassl_prompts.trainers.ivlp import random_tokens
+from dassl_prompts.trainers.itr import MaPLeCaptions
+from dassl_prompts.trainers.maple import MultiModalPromptLearner
+
+
+def extend_cfg(cfg):
+    evaluation.extend_cfg(cfg)
+    add_defaults(cfg, "TRAINER.DCAR", {
+        "N_CTX": 4,  # k, prompt vectors per layer in either tower
+        "CTX_INIT": "a photo of a",  # words that start the text prompt
+        "PROMPT_DEPTH": 1,  # layers with own prompts
+        "COUPLING": "linear",  # image prompt from the text prompt: linear, mlp; or independent
+        "PREC": "amp",  # fp16, fp32, amp
+        "DTR": {  # dynamic token re-weighting
+            "ENABLED": True,
+            "TOKEN_FEAT": "context",  # context (of the whole caption) or isolated (each token alone)
+            "IMAGE_FEAT": "global",  # global, patch_max or patch_mean
+            "BLANK": "white",  # blank image: white, black or mean (zeros after normalisation)
+            "NORM": "mean1",  # mean1, softmax, minmax, residual or none
+            "BETA": 1.0,  # factor of residual
+            "CLAMP": (0.2, 3.0),  # bounds of the weights
+            "SOURCE": "frozen",  # frozen towers, or prompted: the current prompts, anew at every step
+            "SCOPE": "pair",  # pair, or vocab: per token id, averaged over the training pairs
+            "PROB": 1.0,  # share of training samples that are weighted
+            "GROUP_WORDS": False,  # pieces of one word share a weight
+            "CACHE": True,  # weights from un-augmented images, once; False: from each step's images (SOURCE frozen)
+        },
+        "CAA": {  # category-aware augmentation
+            "ENABLED": True,
+            "MODULE": "adapter",  # adapter (residual bottleneck), linear, mlp or none
+            "HIDDEN": 128,  # width of the bottleneck
+            "RATIO": 0.2,  # share of the adapter's output
+            "N_NEG": 4,  # K, negatives per caption
+            "N_ATTR": 1,  # of them: same class, other attributes
+            "ATTR": "caption",  # attribute negatives: another caption of the class, or words of closed vocabularies swapped
+            "SWAP": "similar",  # classes to swap to: meta (META_FILE), similar (10 nearest names) or uniform
+            "META_FILE": "",  # JSON {class: meta-category}
+            "NEG_SOURCE": "generate",  # generate, or json: the negatives of the annotation file
+            "ALPHA": 0.5,  # weight of same-category captions is 1 + ALPHA
+            "WEIGHT_MODE": "prob",  # where it enters: prob, logit or loss
+            "WEIGHT_POS": True,  # also for the positive caption
+            "IN_BATCH": False,  # the batch's other captions are candidates too
+        },
+        "LOSS": {
+            "DIRECTION": "both",  # both, i2t or t2i
+            "CATE_WEIGHT": 1.0,  # lambda
+            "DEDUP": True,  # equal captions of a batch are equally right
+        },
+        "TEST": {
+            "BRANCH": "prompt",  # text features: prompt, caa or sum
+            "DTR": "off",  # off, vocab (image-independent weights) or rerank (pair weights for the first candidates)
+            "RERANK": 50,  # candidates that rerank looks at
+        },
+    })  # fmt: skip
+
+
+#: closed choices, by key
+CHOICES = {
+    "COUPLING": ("linear", "mlp", "independent"),
+    "DTR.TOKEN_FEAT": ("context", "isolated"), "DTR.IMAGE_FEAT": IMAGE_FEATS, "DTR.BLANK": BLANKS, "DTR.NORM": NORMS,
+    "DTR.SOURCE": ("frozen", "prompted"), "DTR.SCOPE": ("pair", "vocab"),
+    "CAA.MODULE": ("adapter", "linear", "mlp", "none"), "CAA.ATTR": ("caption", "words"),
+    "CAA.SWAP": ("meta", "similar", "uniform"), "CAA.NEG_SOURCE": ("generate", "json"), "CAA.WEIGHT_MODE": WEIGHT_MODES,
+    "LOSS.DIRECTION": DIRECTIONS, "TEST.BRANCH": ("prompt", "caa", "sum"), "TEST.DTR": ("off", "vocab", "rerank"),
+}  # fmt: skip
+
+
+def check_node(node) -> None:
+    """Refuse values that no switch has, and combinations that contradict each other.
+
+    Raises:
+        ValueError: names the key and the choices.
+    """
+    for key, choices in CHOICES.items():
+        value = node
+        for part in key.split("."):
+            value = value[part]
+        if value not in choices:
+            hint = " (weights from a caption's own image would give the answer away)" if key == "TEST.DTR" else ""
+            raise ValueError(f"TRAINER.DCAR.{key} is {value!r}; choose one of {', '.join(choices)}{hint}")
+    if not 0 <= node.DTR.PROB <= 1:
+        raise ValueError(f"TRAINER.DCAR.DTR.PROB is {node.DTR.PROB}; it is a share between 0 and 1")
+    if node.DTR.SCOPE == "vocab" and node.DTR.SOURCE == "prompted":
+        raise ValueError("TRAINER.DCAR.DTR.SCOPE vocab averages weights once, so it needs DTR.SOURCE frozen")
+    if node.CAA.ENABLED and node.CAA.N_NEG < 1 and not node.CAA.IN_BATCH:
+        raise ValueError("TRAINER.DCAR.CAA.N_NEG is 0: give negatives, or CAA.IN_BATCH True, or CAA.ENABLED False")
+    if node.CAA.ALPHA <= -1:
+        raise ValueError(f"TRAINER.DCAR.CAA.ALPHA is {node.CAA.ALPHA}: the weight 1 + ALPHA must be positive")
+    if node.TEST.BRANCH != "prompt" and not node.CAA.ENABLED:
+        raise ValueError(f"TRAINER.DCAR.TEST.BRANCH {node.TEST.BRANCH} needs the module that CAA.ENABLED trains")
+    if node.TEST.RERANK < 1:
+        raise ValueError(f"TRAINER.DCAR.TEST.RERANK is {node.TEST.RERANK}; give at least 1")
+
+
+# -- model ------------------------------------------------------------------------------------------------------------
+
+
+class IndependentPrompts(nn.Module):
+    """Prompts of both towers that do not know of each other: ``[k, d_t]`` and ``[k, d_v]`` per layer."""
+
+    def __init__(self, ctx: Tensor, depth: int, vision_width: int):
+        super().__init__()
+        n_ctx, width = ctx.shape
+        self.ctx = nn.Parameter(ctx.clone().float())
+        self.text = nn.ParameterList(nn.Parameter(random_tokens(n_ctx, width)) for _ in range(depth - 1))
+        self.vision = nn.ParameterList(nn.Parameter(random_tokens(n_ctx, vision_width)) for _ in range(depth))
+
+    def forward(self) -> Prompts:
+        first, *deep = self.vision
+        return Prompts(self.ctx, tuple(self.text), first, tuple(deep))
+
+
+def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str) -> nn.Module:
+    """Text prompts and what makes image prompts of them; "linear" is MaPLe's learner."""
+    if coupling == "independent":
+        return IndependentPrompts(ctx, depth, vision_width)
+    learner = MultiModalPromptLearner(ctx, depth, vision_width)
+    if coupling == "mlp":
+        width = ctx.shape[1]
+        make = lambda: nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, vision_width))  # noqa: E731
+        learner.proj = make()
+        learner.compound_prompt_projections = nn.ModuleList(make() for _ in range(depth - 1))
+    return learner
+
+
+class Normalised(nn.Module):
+    """``norm(module(x))`` in fp32."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return normalize(self.module(x.float()))
+
+
+def caa_module(width: int, kind: str, hidden: int, ratio: float) -> nn.Module:
+    """The trainable box behind the frozen text features of captions and negatives, ``[..., E] -> [..., E]`` normalised."""
+    if kind == "adapter":
+        return ResidualAdapter(width, hidden, ratio)
+    if kind == "linear":
+        return Normalised(nn.Linear(width, width, bias=False))
+    if kind == "mlp":
+        return Normalised(nn.Sequential(nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)))
+    return Normalised(nn.Identity())
+
+
+class DCARModel(MaPLeCaptions):
+    """Dual prompts, and the CAA module for un-prompted captions."""
+
+    checkpoint_name = "dcar"
+
+    def __init__(self, clip, node):
+        super().__init__(clip, node.N_CTX, node.CTX_INIT, node.PROMPT_DEPTH, node="DCAR")
+        ctx = self.prompt_learner.ctx.detach()
+        self.prompt_learner = coupled_prompts(ctx, node.PROMPT_DEPTH, clip.vision.width, node.COUPLING)
+        self.caa = caa_module(clip.embed_dim, node.CAA.MODULE, node.CAA.HIDDEN, node.CAA.RATIO) if node.CAA.ENABLED else None
+
+
+# -- negatives --------------------------------------------------------------------------------------------------------
+
+
+def negative_captions(node, items, classnames, clip, seed: int) -> list[list[tuple[str, int]]]:
+    """For every training caption up to ``N_NEG`` pairs (text, label that it describes); none equals the caption.
+
+    Raises:
+        ValueError: the meta table lacks classes, or the file has no negatives to take.
+    """
+    if node.NEG_SOURCE == "json":
+        if not any(item.negatives for item in items):
+            raise ValueError("TRAINER.DCAR.CAA.NEG_SOURCE is json, but the annotation file has no usable negatives: use generate")
+        return [given_negatives(d.caption, d.negatives, d.label, classnames)[: node.N_NEG] for d in items]
+    if node.SWAP == "meta":
+        if not node.META_FILE:
+            raise ValueError("TRAINER.DCAR.CAA.SWAP meta needs CAA.META_FILE, a JSON file {class: meta-category}")
+        swaps = swap_table_meta(classnames, read_json(node.META_FILE), node.META_FILE)
+    elif node.SWAP == "similar":
+        swaps = swap_table_similar(encode_texts(clip, [f"a photo of a {name.replace('_', ' ')}." for name in classnames]))
+    else:
+        swaps = swap_table_uniform(len(classnames))
+    captions, labels = [d.caption for d in items], [d.label for d in items]
+    generate = NegativeGenerator(classnames, swaps, captions, labels, node.N_NEG, node.N_ATTR, node.ATTR, seed)
+    return [generate(i) for i in range(len(items))]
+
+
+class Candidates:
+    """Frozen features of every training caption and its negatives, with their category weights.
+
+    Attributes: ``features [N, 1+K, E]``, index 0 the positive; ``weights``, ``valid [N, 1+K]``.
+    """
+
+    def __init__(self, clip, positives: Tensor, labels: Tensor, negatives: list[list[tuple[str, int]]], node):
+        n, k = len(positives), max((len(row) for row in negatives), default=0)
+        self.features = positives.new_zeros(n, 1 + k, positives.shape[1])
+        self.features[:, 0] = positives
+        self.weights = positives.new_ones(n, 1 + k)
+        self.weights[:, 0] += node.ALPHA * node.WEIGHT_POS
+        self.valid = torch.zeros(n, 1 + k, dtype=torch.bool, device=positives.device)
+        self.valid[:, 0] = True
+        unique = {text: i for i, text in enumerate(dict.fromkeys(text for row in negatives for text, _ in row))}
+        encoded = encode_texts(clip, list(unique)) if unique else positives
+        for i, row in enumerate(negatives):
+            for m, (text, label) in enumerate(row, 1):
+                self.features[i, m] = encoded[unique[text]]
+                self.weights[i, m] += node.ALPHA * (label == int(labels[i]))
+                self.valid[i, m] = True
+
+
+def with_batch(candidates: Tensor, weights: Tensor, valid: Tensor, labels: Tensor, groups: Tensor, alpha: float):
+    """Candidates ``[B, 1+K, E]`` plus the batch's other captions, weighted by the same rule; equal texts are left out."""
+    positives = candidates[:, 0]
+    same = (labels[:, None] == labels[None, :]).float()
+    return (
+        torch.cat([candidates, positives[None].expand(len(positives), -1, -1)], 1),
+        torch.cat([weights, 1 + alpha * same], 1),
+        torch.cat([valid, groups[:, None] != groups[None, :]], 1),
+    )
+
+
+# -- trainer ----------------------------------------------------------------------------------------------------------
+
+
+@register_trainer
+class DCAR(RetrievalTrainer):
+    """L = L_con(prompted image, prompted and weighted caption) + lambda L_cate(prompted image, CAA of captions)."""
+
+    config_node = "DCAR"
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        check_node(cfg.TRAINER.DCAR)
+
+    @classmethod
+    def build_net(cls, cfg, classnames, clip):
+        return DCARModel(clip, cfg.TRAINER.DCAR)
+
+    def build_model(self):
+        super().build_model()
+        self.node = self.cfg.TRAINER.DCAR
+        self.reweighter = TokenReweighter(self.model.clip, self.node.DTR, self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD)
+
+    def prepare_training(self):
+        super().prepare_training()
+        node = self.node
+        if node.DTR.ENABLED and node.DTR.SOURCE == "frozen" and (node.DTR.CACHE or node.DTR.SCOPE == "vocab"):
+            self.train_weights()
+        if node.CAA.ENABLED:
+            items, clip = self.dm.dataset.train_x, self.model.clip
+            negatives = negative_captions(node.CAA, items, self.dm.dataset.classnames, clip, max(self.cfg.SEED, 0))
+            self.candidates = Candidates(clip, self.frozen_captions(), self.captions["train"].labels, negatives, node.CAA)
+            short = sum(len(row) < node.CAA.N_NEG for row in negatives)
+            if short:
+                print(f"{short} of {len(items)} captions have fewer than {node.CAA.N_NEG} negatives")
+
+    # -- token weights --------------------------------------------------------------------------------------------
+
+    def reweighting_images(self, split: str) -> Tensor:
+        """Frozen image features of a split as token re-weighting compares them."""
+        if self.node.DTR.IMAGE_FEAT == "global":
+            return self.frozen_images(split)
+        return self._once(f"patches {split}", lambda: self.over_images(split, self.reweighter.image_features))
+
+    def train_weights(self) -> Tensor:
+        """Content weights ``[N, L]`` of all training pairs from frozen towers and un-augmented images."""
+        raw = self.captions["train"].raw
+
+        def compute():
+            with self.autocast():
+                weights = self.reweighter.all_pair_weights(raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE)
+            if self.node.DTR.SCOPE == "vocab":
+                return self._vocabulary(weights)(self.reweighter.ids(raw), self.reweighter.content(raw))
+            return weights
+
+        return self._once("weights", compute)
+
+    def _vocabulary(self, pair_weights: Tensor) -> VocabularyWeights:
+        raw = self.captions["train"].raw
+        return VocabularyWeights(
+            self.reweighter.ids(raw), pair_weights, self.reweighter.content(raw), len(self.model.clip.text.token_embedding.weight)
+        )
+
+    def vocabulary_weights(self, split: str) -> Tensor:
+        """Image-independent content weights ``[M, L]`` of a split's captions, learned from the training pairs."""
+        raw = self.captions["train"].raw
+        with self.autocast():
+            pairs = self.reweighter.all_pair_weights(raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE)
+        captions = self.captions[split].raw
+        return self._vocabulary(pairs)(self.reweighter.ids(captions), self.reweighter.content(captions))
+
+    def step_weights(self, images: Tensor, index: Tensor) -> Tensor:
+        """Content weights ``[B, L]`` of a training batch."""
+        dtr, captions = self.node.DTR, self.captions["train"]
+        if dtr.SOURCE == "prompted":
+            prompts = self.model.emit().map(Tensor.detach)
+            return self.reweighter.pair_weights(
+                captions.prompts.select(index), self.reweighter.image_features(images, prompts), prompts)  # fmt: skip
+        if dtr.CACHE or dtr.SCOPE == "vocab":
+            return self.train_weights()[index]
+        return self.reweighter.pair_weights(captions.raw.select(index), self.reweighter.image_features(images))
+
+    def place(self, weights: Tensor, captions) -> Tensor:
+        """Content weights at the positions ``[B, 77]`` of prompted captions."""
+        return place_weights(weights, captions.eot, self.model.n_ctx, captions.tokens.shape[1])
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def loss(self, images, index):
+        weights = None
+        if self.node.DTR.ENABLED:
+            weights = self.place(self.step_weights(images, index), self.captions["train"].prompts.select(index))
+            if self.node.DTR.PROB < 1:
+                chosen = torch.rand(len(weights), 1, device=weights.device) < self.node.DTR.PROB
+                weights = torch.where(chosen, weights, 1.0)
+        u, z = self.encode_pair(images, index, weights)
+        terms = {"loss_con": self.contrast(u, z, index)}
+        terms["loss"] = terms["loss_con"]
+        if self.node.CAA.ENABLED:
+            terms["loss_cate"] = self.category(u, index)
+            terms["loss"] = terms["loss"] + self.node.LOSS.CATE_WEIGHT * terms["loss_cate"]
+        return terms
+
+    def category(self, u: Tensor, index: Tensor) -> Tensor:
+        """L_cate of a batch."""
+        caa, bank, captions = self.node.CAA, self.candidates, self.captions["train"]
+        candidates, weights, valid = self.model.caa(bank.features[index]), bank.weights[index], bank.valid[index]
+        if caa.IN_BATCH:
+            labels, groups = captions.labels[index], captions.groups[index]
+            candidates, weights, valid = with_batch(candidates, weights, valid, labels, groups, caa.ALPHA)
+        return category_loss(u, candidates, weights, valid, self.model.scale, caa.WEIGHT_MODE)
+
+    def after_train(self):
+        if self.node.DTR.ENABLED:
+            self.shortcut_check()
+        super().after_train()
+
+    @torch.no_grad()
+    def shortcut_check(self) -> dict[str, float]:
+        """Recall of the training pairs with and without token weights.
+
+        Weights come from the pair, so they can give the image away; a large gap means that training used this shortcut.
+        """
+        self.set_model_mode("eval")
+        captions, model = self.captions["train"].prompts, self.model
+        prompts, own = model.emit(), torch.arange(len(captions), device=self.device)
+        images = self.image_features("train")
+        weights = self.place(self.train_weights(), captions)
+        weighted = self.encode_sorted(captions.eot, lambda i: model.encode_captions(captions.select(i), prompts, weights[i]))
+        results = {}
+        for name, text in (("on", weighted), ("off", self.encode_sorted(
+                captions.eot, lambda i: model.encode_captions(captions.select(i), prompts)))):  # fmt: skip
+            both = [recall_at(target_ranks(*sides, own), (1,))[1] for sides in ((images, text), (text, images))]
+            results[f"mean_r1_weights_{name}"] = sum(both) / 2
+        print(f"Training pairs, mean R@1 with token weights {results['mean_r1_weights_on']:.2f}%, "
+              f"without {results['mean_r1_weights_off']:.2f}%")  # fmt: skip
+        self.write_results({"train": results})
+        return results
+
+    # -- test -----------------------------------------------------------------------------------------------------
+
+    def branch(self, prompted: Tensor, split: str, index: Tensor | slice = slice(None)) -> Tensor:
+        """Text features of ``TEST.BRANCH`` from those of the prompted branch."""
+        if self.node.TEST.BRANCH == "prompt":
+            return prompted
+        caa = self.model.caa(self.frozen_captions(split)[index])
+        return caa if self.node.TEST.BRANCH == "caa" else normalize(prompted + caa)
+
+    def text_features(self, split):
+        model, prompts, captions = self.model, self.model.emit(), self.captions[split].prompts
+        if self.node.TEST.DTR == "vocab":
+            weights = self.place(self.vocabulary_weights(split), captions)
+            text = self.encode_sorted(captions.eot, lambda i: model.encode_captions(captions.select(i), prompts, weights[i]))
+        else:
+            text = super().text_features(split)
+        return self.branch(text, split)
+
+    def reranker(self, split, images):
+        """Exact pair weights for the first ``TEST.RERANK`` candidates of every query."""
+        if self.node.TEST.DTR != "rerank":
+            return None
+        model, captions, frozen = self.model, self.captions[split], self.reweighting_images(split)
+        prompts = model.emit()
+
+        def encode(image: Tensor, text: Tensor) -> Tensor:
+            unique, place_of = text.unique(return_inverse=True)
+            tokens = self.reweighter.token_features(captions.raw.select(unique))[place_of]
+            raw, prompted = captions.raw.select(text), captions.prompts.select(text)
+            weights = self.reweighter.weights(raw, tokens, frozen[image], self.reweighter.blank_features())
+            features = model.encode_captions(prompted, prompts, self.place(weights, prompted))
+            return (images[image] * self.branch(features, split, text)).sum(1)
+
+        def score(image: Tensor, text: Tensor) -> Tensor:
+            scores = torch.empty(len(image), device=images.device)
+            # pairs of one caption side by side: its frozen token features are then computed about once
+            for index in text.argsort(stable=True).split(self.cfg.DATALOADER.TEST.BATCH_SIZE):
+                with self.autocast():
+                    scores[index] = encode(image[index], text[index]).float()
+            return scores
+
+        return self.node.TEST.RERANK, score
