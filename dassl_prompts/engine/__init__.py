@@ -1,8 +1,8 @@
 """The seam to the toolbox: everything that touches Dassl is imported from here.
 
-If the real Dassl can be imported its registries and base classes are used, else the built-in engine with the same names
-and behaviour (see :mod:`dassl_prompts.engine.seam`). Schedules, checkpoints, resume, logger and file helpers are ours on
-both.
+If the real Dassl can be imported its registries and base classes are used, else the built-in engine with the
+same names and behaviour (see :mod:`dassl_prompts.engine.seam`). Schedules, checkpoints, resume, logger and
+file helpers are ours on both.
 """
 
 from dassl_prompts.engine.alias import install_alias
@@ -58,7 +58,12 @@ from dassl_prompts.engine.files import (
 from dassl_prompts.engine.images import ImageReadError, read_image
 from dassl_prompts.engine.logger import close_logger, setup_logger
 from dassl_prompts.engine.randomness import collect_env_info, set_random_seed
-from dassl_prompts.engine.registration import register_all, register_dataset, register_evaluator, register_trainer
+from dassl_prompts.engine.registration import (
+    register_all,
+    register_dataset,
+    register_evaluator,
+    register_trainer,
+)
 from dassl_prompts.engine.resume import CannotResume, config_differences
 from dassl_prompts.engine.run_folder import FolderInUse
 from dassl_prompts.engine.schedule import build_lr_scheduler

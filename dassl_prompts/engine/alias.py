@@ -51,8 +51,8 @@ LAYOUT = {
 def install_alias() -> None:
     """Publish the built-in engine under Dassl's module names; a second call does nothing.
 
-    The modules carry ``__builtin_engine__ = True``. Classes keep their own module names, so that what is pickled loads
-    without the alias.
+    The modules carry ``__builtin_engine__ = True``. Classes keep their own module names, so that what is
+    pickled loads without the alias.
 
     Raises:
         RuntimeError: the real Dassl is there; the alias would hide it.
@@ -63,7 +63,9 @@ def install_alias() -> None:
         raise RuntimeError("the real Dassl is in use; an alias of the built-in engine would hide it")
     origin = seam.installed()
     if origin is not None:
-        raise RuntimeError(f"there is a package dassl at {origin}; an alias of the built-in engine would hide it")
+        raise RuntimeError(
+            f"there is a package dassl at {origin}; an alias of the built-in engine would hide it"
+        )
     for name, sources in LAYOUT.items():
         _publish(f"dassl.{name}".rstrip("."), sources)
     for name in LAYOUT:

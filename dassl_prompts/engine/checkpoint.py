@@ -1,7 +1,8 @@
 """Checkpoints: CoOp's folders and keys, written atomically, read without executing pickled code.
 
-``<run>/<registered name>/model.pth.tar-<epoch>`` holds ``state_dict``, ``epoch`` (epochs done), ``optimizer``,
-``scheduler`` and ``val_result``; the text file ``checkpoint`` beside it names the newest epoch file.
+``<run>/<registered name>/model.pth.tar-<epoch>`` holds ``state_dict``, ``epoch`` (epochs done),
+``optimizer``, ``scheduler`` and ``val_result``; the text file ``checkpoint`` beside it names the newest epoch
+file.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ BEST = "model-best.pth.tar"
 def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running pickled code.
 
-    Files written by this package and any file of tensors and plain values load with ``weights_only=True``. Checkpoints of
-    stock Dassl also contain scheduler and optimiser objects: these come back as inert records
+    Files written by this package and any file of tensors and plain values load with ``weights_only=True``.
+    Checkpoints of stock Dassl also contain scheduler and optimiser objects: these come back as inert records
     (:class:`dassl_prompts.engine.unpickle.Inert`).
 
     Args:
@@ -53,8 +54,18 @@ def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, 
     except PermissionError:
         raise
     # what torch lets through on files that are cut short or no checkpoints
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}") from error
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise ValueError(
+            f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}"
+        ) from error
 
 
 def _load_safely(fpath: str | os.PathLike) -> dict[str, Any]:
@@ -73,7 +84,8 @@ def save_checkpoint(
 ) -> None:
     """Write ``state`` to ``save_dir/model.pth.tar-<epoch>`` (or ``model_name``), atomically.
 
-    Unlike stock Dassl a file with its own name, such as ``model-best.pth.tar``, leaves the pointer file ``checkpoint``
+    Unlike stock Dassl a file with its own name, such as ``model-best.pth.tar``, leaves the pointer file
+    ``checkpoint``
     alone: it always names the newest epoch file.
 
     Args:
@@ -104,7 +116,7 @@ PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 def require_plain(state: Any, where: str) -> None:
-    """Check that ``state`` consists of tensors, plain values and containers of them, so that it can be read safely.
+    """Check that ``state`` can be read safely: tensors, plain values and containers of them.
 
     Raises:
         TypeError: names the entry that does not.
@@ -119,7 +131,9 @@ def require_plain(state: Any, where: str) -> None:
         for index, value in enumerate(state):
             require_plain(value, f"{where}[{index}]")
     else:
-        raise TypeError(f"{where} is a {type(state).__name__}; a checkpoint takes tensors, numbers, text, lists and dicts only")
+        raise TypeError(
+            f"{where} is a {type(state).__name__}; a checkpoint takes tensors, numbers, text, lists and dicts only"
+        )
 
 
 def write_tensors(state: Any, path: str | os.PathLike) -> None:
@@ -139,7 +153,7 @@ def strip_module(state_dict: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
 
 
 def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load the checkpoint that the pointer file in ``fdir`` names into model, optimiser and schedule (Dassl's function).
+    """Load the newest checkpoint in ``fdir`` into model, optimiser and schedule (Dassl's function).
 
     Returns:
         the number of epochs done.
@@ -161,7 +175,7 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
-    """Load the tensors of a file that fit ``model`` by name and shape; says which did not, warns when none did."""
+    """Load the tensors of a file that fit ``model`` by name and shape; says which did not."""
     checkpoint = load_checkpoint(weight_path)
     state_dict = strip_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
@@ -179,13 +193,16 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) ->
 def learned_tensors(module: nn.Module) -> OrderedDict[str, Tensor]:
     """The tensors of ``module`` that training changes, by their name in ``state_dict``.
 
-    These are the parameters with ``requires_grad`` and the persistent buffers, save those inside a frozen part (a
-    sub-module that has parameters, none of which is trained, such as a CLIP tower with its BatchNorm statistics).
+    These are the parameters with ``requires_grad`` and the persistent buffers, save those inside a frozen
+    part (a sub-module that has parameters, none of which is trained, such as a CLIP tower with its BatchNorm
+    statistics).
     """
     frozen = [
         name + "."
         for name, part in module.named_modules()
-        if name and any(True for _ in part.parameters()) and not any(p.requires_grad for p in part.parameters())
+        if name
+        and any(True for _ in part.parameters())
+        and not any(p.requires_grad for p in part.parameters())
     ]
     learned = OrderedDict()
     for key, value in module.state_dict(keep_vars=True).items():
@@ -195,12 +212,14 @@ def learned_tensors(module: nn.Module) -> OrderedDict[str, Tensor]:
     return learned
 
 
-def load_learned_tensors(module: nn.Module, state: dict[str, Tensor], source: str = "the checkpoint") -> list[str]:
+def load_learned_tensors(
+    module: nn.Module, state: dict[str, Tensor], source: str = "the checkpoint"
+) -> list[str]:
     """Copy ``state`` into the learned tensors of ``module``, all or nothing.
 
-    Class-specific token buffers (``token_prefix``, ``token_suffix``) are never taken from a file: they belong to the
-    classes that the file was trained on. Tensors of the file that are not learned here (frozen towers in official MaPLe
-    checkpoints) are left out.
+    Class-specific token buffers (``token_prefix``, ``token_suffix``) are never taken from a file: they belong
+    to the classes that the file was trained on. Tensors of the file that are not learned here (frozen towers
+    in official MaPLe checkpoints) are left out.
 
     Returns:
         names in ``state`` that were left out.
@@ -217,8 +236,11 @@ def load_learned_tensors(module: nn.Module, state: dict[str, Tensor], source: st
             f"{source} does not hold {missing}: it was written by another method or configuration "
             f"(it holds {sorted(state)[:8]}{' ...' if len(state) > 8 else ''})"
         )
-    wrong = [f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model"
-             for k, v in own.items() if k in state and state[k].shape != v.shape]
+    wrong = [
+        f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
     if wrong:
         raise ValueError(f"{source} has tensors of other shapes than this model: {'; '.join(wrong)}")
     with torch.no_grad():
@@ -263,7 +285,11 @@ def find_checkpoint(folder: Path, epoch: int | None, best: bool = True) -> Path:
     Raises:
         FileNotFoundError: there is none; lists those that are there.
     """
-    there = {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("model.pth.tar-*") if p.name.rsplit("-", 1)[1].isdigit()}
+    there = {
+        int(p.name.rsplit("-", 1)[1]): p
+        for p in folder.glob("model.pth.tar-*")
+        if p.name.rsplit("-", 1)[1].isdigit()
+    }
     if epoch is not None:
         path = folder / f"model.pth.tar-{epoch}"
     elif best and (folder / BEST).exists():

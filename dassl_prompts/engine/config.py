@@ -53,7 +53,9 @@ def add_defaults(cfg: CfgNode, path: str, values: dict[str, Any]) -> None:
             node[part] = CfgNode()
         node = node[part]
         if not isinstance(node, CfgNode):
-            raise ValueError(f"config key {'.'.join(done)} is a value ({node!r}), but {path} needs a node there")
+            raise ValueError(
+                f"config key {'.'.join(done)} is a value ({node!r}), but {path} needs a node there"
+            )
     for key, value in values.items():
         full = f"{path}.{key}".lstrip(".")
         if isinstance(value, dict):
@@ -97,10 +99,13 @@ def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     """Merge ``[KEY, VALUE, KEY, VALUE, ...]`` from the command line.
 
     Raises:
-        ValueError: a key without a value, an unknown key (names the nearest known one), a value of another type.
+        ValueError: a key without a value, an unknown key (names the nearest known one), a value of another
+            type.
     """
     if len(opts) % 2:
-        raise ValueError(f"config options come as KEY VALUE pairs, but {opts[-1]!r} has no value: {' '.join(map(str, opts))}")
+        raise ValueError(
+            f"config options come as KEY VALUE pairs, but {opts[-1]!r} has no value: {' '.join(map(str, opts))}"
+        )
     for key, value in zip(opts[::2], opts[1::2]):
         _assign(cfg, cfg, key, value, source="command line")
 
@@ -110,7 +115,8 @@ def merge_file(cfg: CfgNode, path: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not YAML, an unknown key (names the nearest known one), a value of another type; names the file.
+        ValueError: not YAML, an unknown key (names the nearest known one), a value of another type; names the
+            file.
     """
     with open(path, encoding="utf-8") as file:
         try:
@@ -155,12 +161,14 @@ def _assign(root: CfgNode, node: CfgNode, full_key: str, value: Any, source: str
 
 
 def _coerce(old: Any, value: Any, full_key: str, source: str) -> Any:
-    """``value`` in the type of ``old``: strings are literal-evaluated as yacs does, an integer is fine for a float."""
+    """``value`` in the type of ``old``: strings are evaluated as in yacs, an integer is fine for a float."""
     given, value = value, CfgNode._decode_cfg_value(value)
     if isinstance(old, str) and isinstance(given, str) and not isinstance(value, (str, type(None))):
         value = given  # a folder called 2024 is a text
     if isinstance(old, CfgNode):
-        raise ValueError(f"{source}: {full_key} is a node with the keys {sorted(old)}, it cannot be set to {value!r}")
+        raise ValueError(
+            f"{source}: {full_key} is a node with the keys {sorted(old)}, it cannot be set to {value!r}"
+        )
     if old is None or value is None or type(old) is type(value):
         return value
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -170,7 +178,8 @@ def _coerce(old: Any, value: Any, full_key: str, source: str) -> Any:
     if isinstance(old, list) and isinstance(value, tuple):
         return list(value)
     raise ValueError(
-        f"{source}: {full_key} is a {type(old).__name__} (now {old!r}) and cannot take {value!r} of type {type(value).__name__}"
+        f"{source}: {full_key} is a {type(old).__name__} (now {old!r}) "
+        f"and cannot take {value!r} of type {type(value).__name__}"
     )
 
 
@@ -185,7 +194,9 @@ def unknown_key(cfg: CfgNode, full_key: str, source: str) -> str:
     return f"{source}: unknown config key {full_key}{hint}"
 
 
-def differing_keys(old: dict[str, str], new: dict[str, str], ignore: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+def differing_keys(
+    old: dict[str, str], new: dict[str, str], ignore: tuple[str, ...] = ()
+) -> dict[str, tuple[str, str]]:
     """Keys that both flat configs have with different values: ``{key: (old, new)}``."""
     return {
         key: (old[key], new[key])

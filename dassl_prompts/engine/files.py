@@ -1,7 +1,7 @@
 """Small file helpers: atomic writes, JSON, folders.
 
-Everything the engine writes goes through :func:`atomic_path`, so that a killed run leaves either the old file or the new
-one, never half of one.
+Everything the engine writes goes through :func:`atomic_path`, so that a killed run leaves either the old file
+or the new one, never half of one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def require_writable(folder: str | os.PathLike, what: str = "output folder", hin
     if not existing.is_dir():
         raise FileExistsError(f"cannot write to the {what} {folder}: {existing} is not a folder{hint}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write to the {what} {folder}: no permission to write in {existing}{hint}")
+        raise PermissionError(
+            f"cannot write to the {what} {folder}: no permission to write in {existing}{hint}"
+        )
 
 
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""Training images on both engines: augmentations that do not depend on the workers, corrupt files that are counted."""
+"""Training images on both engines: augmentation independent of the workers, corrupt files counted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dassl_prompts.engine.randomness import own_stream
 class PromptDatasetWrapper(DatasetWrapper):
     """``DatasetWrapper`` for :class:`~dassl_prompts.engine.PromptTrainer`.
 
-    With ``DATALOADER.SEED_ITEMS`` a training image is augmented from a stream of its own, given by the epoch and its
-    index, so that results are the same for every ``NUM_WORKERS``. With ``DATALOADER.MAX_CORRUPT`` above zero an
-    unreadable training image is replaced by the next readable one of its class; the item's ``corrupt`` then names the
-    file, and the trainer counts them. Evaluation never replaces an image.
+    With ``DATALOADER.SEED_ITEMS`` a training image is augmented from a stream of its own, given by the epoch
+    and its index, so that results are the same for every ``NUM_WORKERS``. With ``DATALOADER.MAX_CORRUPT``
+    above zero an unreadable training image is replaced by the next readable one of its class; the item's
+    ``corrupt`` then names the file, and the trainer counts them. Evaluation never replaces an image.
     """
 
     #: set by the trainer before every epoch
@@ -45,7 +45,9 @@ class PromptDatasetWrapper(DatasetWrapper):
                 # one string per item, whatever their number: batches are collated item by item
                 return {**item, "corrupt": "\n".join(broken)}
         name = self.data_source[idx].classname
-        raise ImageReadError(f"class {name!r}: none of its training images can be read: {', '.join(broken[:5])}")
+        raise ImageReadError(
+            f"class {name!r}: none of its training images can be read: {', '.join(broken[:5])}"
+        )
 
     def _same_class(self, idx: int) -> Iterator[int]:
         label, count = self.data_source[idx].label, len(self.data_source)
@@ -70,7 +72,8 @@ def count_corrupt(batch: Any, seen: set[str], limit: int) -> None:
         print(f"Skipping unreadable training image {path} ({len(seen)} of at most {limit})")
     if len(seen) > limit:
         raise ImageReadError(
-            f"{len(seen)} training images cannot be read, DATALOADER.MAX_CORRUPT allows {limit}: {', '.join(sorted(seen))}"
+            f"{len(seen)} training images cannot be read, "
+            f"DATALOADER.MAX_CORRUPT allows {limit}: {', '.join(sorted(seen))}"
         )
 
 
@@ -78,19 +81,23 @@ def check_labels(dataset) -> None:
     """Check that the labels of a classification dataset are 0 .. C-1, so that class names and logits agree.
 
     Raises:
-        ValueError: labels without training images, or val/test labels that training does not have; names them.
+        ValueError: labels without training images, or val/test labels that training does not have; names
+            them.
     """
     known = {item.label for item in dataset.train_x}
     gaps = sorted(set(range(dataset.num_classes)) - known)
     if gaps:
         raise ValueError(
-            f"{type(dataset).__name__}: no training image has label {_some(gaps)}; labels must be 0 .. C-1 without gaps, "
+            f"{type(dataset).__name__}: no training image has label {_some(gaps)}; labels must be 0 .. C-1 "
+            "without gaps, "
             "else class names and logits do not match"
         )
     for part in ("val", "test"):
         unknown = sorted({item.label for item in getattr(dataset, part) or ()} - known)
         if unknown:
-            raise ValueError(f"{type(dataset).__name__}: {part} images have label {_some(unknown)}, which training has not")
+            raise ValueError(
+                f"{type(dataset).__name__}: {part} images have label {_some(unknown)}, which training has not"
+            )
 
 
 def _some(labels: list[int]) -> str:

@@ -1,7 +1,7 @@
 """Log file: everything printed also goes to ``<output>/log.txt``, as in Dassl.
 
-Unlike Dassl's logger the tee passes every attribute of the console on (``isatty``, ``fileno``, ``encoding``) and never
-closes it.
+Unlike Dassl's logger the tee passes every attribute of the console on (``isatty``, ``fileno``, ``encoding``)
+and never closes it.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def setup_logger(output: str | os.PathLike | None = None, append: bool = False) 
     """Send everything printed to ``output`` as well, and print the engine line.
 
     Args:
-        output: a folder (``log.txt`` inside it) or a path ending in ``.txt`` or ``.log``; None does nothing. An existing
-            file is kept and the new one gets the time in its name, ``log.txt-2024-01-31-12-00-00``.
+        output: a folder (``log.txt`` inside it) or a path ending in ``.txt`` or ``.log``; None does nothing.
+            An existing file is kept and the new one gets the time in its name,
+            ``log.txt-2024-01-31-12-00-00``.
         append: write to the end of an existing file instead, for resumed runs.
 
     Raises:

@@ -20,7 +20,7 @@ def set_random_seed(seed: int) -> None:
 
 
 def rng_state() -> dict:
-    """State of all global generators, made of tensors and plain values only (readable with ``weights_only=True``)."""
+    """State of all global generators, as tensors and plain values (readable with ``weights_only=True``)."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {

@@ -6,10 +6,9 @@ from dassl.config import clean_cfg
 from dassl.config import get_cfg_default as _get_cfg_default
 from dassl.data import DataManager
 from dassl.data.data_manager import DatasetWrapper
-from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.data.datasets import DatasetBase as _DatasetBase
 from dassl.data.datasets import Datum as _Datum
-from dassl.data.datasets import build_dataset
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerXU
@@ -39,7 +38,7 @@ class Datum(_Datum):
 
 
 class DatasetBase(_DatasetBase):
-    """Dassl's ``DatasetBase`` with keyword arguments and the few-shot sampling of Dassl 0.6.3 in every fork."""
+    """Dassl's ``DatasetBase``, with the few-shot sampling of Dassl 0.6.3 in every fork."""
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         if not train_x:

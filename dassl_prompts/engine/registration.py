@@ -1,7 +1,8 @@
 """Putting our classes into registries where others may have registered the same names.
 
-A class decorated with ``@register_trainer`` (or ``_dataset``, ``_evaluator``) is registered at once if its name is free.
-If somebody else's class has the name, nothing is replaced until :func:`register_all` says what to do.
+A class decorated with ``@register_trainer`` (or ``_dataset``, ``_evaluator``) is registered at once if its
+name is free. If somebody else's class has the name, nothing is replaced until :func:`register_all` says what
+to do.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def register_all(on_conflict: str | dict[str, str] = "keep") -> list[Conflict]:
     """Settle the names that somebody else registered first.
 
     Args:
-        on_conflict: ``"keep"`` leaves theirs in place and prints one line for each; ``"replace"`` puts ours in their place
-            (what our own train.py does); ``"error"`` raises. A dictionary gives one of these per kind (``trainer``,
-            ``dataset``, ``evaluator``; missing kinds are kept).
+        on_conflict: ``"keep"`` leaves theirs in place and prints one line for each; ``"replace"`` puts ours
+            in their place (what our own train.py does); ``"error"`` raises. A dictionary gives one of these
+            per kind (``trainer``, ``dataset``, ``evaluator``; missing kinds are kept).
 
     Returns:
         the conflicts there were.
@@ -91,7 +92,9 @@ def register_all(on_conflict: str | dict[str, str] = "keep") -> list[Conflict]:
     """
     policy = on_conflict if isinstance(on_conflict, dict) else dict.fromkeys(REGISTRIES, on_conflict)
     if unknown := (set(policy) - set(REGISTRIES)) | (set(policy.values()) - set(POLICIES)):
-        raise ValueError(f"on_conflict: unknown {sorted(unknown)}; kinds are {list(REGISTRIES)}, policies {list(POLICIES)}")
+        raise ValueError(
+            f"on_conflict: unknown {sorted(unknown)}; kinds are {list(REGISTRIES)}, policies {list(POLICIES)}"
+        )
     found = conflicts()
     refused = [c for c in found if policy.get(c.kind, "keep") == "error"]
     if refused:
@@ -105,6 +108,7 @@ def register_all(on_conflict: str | dict[str, str] = "keep") -> list[Conflict]:
             REGISTRIES[conflict.kind].register(conflict.ours, force=True)
         else:
             print(
-                f"{conflict.kind} {conflict.name} stays the one of {origin(conflict.theirs)}, not the one of {origin(conflict.ours)}"
+                f"{conflict.kind} {conflict.name} stays the one of {origin(conflict.theirs)}, "
+                f"not the one of {origin(conflict.ours)}"
             )
     return found

@@ -1,8 +1,9 @@
 """The resume file: everything a run needs to go on as if it had never stopped.
 
-``<run>/resume.pt`` is replaced atomically at the end of an epoch. It holds the learned tensors of the registered models,
-optimisers, schedules, the loss scaler, the trainer's ``extra_state()``, all random generators, the best validation
-result, the resolved config and a fingerprint of the training set. It loads with ``weights_only=True``.
+``<run>/resume.pt`` is replaced atomically at the end of an epoch. It holds the learned tensors of the
+registered models, optimisers, schedules, the loss scaler, the trainer's ``extra_state()``, all random
+generators, the best validation result, the resolved config and a fingerprint of the training set. It loads
+with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -93,22 +94,32 @@ def check(state: dict[str, Any], trainer, path: Path) -> None:
         CannotResume: other format, config, models or training images; names what differs and what to do.
     """
     if state.get("format") != FORMAT:
-        raise CannotResume(f"{path} has format {state.get('format')}, this version reads {FORMAT}: start in a new folder")
+        raise CannotResume(
+            f"{path} has format {state.get('format')}, this version reads {FORMAT}: start in a new folder"
+        )
     remedy = "choose another --output-dir, or delete the folder to start anew"
     different = config_differences(state["config"], trainer.cfg)
     if different:
         raise CannotResume(f"{path} belongs to a run with other settings ({'; '.join(different)}): {remedy}")
     if state["data"] != fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT):
-        seed = "; SEED is negative, so every start draws other images: give --seed" if trainer.cfg.SEED < 0 else ""
+        seed = (
+            "; SEED is negative, so every start draws other images: give --seed"
+            if trainer.cfg.SEED < 0
+            else ""
+        )
         raise CannotResume(f"{path} belongs to a run on other training images{seed}: {remedy}")
     if list(state["models"]) != trainer.get_model_names():
-        raise CannotResume(f"{path} holds the models {list(state['models'])}, this run has {trainer.get_model_names()}")
+        raise CannotResume(
+            f"{path} holds the models {list(state['models'])}, this run has {trainer.get_model_names()}"
+        )
     for name, model in trainer._models.items():
         own = {key: tuple(value.shape) for key, value in learned_tensors(model).items()}
         saved = {key: tuple(value.shape) for key, value in state["models"][name].items()}
         if own != saved:
             keys = sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key))
-            raise CannotResume(f"{path}: the learned tensors {keys} of {name} differ from this run's: {remedy}")
+            raise CannotResume(
+                f"{path}: the learned tensors {keys} of {name} differ from this run's: {remedy}"
+            )
 
 
 def unpack(state: dict[str, Any], trainer) -> int:
@@ -129,7 +140,9 @@ def unpack(state: dict[str, Any], trainer) -> int:
     trainer.elapsed_before = state["elapsed"]
     trainer.load_extra_state(state["extra"])
     if state["torch"] != str(torch.__version__):
-        print(f"Note: the run began on torch {state['torch']}, this is {torch.__version__}; results may differ slightly")
+        print(
+            f"Note: the run began on torch {state['torch']}, this is {torch.__version__}; results may differ slightly"
+        )
     return state["epoch"]
 
 

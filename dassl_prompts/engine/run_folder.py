@@ -43,14 +43,14 @@ class RunFolder:
         self.identity = identity
         require_writable(path, hint="choose another one with --output-dir")
 
-    # -- lock -----------------------------------------------------------------------------------------------------
+    # -- lock -------------------------------------------------------------------------------------------
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other runs out of the folder while the block runs; may be nested.
 
-        The lock belongs to the process: it is gone when the process is, also after SIGKILL, and is not inherited by
-        loader workers.
+        The lock belongs to the process: it is gone when the process is, also after SIGKILL, and is not
+        inherited by loader workers.
 
         Raises:
             FolderInUse: another run has it; names its process and host.
@@ -60,7 +60,9 @@ class RunFolder:
             yield
             return
         if key in _held:
-            raise FolderInUse(f"another trainer of this process writes to {self.path}: give each run its own --output-dir")
+            raise FolderInUse(
+                f"another trainer of this process writes to {self.path}: give each run its own --output-dir"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         handle = _acquire(self.path / LOCK)
         _held[key] = self
@@ -78,7 +80,7 @@ class RunFolder:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
-    # -- results --------------------------------------------------------------------------------------------------
+    # -- results ----------------------------------------------------------------------------------------
 
     def results(self) -> dict[str, Any]:
         """Content of results.json; empty if there is none."""
@@ -129,7 +131,9 @@ def _acquire(path: Path) -> int:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            print(f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run writes there")
+            print(
+                f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run writes there"
+            )
         # the holder may have removed the file between our open and our lock
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
             break
@@ -177,4 +181,6 @@ def _read_owner(path: Path) -> dict:
 def _in_use(path: Path) -> FolderInUse:
     owner = _read_owner(path)
     who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-    return FolderInUse(f"{path.parent} is in use by {who}: wait for it, stop it, or choose another --output-dir")
+    return FolderInUse(
+        f"{path.parent} is in use by {who}: wait for it, stop it, or choose another --output-dir"
+    )

@@ -1,8 +1,8 @@
 """Learning-rate schedules, in closed form.
 
-The same traces as Dassl's nested warm-up schedulers, which fail to construct on torch >= 2.7 and freeze the learning rate
-after a resume. Here the learning rate is a function of the epoch alone, so the state is flat and a resumed run follows the
-uninterrupted one.
+The same traces as Dassl's nested warm-up schedulers, which fail to construct on torch >= 2.7 and freeze the
+learning rate after a resume. Here the learning rate is a function of the epoch alone, so the state is flat
+and a resumed run follows the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ WARMUPS = ["constant", "linear"]
 class EpochSchedule(LRScheduler):
     """Optional warm-up followed by a decay; one ``step()`` per epoch.
 
-    During epoch e (0-based, W warm-up epochs, decay factor f with f(0) = 1) the rate of a group with base rate lr is
+    During epoch e (0-based, W warm-up epochs, decay factor f with f(0) = 1) the rate of a group with base
+    rate lr is
 
     * e < W, constant: ``warmup_lr``; linear: ``warmup_lr`` at e = 0, then ``lr * e / W``;
-    * e >= W: ``lr * f(e - W)`` if ``recount`` (the decay starts after the warm-up), else ``lr * f(e) / f(W)``.
+    * e >= W: ``lr * f(e - W)`` if ``recount`` (the decay starts after the warm-up), else ``lr * f(e) /
+      f(W)``.
 
     Args:
         optimizer: its groups' current rates are the base rates.
@@ -76,8 +78,8 @@ class EpochSchedule(LRScheduler):
     def load_state_dict(self, state_dict: dict) -> None:
         """Continue at the epoch of ``state_dict`` and set the groups' rates to match.
 
-        States of Dassl's warm-up schedulers are understood too: there the outer counter stops at the end of the warm-up
-        and the wrapped scheduler counts on.
+        States of Dassl's warm-up schedulers are understood too: there the outer counter stops at the end of
+        the warm-up and the wrapped scheduler counts on.
         """
         epoch = state_dict["last_epoch"]
         successor = state_dict.get("successor")

@@ -1,7 +1,8 @@
-"""Which toolbox is used: the real Dassl if it can be imported, else the built-in engine. Decided once, at import.
+"""Which toolbox is used, decided once at import: the real Dassl if there is one, else the built-in engine.
 
-The environment variable ``engine`` (``auto``, ``builtin`` or ``dassl``) overrides the automatic choice. A Dassl that the
-program has imported already is always used, because its registries are the ones that the program reads.
+The environment variable ``engine`` (``auto``, ``builtin`` or ``dassl``) overrides the automatic choice. A
+Dassl that the program has imported already is always used, because its registries are the ones that the
+program reads.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ VERSION = (Path(__file__).parent.parent / "VERSION").read_text(encoding="utf-8")
 
 
 def is_real(module: ModuleType | None) -> bool:
-    """Whether a module called ``dassl`` is a package with code, and not our own alias (see ``install_alias``)."""
+    """Whether a module called ``dassl`` is a package with code, not the alias of ``install_alias``."""
     return (
         module is not None
         and getattr(module, "__file__", None) is not None
@@ -37,7 +38,8 @@ def installed() -> str | None:
     """Path of an importable Dassl, or None; a bare folder called dassl does not count."""
     if getattr(sys.modules.get("dassl"), "__builtin_engine__", False):
         return None
-    # find_spec would raise for a module without a spec, and a folder imported by accident must not hide a real package
+    # find_spec would raise for a module without a spec, and a folder imported by accident must not hide a
+    # real package
     if "dassl" in sys.modules and not is_real(sys.modules["dassl"]):
         del sys.modules["dassl"]
     spec = importlib.util.find_spec("dassl")
@@ -79,7 +81,7 @@ def choose(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def describe_real() -> str:
-    """Version and place of the imported Dassl; names both places when its parts come from different folders."""
+    """Version and place of the imported Dassl; both places when its parts come from two folders."""
     dassl, engine = sys.modules["dassl"], sys.modules["dassl.engine"]
     places = {str(Path(dassl.__file__).parent), str(Path(engine.__file__).parent.parent)}
     return f"dassl {getattr(dassl, '__version__', '(no version)')} at {' and '.join(sorted(places))}"

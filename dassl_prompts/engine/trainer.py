@@ -1,7 +1,8 @@
 """``PromptTrainer``: the base of our trainers on either engine.
 
-It keeps Dassl's hooks, attributes and printed lines, and owns what stock Dassl gets wrong or lacks: safe and atomic
-checkpoints of the learned tensors, exact resume, results.json, a test loop that stops on NaN, data errors with a name.
+It keeps Dassl's hooks, attributes and printed lines, and owns what stock Dassl gets wrong or lacks: safe and
+atomic checkpoints of the learned tensors, exact resume, results.json, a test loop that stops on NaN, data
+errors with a name.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class PromptTrainer(TrainerX):
     """Trainer of one run.
 
     Subclasses define ``check_cfg(cfg)``, ``build_model()`` (which calls ``register_model``) and
-    ``forward_backward(batch) -> dict``, as for Dassl's ``TrainerX``; ``update_lr()`` at the last batch of an epoch is their
-    duty. They may extend the hooks of the life cycle, and say what a checkpoint holds (:meth:`learned_state`) and what else
-    a resumed run needs (:meth:`extra_state`).
+    ``forward_backward(batch) -> dict``, as for Dassl's ``TrainerX``; ``update_lr()`` at the last batch of an
+    epoch is their duty. They may extend the hooks of the life cycle, and say what a checkpoint holds
+    (:meth:`learned_state`) and what else a resumed run needs (:meth:`extra_state`).
 
     Args:
         cfg: frozen config.
@@ -60,14 +61,14 @@ class PromptTrainer(TrainerX):
         self._training = False
         super().__init__(cfg)
 
-    # -- data -----------------------------------------------------------------------------------------------------
+    # -- data -------------------------------------------------------------------------------------------
 
     def build_data_loader(self) -> None:
         """Dassl's data manager over :class:`~dassl_prompts.engine.loading.PromptDatasetWrapper`."""
         self.use_data_manager(DataManager(self.cfg, dataset_wrapper=PromptDatasetWrapper))
         check_labels(self.dm.dataset)
 
-    # -- training -------------------------------------------------------------------------------------------------
+    # -- training ---------------------------------------------------------------------------------------
 
     def train(self) -> float | None:
         """Train, or go on training, then test.
@@ -99,7 +100,7 @@ class PromptTrainer(TrainerX):
         return self._final_result
 
     def _settle_start(self) -> None:
-        """The state that the first epoch starts from; last of all, so that what the hooks drew does not count."""
+        """The state that the first epoch starts from; after all hooks, so that their draws do not count."""
         if self._rng is not None:
             set_rng_state(self._rng)
         if self.cfg.TRAIN.RESUME_FREQ > 0 and not (Path(self.output_dir) / resume.FILE).exists():
@@ -141,10 +142,12 @@ class PromptTrainer(TrainerX):
     def _not_finite(self, what: str) -> str:
         batch = getattr(self, "batch_idx", -1) + 1
         kept = Path(self.output_dir) / resume.FILE
-        state = f"the state after epoch {self.epoch} is kept in {kept}" if kept.exists() else "nothing was saved"
+        state = (
+            f"the state after epoch {self.epoch} is kept in {kept}" if kept.exists() else "nothing was saved"
+        )
         return (
-            f"Loss is infinite or NaN! ({what} in epoch {self.epoch + 1}/{self.max_epoch}, batch {batch}/{self.num_batches}; "
-            f"{state}). Try a smaller OPTIM.LR or PREC fp32"
+            f"Loss is infinite or NaN! ({what} in epoch {self.epoch + 1}/{self.max_epoch}, "
+            f"batch {batch}/{self.num_batches}; {state}). Try a smaller OPTIM.LR or PREC fp32"
         )
 
     # pinned to the built-in versions: the forks of Dassl differ here
@@ -163,7 +166,7 @@ class PromptTrainer(TrainerX):
         """Final test, elapsed time."""
         SimpleTrainer.after_train(self)
 
-    # -- test -----------------------------------------------------------------------------------------------------
+    # -- test -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -189,7 +192,9 @@ class PromptTrainer(TrainerX):
                 input, label = self.parse_batch_test(batch)
                 output = self.model_inference(input)
                 if isinstance(output, Tensor) and output.isnan().any():
-                    raise FloatingPointError(f"NaN among the logits of the {split} set, batch {number} of {len(loader)}")
+                    raise FloatingPointError(
+                        f"NaN among the logits of the {split} set, batch {number} of {len(loader)}"
+                    )
                 self.evaluator.process(output, label)
             results = self.evaluator.evaluate()
             return self.record(split, results)
@@ -207,7 +212,7 @@ class PromptTrainer(TrainerX):
         self._final_result = next(iter(values.values()))
         return self._final_result
 
-    # -- results.json ---------------------------------------------------------------------------------------------
+    # -- results.json -----------------------------------------------------------------------------------
 
     def description(self) -> dict[str, Any]:
         """What results.json says about the run besides its results."""
@@ -235,11 +240,10 @@ class PromptTrainer(TrainerX):
         """Seconds of training so far, over all parts of a resumed run."""
         return self.elapsed_before + time.time() - self.time_start
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
+    # -- checkpoints ------------------------------------------------------------------------------------
 
     def learned_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
-        """Tensors of a registered model that its checkpoint holds: those that are learned (or all of them, with
-        ``TRAIN.CHECKPOINT_FULL``)."""
+        """Tensors of a checkpoint: the learned ones, or all of them with ``TRAIN.CHECKPOINT_FULL``."""
         return module.state_dict() if self.cfg.TRAIN.CHECKPOINT_FULL else learned_tensors(module)
 
     def load_learned_state(self, name: str, module: nn.Module, state: dict[str, Tensor]) -> None:
@@ -262,7 +266,7 @@ class PromptTrainer(TrainerX):
         print(f"Initialised from {path}")
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
-        """Write ``directory/<name>/model.pth.tar-<epoch + 1>`` (or ``model_name``) for every registered model."""
+        """Write ``directory/<name>/model.pth.tar-<epoch + 1>`` (or ``model_name``) of every model."""
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -287,13 +291,15 @@ class PromptTrainer(TrainerX):
             ValueError: a checkpoint does not fit the model.
         """
         if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)")
+            print(
+                "Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)"
+            )
             return
         for name in self.get_model_names():
             state = read_learned(directory, name, epoch)
             self.load_learned_state(name, self._models[name], state)
 
-    # -- resume ---------------------------------------------------------------------------------------------------
+    # -- resume -----------------------------------------------------------------------------------------
 
     def extra_state(self) -> dict[str, Any]:
         """What a resumed run needs besides models, optimisers and schedules: tensors and plain values."""
@@ -311,11 +317,12 @@ class PromptTrainer(TrainerX):
     def resume_model_if_exist(self, directory) -> int:
         """Go on with the unfinished run in the output folder, or with the one in ``directory``.
 
-        The output folder's own resume file comes first, so that the same command can be given again after every
-        interruption. A new run writes a resume file before its first epoch.
+        The output folder's own resume file comes first, so that the same command can be given again after
+        every interruption. A new run writes a resume file before its first epoch.
 
         Args:
-            directory: ``cfg.RESUME``; a run folder of this package, or of stock Dassl (weights, optimiser and schedule only).
+            directory: ``cfg.RESUME``; a run folder of this package, or of stock Dassl (weights, optimiser and
+                schedule only).
 
         Returns:
             the number of epochs done.
@@ -327,7 +334,11 @@ class PromptTrainer(TrainerX):
         own = Path(self.output_dir) / resume.FILE
         if own.exists():
             return self._resume_from(own)
-        left = [str(p) for n in self.get_model_names() for p in sorted((Path(self.output_dir) / n).glob("model*.pth.tar*"))]
+        left = [
+            str(p)
+            for n in self.get_model_names()
+            for p in sorted((Path(self.output_dir) / n).glob("model*.pth.tar*"))
+        ]
         if left and Path(directory or "").resolve() != Path(self.output_dir).resolve():
             raise resume.CannotResume(
                 f"{self.output_dir} holds checkpoints ({left[0]}) but no {resume.FILE}: training here would replace them. "
@@ -367,7 +378,9 @@ class PromptTrainer(TrainerX):
                 self._scheds[name].load_state_dict({"last_epoch": checkpoint["epoch"]})
             done.add(checkpoint["epoch"])
         if len(done) != 1:
-            raise resume.CannotResume(f"the checkpoints in {directory} are of different epochs {sorted(done)}")
+            raise resume.CannotResume(
+                f"the checkpoints in {directory} are of different epochs {sorted(done)}"
+            )
         print(f"Found checkpoint at {directory} (will resume training)\nPrevious epoch: {max(done)}")
         print("It holds no random state: the result will not be bit-identical to an uninterrupted run")
         return max(done)

@@ -1,8 +1,8 @@
 """Reading pickled files without running what is in them.
 
-Checkpoints of Dassl contain, besides tensors, whole scheduler and optimiser objects; its few-shot caches contain ``Datum``
-objects. The unpickler here rebuilds tensors and plain containers, puts *inert* records in place of the known Dassl and
-torch objects, and refuses everything else.
+Checkpoints of Dassl contain, besides tensors, whole scheduler and optimiser objects; its few-shot caches
+contain ``Datum`` objects. The unpickler here rebuilds tensors and plain containers, puts *inert* records in
+place of the known Dassl and torch objects, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -14,10 +14,40 @@ from typing import Any
 
 PLAIN = {
     "collections": {"OrderedDict", "defaultdict", "Counter"},
-    "builtins": {"dict", "list", "tuple", "set", "frozenset", "int", "float", "complex", "bool", "str", "bytes",
-                 "bytearray", "slice", "range", "object"},
-    "torch": {"Size", "device", "Tensor", "FloatStorage", "HalfStorage", "float16", "bfloat16", "float32", "float64",
-              "int8", "int16", "int32", "int64", "uint8", "bool"},
+    "builtins": {
+        "dict",
+        "list",
+        "tuple",
+        "set",
+        "frozenset",
+        "int",
+        "float",
+        "complex",
+        "bool",
+        "str",
+        "bytes",
+        "bytearray",
+        "slice",
+        "range",
+        "object",
+    },
+    "torch": {
+        "Size",
+        "device",
+        "Tensor",
+        "FloatStorage",
+        "HalfStorage",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "bool",
+    },
     "torch._utils": {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"},
     "torch.nn.parameter": {"Parameter"},
     "torch.serialization": {"_get_layout"},
@@ -72,7 +102,9 @@ class Inert:
 
 
 def _inert(module: str, name: str) -> type[Inert]:
-    return type(name.rsplit(".", 1)[-1], (Inert,), {"pickled_class": f"{module}.{name}", "__module__": __name__})
+    return type(
+        name.rsplit(".", 1)[-1], (Inert,), {"pickled_class": f"{module}.{name}", "__module__": __name__}
+    )
 
 
 def _is_datum(module: str, name: str) -> bool:
@@ -110,7 +142,7 @@ class pickle_module:  # noqa: N801 - stands where torch.load expects the module 
 
 
 def read_pickle(path: str | os.PathLike) -> Any:
-    """Read a pickle of plain data and ``Datum`` objects, such as Dassl's ``split_fewshot/shot_16-seed_1.pkl``.
+    """Read a pickle of plain data and ``Datum`` objects, such as Dassl's few-shot caches.
 
     Raises:
         UnsafePickleError: the file refers to anything else; names file and object.

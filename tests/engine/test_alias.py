@@ -82,7 +82,10 @@ def test_a_labs_trainer_runs_on_the_alias(tmp_path):
 
 
 def test_nothing_is_published_without_being_asked():
-    assert python("import sys, dassl_prompts.engine; print('dassl' in sys.modules)", engine="builtin") == "False\n"
+    assert (
+        python("import sys, dassl_prompts.engine; print('dassl' in sys.modules)", engine="builtin")
+        == "False\n"
+    )
 
 
 def test_the_alias_does_not_hide_the_real_dassl(tmp_path):

@@ -31,7 +31,13 @@ def coop_style_checkpoint(path):
     parameter.sum().backward()
     optimizer.step()
     successor.step()
-    scheduler = {"successor": successor, "warmup_epoch": 1, "last_epoch": 1, "base_lrs": [0.002], "_last_lr": [0.002]}
+    scheduler = {
+        "successor": successor,
+        "warmup_epoch": 1,
+        "last_epoch": 1,
+        "base_lrs": [0.002],
+        "_last_lr": [0.002],
+    }
     state = OrderedDict(ctx=parameter.detach(), token_prefix=torch.zeros(2, 1, 3, dtype=torch.float16))
     torch.save(
         {"state_dict": state, "epoch": 2, "optimizer": optimizer.state_dict(), "scheduler": scheduler,
@@ -51,7 +57,11 @@ def test_coop_checkpoints_load_without_running_pickled_code(tmp_path, zipped):
         torch.load(path)
 
     checkpoint = load_checkpoint(path)
-    assert checkpoint["epoch"] == 2 and float(checkpoint["val_result"]) == 54.25 and checkpoint["extra"] == {"a": [1]}
+    assert (
+        checkpoint["epoch"] == 2
+        and float(checkpoint["val_result"]) == 54.25
+        and checkpoint["extra"] == {"a": [1]}
+    )
     assert all(torch.equal(checkpoint["state_dict"][key], value) for key, value in state.items())
     assert checkpoint["state_dict"]["token_prefix"].dtype == torch.float16
     successor = checkpoint["scheduler"]["successor"]
@@ -140,7 +150,11 @@ def test_saved_checkpoints_load_with_torchs_defaults(tmp_path, capsys):
     assert torch.load(path.parent / "model-best.pth.tar")["epoch"] == 2
     save_checkpoint(state, path.parent, is_best=True)
     assert torch.load(path.parent / "model-best.pth.tar")["epoch"] == 3
-    assert sorted(p.name for p in path.parent.iterdir()) == ["checkpoint", "model-best.pth.tar", "model.pth.tar-3"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "checkpoint",
+        "model-best.pth.tar",
+        "model.pth.tar-3",
+    ]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -196,7 +210,9 @@ def test_a_checkpoint_of_another_shape_or_method_changes_nothing():
 
 
 def test_load_pretrained_weights(tmp_path, capsys):
-    torch.save({"state_dict": {"module.weight": torch.full((2, 2), 5.0), "bias": torch.ones(7)}}, tmp_path / "w.pth")
+    torch.save(
+        {"state_dict": {"module.weight": torch.full((2, 2), 5.0), "bias": torch.ones(7)}}, tmp_path / "w.pth"
+    )
     layer = nn.Linear(2, 2)
     load_pretrained_weights(layer, tmp_path / "w.pth")
     assert torch.equal(layer.weight, torch.full((2, 2), 5.0)) and layer.bias.shape == (2,)

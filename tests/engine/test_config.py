@@ -3,7 +3,15 @@
 import pytest
 from yacs.config import CfgNode
 
-from dassl_prompts.engine import add_defaults, clean_cfg, config_differences, extend_cfg, get_cfg_default, merge_file, merge_opts
+from dassl_prompts.engine import (
+    add_defaults,
+    clean_cfg,
+    config_differences,
+    extend_cfg,
+    get_cfg_default,
+    merge_file,
+    merge_opts,
+)
 from dassl_prompts.engine.config import ENGINE_DEFAULTS, with_engine_defaults
 from dassl_prompts.engine.resume import flat_config
 
@@ -37,7 +45,9 @@ def test_foreign_configs_get_the_engines_keys():
     foreign = CfgNode({"DATASET": {"NAME": "X"}, "DATALOADER": {"MAX_CORRUPT": 3}, "TRAIN": {}})
     foreign.freeze()
     full = with_engine_defaults(foreign)
-    assert full.DATALOADER.MAX_CORRUPT == 3 and full.TRAIN.RESUME_FREQ == ENGINE_DEFAULTS["TRAIN"]["RESUME_FREQ"]
+    assert (
+        full.DATALOADER.MAX_CORRUPT == 3 and full.TRAIN.RESUME_FREQ == ENGINE_DEFAULTS["TRAIN"]["RESUME_FREQ"]
+    )
     assert "RESUME_FREQ" not in foreign.TRAIN and full.is_frozen()
     assert with_engine_defaults(full) is full
     extend_cfg(foreign)
@@ -46,8 +56,14 @@ def test_foreign_configs_get_the_engines_keys():
 
 def test_merge_opts():
     cfg = get_cfg_default()
-    merge_opts(cfg, ["OPTIM.LR", "1", "INPUT.SIZE", "(8, 9)", "OPTIM.WARMUP_CONS_LR", "1e-6", "DATASET.NAME", "Food101"])
-    merge_opts(cfg, ["INPUT.TRANSFORMS", ["normalize"], "INPUT.PIXEL_MEAN", "(0, 0, 0)", "USE_CUDA", "False", "SEED", 3])
+    merge_opts(
+        cfg,
+        ["OPTIM.LR", "1", "INPUT.SIZE", "(8, 9)", "OPTIM.WARMUP_CONS_LR", "1e-6", "DATASET.NAME", "Food101"],
+    )
+    merge_opts(
+        cfg,
+        ["INPUT.TRANSFORMS", ["normalize"], "INPUT.PIXEL_MEAN", "(0, 0, 0)", "USE_CUDA", "False", "SEED", 3],
+    )
     merge_opts(cfg, ["OUTPUT_DIR", "2024", "MODEL.INIT_WEIGHTS", "'quoted'"])
     assert cfg.OUTPUT_DIR == "2024" and cfg.MODEL.INIT_WEIGHTS == "quoted"
     assert cfg.OPTIM.LR == 1.0 and type(cfg.OPTIM.LR) is float
@@ -60,7 +76,10 @@ def test_merge_opts():
     ("opts", "text"),
     [
         (["OPTIM.LRR", "1"], "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
-        (["DATALOADER.BATCH_SIZE", "4"], "unknown config key DATALOADER.BATCH_SIZE; did you mean .*BATCH_SIZE"),
+        (
+            ["DATALOADER.BATCH_SIZE", "4"],
+            "unknown config key DATALOADER.BATCH_SIZE; did you mean .*BATCH_SIZE",
+        ),
         (["TRAINER.NOPE.X", "4"], "unknown config key TRAINER.NOPE.X"),
         (["OPTIM.LR"], "'OPTIM.LR' has no value"),
         (["OPTIM.MAX_EPOCH", "2.5"], "OPTIM.MAX_EPOCH is a int .*2.5 of type float"),
@@ -77,7 +96,9 @@ def test_wrong_options_name_the_key(opts, text):
 
 def test_merge_file(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text("OPTIM:\n  LR: 1\n  WARMUP_CONS_LR: 1e-5\nINPUT:\n  SIZE: (32, 32)\n  TRANSFORMS: ['normalize']\n")
+    path.write_text(
+        "OPTIM:\n  LR: 1\n  WARMUP_CONS_LR: 1e-5\nINPUT:\n  SIZE: (32, 32)\n  TRANSFORMS: ['normalize']\n"
+    )
     cfg = get_cfg_default()
     merge_file(cfg, path)
     assert cfg.OPTIM.LR == 1.0 and cfg.OPTIM.WARMUP_CONS_LR == 1e-5 and cfg.INPUT.SIZE == (32, 32)

@@ -56,7 +56,11 @@ def test_all_images_without_shots():
 def test_dataset_properties():
     items = [Datum(impath="a", label=2, classname="c"), Datum(impath="b", label=0, domain=1, classname="a")]
     dataset = DatasetBase(train_x=items, test=items[:1])
-    assert dataset.num_classes == 3 and dataset.classnames == ["a", "c"] and dataset.lab2cname == {0: "a", 2: "c"}
+    assert (
+        dataset.num_classes == 3
+        and dataset.classnames == ["a", "c"]
+        and dataset.lab2cname == {0: "a", 2: "c"}
+    )
     assert dataset.val is None and dataset.train_u is None and dataset.test == items[:1]
     with pytest.raises(ValueError, match="DatasetBase.*no training image"):
         DatasetBase(train_x=[], test=items)
@@ -103,7 +107,14 @@ def test_transforms_are_in_dassls_order_and_announced(capsys):
     cfg = get_cfg_default()
     cfg.INPUT.TRANSFORMS = ("normalize", "cutout", "colorjitter", "random_flip", "random_resized_crop")
     names, out = shown(cfg, capsys, True)
-    assert names == ["RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", "ToTensor", "Cutout", "Normalize"]
+    assert names == [
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "ColorJitter",
+        "ToTensor",
+        "Cutout",
+        "Normalize",
+    ]
     assert out.splitlines() == [
         "Building transform_train",
         "+ random resized crop (size=(224, 224), scale=(0.08, 1.0))",
@@ -116,7 +127,13 @@ def test_transforms_are_in_dassls_order_and_announced(capsys):
     names, out = shown(cfg, capsys, False)
     assert names == ["Resize", "CenterCrop", "ToTensor", "Normalize"]
     assert "+ resize the smaller edge to 224\n+ 224x224 center crop\n" in out
-    cfg.INPUT.TRANSFORMS = ("random_translation", "gaussian_noise", "instance_norm", "randomgrayscale", "gaussian_blur")
+    cfg.INPUT.TRANSFORMS = (
+        "random_translation",
+        "gaussian_noise",
+        "instance_norm",
+        "randomgrayscale",
+        "gaussian_blur",
+    )
     names, _ = shown(cfg, capsys, True)
     assert names == [
         "Resize", "Random2DTranslation", "RandomGrayscale", "RandomApply", "ToTensor", "GaussianNoise", "InstanceNormalization"
@@ -127,7 +144,9 @@ def test_transforms_are_in_dassls_order_and_announced(capsys):
     assert build_transform(cfg) is None
 
 
-@pytest.mark.parametrize(("name", "text"), [("random_flop", "random_flip"), ("randaugment", "policy augmentation")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("random_flop", "random_flip"), ("randaugment", "policy augmentation")]
+)
 def test_unknown_transform(name, text):
     cfg = get_cfg_default()
     cfg.INPUT.TRANSFORMS = (name,)
@@ -215,7 +234,10 @@ def test_corrupt_training_images_are_replaced_by_their_class_and_counted(images,
     with pytest.raises(ImageReadError, match="2 training images.*MAX_CORRUPT allows 1.*other.png"):
         count_corrupt({"corrupt": ["", "other.png"]}, seen, limit=1)
 
-    for strict in (PromptDatasetWrapper(get_cfg_default(), items, is_train=True), PromptDatasetWrapper(cfg, items)):
+    for strict in (
+        PromptDatasetWrapper(get_cfg_default(), items, is_train=True),
+        PromptDatasetWrapper(cfg, items),
+    ):
         with pytest.raises(ImageReadError, match="leaf/1.png"):
             strict[index]
     for path in (root / "leaf").glob("*.png"):

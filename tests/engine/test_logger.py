@@ -27,7 +27,8 @@ from dassl_prompts.engine.randomness import rng_state, set_rng_state
 
 @pytest.fixture
 def make_console(monkeypatch):
-    """Puts a stream in place of sys.stdout; called inside the test, because pytest puts back its own before it."""
+    """Puts a stream in place of sys.stdout; called inside the test, because pytest puts back its own before
+    it."""
 
     def make():
         monkeypatch.setattr(sys, "stdout", io.StringIO())
@@ -85,9 +86,14 @@ def test_log_file_by_name_or_not_at_all(make_console, tmp_path):
 
 def test_unwritable_folders_are_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="output folder .*file/run: .*file is not a folder; choose another one with --output-dir"):
+    with pytest.raises(
+        OSError,
+        match="output folder .*file/run: .*file is not a folder; choose another one with --output-dir",
+    ):
         setup_logger(tmp_path / "file" / "run")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for a user without rights; root has them all
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: False
+    )  # as for a user without rights; root has them all
     with pytest.raises(PermissionError, match=f"output folder .*run: no permission to write in {tmp_path}"):
         require_writable(tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -144,7 +150,14 @@ def draw_everything():
 
     import numpy as np
 
-    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), *torch.rand(3).tolist(), torch.randn(1).item()]
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(),
+        np.random.randn(),
+        *torch.rand(3).tolist(),
+        torch.randn(1).item(),
+    ]
 
 
 def test_random_state_round_trip(tmp_path):

@@ -57,7 +57,9 @@ def foreign(tmp_path, monkeypatch):
     path.write_text("class ZConflict:\n    pass\n\n\nclass ZData:\n    pass\n")
     scope = {"__name__": "lab_trainers"}
     exec(compile(path.read_text(), str(path), "exec"), scope)  # noqa: S102
-    monkeypatch.setattr(registration, "origin", lambda cls: str(path) if cls.__module__ == "lab_trainers" else "ours.py")
+    monkeypatch.setattr(
+        registration, "origin", lambda cls: str(path) if cls.__module__ == "lab_trainers" else "ours.py"
+    )
     monkeypatch.setattr(registration, "_ours", {kind: {} for kind in registration.REGISTRIES})
     TRAINER_REGISTRY.register(scope["ZConflict"])
     DATASET_REGISTRY.register(scope["ZData"])
@@ -75,7 +77,9 @@ def test_a_taken_name_is_kept_until_told_otherwise(foreign, capsys):
     assert [(c.kind, c.name) for c in conflicts] == [("trainer", "ZConflict"), ("dataset", "ZData")]
     assert f"trainer ZConflict stays the one of {path}, not the one of ours.py" in capsys.readouterr().out
 
-    with pytest.raises(ValueError, match=f"trainer ZConflict: {path} .registered first. and ours.py") as error:
+    with pytest.raises(
+        ValueError, match=f"trainer ZConflict: {path} .registered first. and ours.py"
+    ) as error:
         register_all({"trainer": "error"})
     assert "ZData" not in str(error.value) and 'on_conflict="keep"' in str(error.value)
     assert TRAINER_REGISTRY.get("ZConflict") is scope["ZConflict"]

@@ -120,13 +120,18 @@ def test_a_finished_run_is_not_trained_again(images, tmp_path, capsys):
         (["OPTIM.LR", 0.1], "OPTIM.LR: 0.05 -> 0.1"),
         (["SEED", 2], "SEED: 1 -> 2"),
         (["DATASET.SUBSAMPLE_CLASSES", "new"], "DATASET.SUBSAMPLE_CLASSES: 'all' -> 'new'"),
-        (["OPTIM.MAX_EPOCH", 8, "DATASET.NUM_SHOTS", 1], "DATASET.NUM_SHOTS: -1 -> 1; OPTIM.MAX_EPOCH: 4 -> 8"),
+        (
+            ["OPTIM.MAX_EPOCH", 8, "DATASET.NUM_SHOTS", 1],
+            "DATASET.NUM_SHOTS: -1 -> 1; OPTIM.MAX_EPOCH: 4 -> 8",
+        ),
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(images, uninterrupted, opts, text):
     out = uninterrupted[0]
     before = (out / "resume.pt").read_bytes()
-    with pytest.raises(CannotResume, match=f"resume.pt belongs to a run with other settings .{text}.*--output-dir"):
+    with pytest.raises(
+        CannotResume, match=f"resume.pt belongs to a run with other settings .{text}.*--output-dir"
+    ):
         toy_trainer(images, out, *opts).train()
     assert (out / "resume.pt").read_bytes() == before
 
@@ -136,7 +141,14 @@ def test_settings_without_influence_may_differ(images, tmp_path, uninterrupted, 
     (tmp_path / "a").rename(tmp_path / "moved")
     images.rename(images.with_name("elsewhere"))
     try:
-        toy_trainer(images.with_name("elsewhere"), tmp_path / "moved", "TRAIN.PRINT_FREQ", 2, "DATALOADER.NUM_WORKERS", 1).train()
+        toy_trainer(
+            images.with_name("elsewhere"),
+            tmp_path / "moved",
+            "TRAIN.PRINT_FREQ",
+            2,
+            "DATALOADER.NUM_WORKERS",
+            1,
+        ).train()
     finally:
         images.with_name("elsewhere").rename(images)
     assert_same_end(tmp_path / "moved", uninterrupted[0])
@@ -203,7 +215,11 @@ def test_damaged_or_foreign_resume_files(images, tmp_path, uninterrupted):
 
 def test_resume_files_load_with_torchs_defaults(uninterrupted):
     state = torch.load(uninterrupted[0] / "resume.pt")
-    assert state["epoch"] == 4 and state["trainer"] == "ToyTrainer" and set(state["rng"]) == {"python", "numpy", "torch", "cuda"}
+    assert (
+        state["epoch"] == 4
+        and state["trainer"] == "ToyTrainer"
+        and set(state["rng"]) == {"python", "numpy", "torch", "cuda"}
+    )
 
 
 def test_elapsed_time_adds_up(images, tmp_path, monkeypatch):

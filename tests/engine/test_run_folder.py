@@ -23,11 +23,18 @@ HOLDER = """
 
 
 def test_a_folder_belongs_to_one_process_also_after_sigkill(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == "locked\n"
         folder = RunFolder(tmp_path, {})
-        with pytest.raises(FolderInUse, match=f"{tmp_path} is in use by process {holder.pid} on .*--output-dir"), folder.lock():
+        with (
+            pytest.raises(
+                FolderInUse, match=f"{tmp_path} is in use by process {holder.pid} on .*--output-dir"
+            ),
+            folder.lock(),
+        ):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -75,7 +82,9 @@ def test_results_are_merged(tmp_path):
         "test": {"accuracy": 50.0, "macro_f1": 40.0}, "val": {"accuracy": 1.0},
     }  # fmt: skip
     folder.check_owner()
-    with pytest.raises(ValueError, match="holds the results of another run .trainer 'CoOp' there, 'MaPLe' now"):
+    with pytest.raises(
+        ValueError, match="holds the results of another run .trainer 'CoOp' there, 'MaPLe' now"
+    ):
         RunFolder(tmp_path / "out", {"trainer": "MaPLe", "seed": 1}).check_owner()
 
 

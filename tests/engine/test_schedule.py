@@ -52,7 +52,8 @@ def test_rates_equal_those_of_stock_dassl(key):
 
 
 def nested_trace(cfg, steps):
-    """What Dassl's warm-up around a torch scheduler does, written out: a second counter and torch's recursions."""
+    """What Dassl's warm-up around a torch scheduler does, written out: a second counter and torch's
+    recursions."""
     optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2))], cfg)
     make = {
         "single_step": lambda: StepLR(optimizer, steps, gamma=cfg.GAMMA),
@@ -82,7 +83,11 @@ def nested_trace(cfg, steps):
 def test_rates_equal_torchs_schedulers_behind_a_warmup(schedule, warmup, recount):
     stepsize = (2, 5, 6) if schedule == "multi_step" else (4,)
     cfg = optim_cfg(
-        LR_SCHEDULER=schedule, STEPSIZE=stepsize, WARMUP_EPOCH=warmup[0], WARMUP_TYPE=warmup[1], WARMUP_RECOUNT=recount
+        LR_SCHEDULER=schedule,
+        STEPSIZE=stepsize,
+        WARMUP_EPOCH=warmup[0],
+        WARMUP_TYPE=warmup[1],
+        WARMUP_RECOUNT=recount,
     )
     np.testing.assert_allclose(trace(*scheduled(cfg), 10), nested_trace(cfg, 4), rtol=1e-9)
 
@@ -105,7 +110,11 @@ def test_a_resumed_schedule_follows_the_uninterrupted_one(schedule, warmup, stop
 
 def test_state_is_flat():
     _, scheduler = scheduled(optim_cfg(LR_SCHEDULER="cosine", WARMUP_EPOCH=1))
-    leaves = [v for value in scheduler.state_dict().values() for v in (value if isinstance(value, list) else [value])]
+    leaves = [
+        v
+        for value in scheduler.state_dict().values()
+        for v in (value if isinstance(value, list) else [value])
+    ]
     assert all(type(leaf) in (int, float) for leaf in leaves)
 
 
@@ -126,7 +135,11 @@ def test_states_of_stock_dassl_continue_at_the_right_epoch():
     ("values", "error", "text"),
     [
         ({"LR_SCHEDULER": "cosin"}, ValueError, "OPTIM.LR_SCHEDULER.*cosine.*cosin"),
-        ({"LR_SCHEDULER": "cosine", "WARMUP_EPOCH": 1, "WARMUP_TYPE": "slow"}, ValueError, "OPTIM.WARMUP_TYPE.*slow"),
+        (
+            {"LR_SCHEDULER": "cosine", "WARMUP_EPOCH": 1, "WARMUP_TYPE": "slow"},
+            ValueError,
+            "OPTIM.WARMUP_TYPE.*slow",
+        ),
         ({"LR_SCHEDULER": "multi_step", "STEPSIZE": 3}, TypeError, "OPTIM.STEPSIZE"),
         ({"LR_SCHEDULER": "single_step", "STEPSIZE": ("a",)}, TypeError, "OPTIM.STEPSIZE"),
         ({"NAME": "sdg"}, ValueError, "OPTIM.NAME.*sgd.*sdg"),
@@ -159,7 +172,15 @@ def test_sgd_steps_equal_stock_dassl():
     ],
 )
 def test_optimisers_take_their_settings(name, kind, settings):
-    cfg = optim_cfg(NAME=name, ADAM_BETA1=0.8, ADAM_BETA2=0.99, RMSPROP_ALPHA=0.9, MOMENTUM=0.7, SGD_DAMPNING=0.1, WEIGHT_DECAY=0.01)
+    cfg = optim_cfg(
+        NAME=name,
+        ADAM_BETA1=0.8,
+        ADAM_BETA2=0.99,
+        RMSPROP_ALPHA=0.9,
+        MOMENTUM=0.7,
+        SGD_DAMPNING=0.1,
+        WEIGHT_DECAY=0.01,
+    )
     optimizer = build_optimizer(torch.nn.Linear(2, 2), cfg)
     group = optimizer.param_groups[0]
     assert type(optimizer) is kind and group["lr"] == 0.002 and group["weight_decay"] == 0.01

@@ -18,12 +18,15 @@ REPORT = """
 
 
 def python(code, *paths, engine=None, cwd=None, check=True):
-    """Run code in a fresh interpreter with ``paths`` first on its path; returns stdout (or stderr of a failure)."""
+    """Run code in a fresh interpreter with ``paths`` first on its path; returns stdout (or stderr of a
+    failure)."""
     env = {key: value for key, value in os.environ.items() if key != "engine"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(str(path) for path in paths)}
     if engine:
         env["engine"] = engine
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, cwd=cwd)
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, cwd=cwd
+    )
     if not check:
         return run.stderr
     assert run.returncode == 0, run.stderr
@@ -39,7 +42,11 @@ def test_a_bare_folder_called_dassl_is_not_dassl(tmp_path):
     (tmp_path / "dassl" / "engine").mkdir(parents=True)
     code = "import dassl\n" + textwrap.dedent(REPORT)  # even when something has imported the empty folder
     name, line, module, _ = python(code, cwd=tmp_path).split(" | ")
-    assert name == "builtin" and line.startswith("builtin ") and module.startswith("dassl_prompts.engine.builtin")
+    assert (
+        name == "builtin"
+        and line.startswith("builtin ")
+        and module.startswith("dassl_prompts.engine.builtin")
+    )
 
 
 def test_a_vendored_dassl_is_used(vendored):
@@ -63,7 +70,9 @@ def test_a_dassl_that_was_imported_before_is_always_used(vendored):
 def test_a_broken_dassl_is_named_and_left_alone(tmp_path):
     (tmp_path / "dassl").mkdir()
     (tmp_path / "dassl" / "__init__.py").write_text("import wilds_or_so\n")
-    report = textwrap.dedent(REPORT) + "import sys; print([m for m in sys.modules if m.split('.')[0] == 'dassl'])"
+    report = (
+        textwrap.dedent(REPORT) + "import sys; print([m for m in sys.modules if m.split('.')[0] == 'dassl'])"
+    )
     out = python(report, tmp_path)
     assert out.startswith("builtin | builtin ") and out.endswith("[]\n")
     assert f"(dassl at {tmp_path}/dassl/__init__.py cannot be imported: No module named 'wilds_or_so')" in out
@@ -75,7 +84,6 @@ def test_a_broken_dassl_is_named_and_left_alone(tmp_path):
 def test_asking_for_dassl_without_one(tmp_path):
     error = python(REPORT, engine="dassl", check=False)
     assert "no importable package dassl" in error and "--no-build-isolation" in error
-
 
 
 TRAIN = """

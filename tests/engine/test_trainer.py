@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.engine.toy import CLASSES, ToyTrainer, make_images, toy_trainer
 
-from dassl_prompts.engine import TrainerX, build_trainer, read_learned
+from dassl_prompts.engine import TRAINER_REGISTRY, TrainerX, build_trainer, read_learned
 from dassl_prompts.engine.images import ImageReadError
 
 LINE = re.compile(
@@ -91,10 +91,14 @@ def test_evaluation_of_a_trained_run(images, tmp_path, capsys):
     trainer = toy_trainer(images, tmp_path / "eval", "SEED", 2)
     assert not torch.equal(trainer.model.ctx, trained.model.ctx)
     trainer.load_model(tmp_path / "train", epoch=4)
-    assert torch.equal(trainer.model.ctx, trained.model.ctx) and torch.equal(trainer.model.mean, trained.model.mean)
+    assert torch.equal(trainer.model.ctx, trained.model.ctx) and torch.equal(
+        trainer.model.mean, trained.model.mean
+    )
     assert 'Loading weights to prompt_learner from "' in capsys.readouterr().out
     trainer.test()
-    assert results(tmp_path / "eval")["finished"] is True and results(tmp_path / "eval")["kind"] == "evaluation"
+    assert (
+        results(tmp_path / "eval")["finished"] is True and results(tmp_path / "eval")["kind"] == "evaluation"
+    )
     # evaluated again with another setting: results.json tells of the last evaluation
     toy_trainer(images, tmp_path / "eval", "SEED", 2, "OPTIM.LR", 0.5).test()
     assert results(tmp_path / "eval")["config"]["OPTIM.LR"] == "0.5"
@@ -120,11 +124,16 @@ def test_newest_or_best_checkpoint_by_default(images, tmp_path):
     toy_trainer(images, tmp_path, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.MAX_EPOCH", 11).train()
     newest = torch.load(tmp_path / "prompt_learner" / "model.pth.tar-11")["state_dict"]["ctx"]
     assert torch.equal(read_learned(tmp_path, "prompt_learner")["ctx"], newest)
-    (tmp_path / "prompt_learner" / "model.pth.tar-3").rename(tmp_path / "prompt_learner" / "model-best.pth.tar")
+    (tmp_path / "prompt_learner" / "model.pth.tar-3").rename(
+        tmp_path / "prompt_learner" / "model-best.pth.tar"
+    )
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar")["state_dict"]["ctx"]
     assert torch.equal(read_learned(tmp_path, "prompt_learner")["ctx"], best)
     trainer = toy_trainer(images, tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match="model.pth.tar-99 .there are model-best.pth.tar, model.pth.tar-1, model.pth.tar-10, .*"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="model.pth.tar-99 .there are model-best.pth.tar, model.pth.tar-1, model.pth.tar-10, .*",
+    ):
         trainer.load_model(tmp_path, epoch=99)
     with pytest.raises(FileNotFoundError, match="nothing/prompt_learner has no checkpoint"):
         trainer.load_model(tmp_path / "nothing")
@@ -133,7 +142,9 @@ def test_newest_or_best_checkpoint_by_default(images, tmp_path):
 def test_checkpoint_of_another_method(images, tmp_path):
     trainer = toy_trainer(images, tmp_path / "out")
     (tmp_path / "prompt_learner").mkdir()
-    torch.save({"state_dict": {"vpt": torch.ones(2)}, "epoch": 1}, tmp_path / "prompt_learner" / "model.pth.tar-1")
+    torch.save(
+        {"state_dict": {"vpt": torch.ones(2)}, "epoch": 1}, tmp_path / "prompt_learner" / "model.pth.tar-1"
+    )
     with pytest.raises(ValueError, match=r"does not hold \['ctx'\].*'vpt'"):
         trainer.load_model(tmp_path, epoch=1)
     torch.save([1], tmp_path / "prompt_learner" / "model.pth.tar-1")
@@ -152,7 +163,9 @@ def test_init_weights(images, tmp_path):
 def test_the_best_model_is_deployed(images, tmp_path, capsys, monkeypatch):
     scores = iter([10.0, 30.0, 30.0, 20.0])
     evaluate = ToyTrainer.test
-    monkeypatch.setattr(ToyTrainer, "test", lambda self, split=None: next(scores) if split == "val" else evaluate(self, split))
+    monkeypatch.setattr(
+        ToyTrainer, "test", lambda self, split=None: next(scores) if split == "val" else evaluate(self, split)
+    )
     trainer = toy_trainer(images, tmp_path, "TEST.FINAL_MODEL", "best_val")
     trainer.train()
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar")
@@ -170,7 +183,9 @@ def test_without_a_test(images, tmp_path):
 def test_nan_stops_the_run_and_keeps_the_last_good_state(images, tmp_path, monkeypatch):
     monkeypatch.setattr(ToyTrainer, "nan_at", (2, 1))
     trainer = toy_trainer(images, tmp_path / "out", "TRAIN.CHECKPOINT_FREQ", 1)
-    with pytest.raises(FloatingPointError, match=r"epoch 3/4, batch 2/3; the state after epoch 2 is kept in .*out/resume.pt"):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 3/4, batch 2/3; the state after epoch 2 is kept in .*out/resume.pt"
+    ):
         trainer.train()
     saved = torch.load(tmp_path / "out" / "prompt_learner" / "model.pth.tar-2")["state_dict"]["ctx"]
     assert saved.isfinite().all() and trainer.model.ctx.isfinite().all()
@@ -214,7 +229,9 @@ def test_corrupt_images(tmp_path, capsys, workers):
         toy_trainer(root, tmp_path / "a", *opts).train()
     trainer = toy_trainer(root, tmp_path / "b", *opts, "DATALOADER.MAX_CORRUPT", 1)
     trainer.train()
-    assert trainer.corrupt_images == {str(victim)} and "leaf/1.png (1 of at most 1)" in capsys.readouterr().out
+    assert (
+        trainer.corrupt_images == {str(victim)} and "leaf/1.png (1 of at most 1)" in capsys.readouterr().out
+    )
     tested = root / "root" / "0.png"
     tested.write_bytes(b"")
     with pytest.raises(ImageReadError, match="root/0.png"):
@@ -245,8 +262,8 @@ def test_plain_trainers_of_a_lab(images, tmp_path):
         "build_model": ToyTrainer.build_model, "forward_backward": ToyTrainer.forward_backward,
         "moment": ToyTrainer.moment, "die_at": "", "nan_at": None,
     })  # fmt: skip
-    if "LabTrainer" not in toy.TRAINER_REGISTRY.registered_names():
-        toy.TRAINER_REGISTRY.register(lab)
+    if "LabTrainer" not in TRAINER_REGISTRY.registered_names():
+        TRAINER_REGISTRY.register(lab)
     cfg = toy.toy_cfg(images, tmp_path, "TRAINER.NAME", "LabTrainer", "TRAIN.CHECKPOINT_FREQ", 1)
     toy.set_random_seed(1)
     trainer = build_trainer(cfg)

@@ -1,6 +1,7 @@
 """A made-up dataset and a tiny trainer for the engine's tests.
 
-``python toy.py ROOT OUTPUT MOMENT ...`` trains once per moment in the same folder, each time killing itself there.
+``python toy.py ROOT OUTPUT MOMENT ...`` trains once per moment in the same folder, each time killing itself
+there.
 """
 
 import os
@@ -12,8 +13,6 @@ import torch
 from torch import nn
 
 from dassl_prompts.engine import (
-    DATASET_REGISTRY,
-    TRAINER_REGISTRY,
     DatasetBase,
     Datum,
     PromptTrainer,
@@ -39,7 +38,9 @@ def make_images(root, per_class=6, size=10):
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(per_class):
-            pixels = [tuple(draw.randint(0, 90) + 160 * (c == label) for c in range(3)) for _ in range(size * size)]
+            pixels = [
+                tuple(draw.randint(0, 90) + 160 * (c == label) for c in range(3)) for _ in range(size * size)
+            ]
             image = Image.new("RGB", (size, size))
             image.putdata([tuple(min(v, 255) for v in p) for p in pixels])
             image.save(root / name / f"{number}.png")

@@ -1,6 +1,8 @@
-"""A stand-in for the real Dassl: the built-in engine copied into a package ``dassl`` of its own, with Dassl's module names.
+"""A stand-in for the real Dassl: the built-in engine copied into a package ``dassl`` of its own, with Dassl's
+module names.
 
-Its classes are other objects than the built-in ones, so tests see which engine is in use and that both behave alike.
+Its classes are other objects than the built-in ones, so tests see which engine is in use and that both behave
+alike.
 """
 
 import re
@@ -17,7 +19,9 @@ def make_dassl(folder):
     """Write ``folder/dassl`` and return ``folder``."""
     package = folder / "dassl"
     for part in ("engine", "data"):
-        shutil.copytree(SOURCE / part, package / "copied" / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            SOURCE / part, package / "copied" / part, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for init in ("", "engine", "data"):
         (package / "copied" / init / "__init__.py").write_text("")
     (package / "copied" / "VERSION").write_text("0\n")

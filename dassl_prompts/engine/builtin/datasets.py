@@ -12,7 +12,8 @@ from dassl_prompts.engine.builtin.registry import DATASET_REGISTRY, build_named,
 class Datum:
     """One image with its label.
 
-    Whether the file exists is not checked here (Dassl asserts it, one ``stat`` per image) but when the image is read.
+    Whether the file exists is not checked here (Dassl asserts it, one ``stat`` per image) but when the image
+    is read.
 
     Args:
         impath: path of the image.
@@ -128,7 +129,9 @@ class DatasetBase:
         for domain in (*source_domains, *target_domains):
             check_availability(domain, self.domains)
 
-    def generate_fewshot_dataset(self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False):
+    def generate_fewshot_dataset(
+        self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False
+    ):
         """Draw ``num_shots`` items per class from each source with Python's global generator, as Dassl does.
 
         Args:

@@ -34,8 +34,9 @@ class Classification(EvaluatorBase):
     """Accuracy, error rate and macro F1 over the classes that occur, in percent.
 
     Args:
-        cfg: config; ``TEST.PER_CLASS_RESULT`` adds a line per class, ``TEST.COMPUTE_CMAT`` saves the confusion matrix
-            (rows normalised) to ``OUTPUT_DIR/cmat.pt``, as a tensor so that ``torch.load`` reads it.
+        cfg: config; ``TEST.PER_CLASS_RESULT`` adds a line per class, ``TEST.COMPUTE_CMAT`` saves the
+            confusion matrix (rows normalised) to ``OUTPUT_DIR/cmat.pt``, as a tensor so that ``torch.load``
+            reads it.
         lab2cname: class name by label, needed for the per-class lines.
 
     Raises:

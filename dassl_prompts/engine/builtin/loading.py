@@ -17,8 +17,9 @@ from dassl_prompts.engine.images import read_image
 class DatasetWrapper(Dataset):
     """Reads and transforms the images of a list of ``Datum``.
 
-    An item has ``img`` (a list if ``DATALOADER.K_TRANSFORMS > 1``; further keys ``img2``, ``img3`` for a list of
-    transforms), ``label``, ``domain``, ``impath``, ``index``, and ``img0`` (resized only) if ``DATALOADER.RETURN_IMG0``.
+    An item has ``img`` (a list if ``DATALOADER.K_TRANSFORMS > 1``; further keys ``img2``, ``img3`` for a list
+    of transforms), ``label``, ``domain``, ``impath``, ``index``, and ``img0`` (resized only) if
+    ``DATALOADER.RETURN_IMG0``.
 
     Args:
         cfg: config.
@@ -85,13 +86,15 @@ def build_data_loader(
     is_train=True,
     dataset_wrapper=None,
 ) -> DataLoader:
-    """A loader over ``data_source``; in training the last incomplete batch is dropped (if there is a complete one).
+    """A loader over ``data_source``; training drops an incomplete last batch unless it is the only one.
 
     Raises:
         ValueError: ``data_source`` has no item.
     """
     if not data_source:
-        raise ValueError(f"{cfg.DATASET.NAME}: no image to load ({'training' if is_train else 'evaluation'} set is empty)")
+        raise ValueError(
+            f"{cfg.DATASET.NAME}: no image to load ({'training' if is_train else 'evaluation'} set is empty)"
+        )
     sampler = build_sampler(
         sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
     )
@@ -109,7 +112,8 @@ def build_data_loader(
 class DataManager:
     """Dataset, transforms and loaders of a run.
 
-    Attributes: ``dataset``, ``train_loader_x``, ``train_loader_u`` and ``val_loader`` (None when there is no such data),
+    Attributes: ``dataset``, ``train_loader_x``, ``train_loader_u`` and ``val_loader`` (None when there is no
+        such data),
     ``test_loader``, ``num_classes``, ``num_source_domains``, ``lab2cname``.
 
     Args:

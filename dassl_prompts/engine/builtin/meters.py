@@ -52,7 +52,9 @@ class MetricMeter:
         if input_dict is None:
             return
         if not isinstance(input_dict, dict):
-            raise TypeError(f"Input to MetricMeter.update() must be a dictionary, got {type(input_dict).__name__}")
+            raise TypeError(
+                f"Input to MetricMeter.update() must be a dictionary, got {type(input_dict).__name__}"
+            )
         for name, value in input_dict.items():
             self.meters[name].update(value)
 
@@ -80,7 +82,7 @@ def compute_accuracy(output: Tensor, target: Tensor, topk: Iterable[int] = (1,))
 
 
 def count_num_param(model: nn.Module | None = None, params=None) -> int:
-    """Number of elements in the parameters of ``model``, or in ``params`` (parameters, or groups of an optimiser).
+    """Number of elements in the parameters of ``model``, or in ``params`` (parameters or groups).
 
     Raises:
         ValueError: neither is given.

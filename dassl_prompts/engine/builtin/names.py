@@ -1,4 +1,4 @@
-"""What the built-in engine offers to the seam; :mod:`dassl_prompts.engine.real` offers the same from Dassl."""
+"""What the built-in engine offers to the seam; ``engine.real`` offers the same from Dassl."""
 
 from dassl_prompts.engine.builtin.config import clean_cfg, get_cfg_default
 from dassl_prompts.engine.builtin.datasets import DatasetBase, Datum, build_dataset
@@ -12,7 +12,13 @@ from dassl_prompts.engine.builtin.registry import (
     Registry,
     check_availability,
 )
-from dassl_prompts.engine.builtin.trainer import SimpleTrainer, TrainerBase, TrainerX, TrainerXU, build_trainer
+from dassl_prompts.engine.builtin.trainer import (
+    SimpleTrainer,
+    TrainerBase,
+    TrainerX,
+    TrainerXU,
+    build_trainer,
+)
 from dassl_prompts.engine.builtin.transforms import build_transform
 
 __all__ = [

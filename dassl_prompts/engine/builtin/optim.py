@@ -16,7 +16,8 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
     """The optimiser ``optim_cfg.NAME`` (cfg.OPTIM, Dassl's keys).
 
     Args:
-        model: a module (all its parameters; frozen ones get no gradient and stay) or an iterable of parameters.
+        model: a module (all its parameters; frozen ones get no gradient and stay) or an iterable of
+            parameters.
         optim_cfg: settings.
         param_groups: groups instead of the parameters of ``model``; ``STAGED_LR`` then has no effect.
 
@@ -28,7 +29,9 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
     if name not in AVAILABLE:
         raise ValueError(f"OPTIM.NAME: optim must be one of {AVAILABLE}, but got {name}")
     if param_groups is not None and optim_cfg.STAGED_LR:
-        warnings.warn("staged_lr will be ignored, if you need to use staged_lr, please bind it with param_groups yourself.")
+        warnings.warn(
+            "staged_lr will be ignored, if you need to use staged_lr, please bind it with param_groups yourself."
+        )
     if param_groups is None:
         if optim_cfg.STAGED_LR:
             param_groups = _staged_groups(model, optim_cfg)
@@ -44,7 +47,9 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
         # Dassl's copy of RAdam decays the weights directly
         return RAdam(param_groups, betas=betas, decoupled_weight_decay=True, **common)
     if name == "rmsprop":
-        return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
+        return torch.optim.RMSprop(
+            param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common
+        )
     return torch.optim.SGD(
         param_groups,
         momentum=optim_cfg.MOMENTUM,
@@ -56,7 +61,9 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
 
 def _staged_groups(model: nn.Module, optim_cfg) -> list[dict]:
     if not isinstance(model, nn.Module):
-        raise TypeError("OPTIM.STAGED_LR: the model given to build_optimizer() must be an instance of nn.Module")
+        raise TypeError(
+            "OPTIM.STAGED_LR: the model given to build_optimizer() must be an instance of nn.Module"
+        )
     model = model.module if isinstance(model, nn.DataParallel) else model
     new_layers = optim_cfg.NEW_LAYERS
     new_layers = [new_layers] if isinstance(new_layers, str) else new_layers

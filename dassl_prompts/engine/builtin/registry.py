@@ -10,7 +10,8 @@ from typing import Any
 class Registry:
     """Objects by their ``__name__``.
 
-    ``@R.register()`` and ``R.register(obj)`` both work; the first returns the object, the second None (as in Dassl).
+    ``@R.register()`` and ``R.register(obj)`` both work; the first returns the object, the second None (as in
+    Dassl).
 
     Args:
         name: shown in error messages.
@@ -65,7 +66,9 @@ def check_availability(requested: str, available: Iterable[str]) -> None:
     available = list(available)
     if requested in available:
         return
-    nearest = max(available, key=lambda name: difflib.SequenceMatcher(None, str(requested), name).ratio(), default=None)
+    nearest = max(
+        available, key=lambda name: difflib.SequenceMatcher(None, str(requested), name).ratio(), default=None
+    )
     raise ValueError(
         f"The requested one is expected to belong to {available}, but got [{requested}] (do you mean [{nearest}]?)"
     )

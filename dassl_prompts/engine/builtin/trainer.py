@@ -30,9 +30,11 @@ class TrainerBase:
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer = None
 
-    # -- registered models ----------------------------------------------------------------------------------------
+    # -- registered models ------------------------------------------------------------------------------
 
-    def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
+    def register_model(
+        self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None
+    ) -> None:
         """Make a model part of mode switching, optimisation and checkpoints under ``name``.
 
         Raises:
@@ -73,7 +75,7 @@ class TrainerBase:
         """Learning rate of the first group of the first model."""
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
+    # -- checkpoints ------------------------------------------------------------------------------------
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
         """Write a checkpoint of every registered model below ``directory``; ``epoch`` is 0-based."""
@@ -108,7 +110,9 @@ class TrainerBase:
             FileNotFoundError: there is no such checkpoint.
         """
         if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)")
+            print(
+                "Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)"
+            )
             return
         file = BEST if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
@@ -121,7 +125,7 @@ class TrainerBase:
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={shown})")
             self._models[name].load_state_dict(checkpoint["state_dict"])
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step ---------------------------------------------------------------------------------------
 
     def detect_anomaly(self, loss: Tensor) -> None:
         """Stop on a loss that is not finite.
@@ -151,7 +155,7 @@ class TrainerBase:
         self.model_backward(loss)
         self.model_update(names)
 
-    # -- tensorboard ----------------------------------------------------------------------------------------------
+    # -- tensorboard ------------------------------------------------------------------------------------
 
     def init_writer(self, log_dir) -> None:
         """Open a tensorboard writer; without the package nothing is written."""
@@ -175,7 +179,7 @@ class TrainerBase:
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
-    # -- loop and hooks -------------------------------------------------------------------------------------------
+    # -- loop and hooks ---------------------------------------------------------------------------------
 
     def train(self, start_epoch: int, max_epoch: int) -> None:
         """Run the epochs; ``self.epoch`` is 0-based."""
@@ -286,7 +290,7 @@ class SimpleTrainer(TrainerBase):
         self.close_writer()
 
     def after_epoch(self) -> None:
-        """Validate and keep the best model (``TEST.FINAL_MODEL best_val``); write the epoch's checkpoint when due."""
+        """Validate and keep the best model (``best_val``); write the epoch's checkpoint when due."""
         cfg = self.cfg
         last_epoch = self.epoch + 1 == self.max_epoch
         freq = cfg.TRAIN.CHECKPOINT_FREQ
@@ -299,7 +303,7 @@ class SimpleTrainer(TrainerBase):
             self.save_model(self.epoch, self.output_dir)
 
     def choose_split(self, split: str | None) -> tuple[str, Any]:
-        """Name and loader of ``split`` (default ``TEST.SPLIT``); the test set stands in for a missing val set."""
+        """Name and loader of ``split`` (default ``TEST.SPLIT``); test stands in for a missing val."""
         split = split or self.cfg.TEST.SPLIT
         if split == "val" and self.val_loader is not None:
             return split, self.val_loader
@@ -328,7 +332,7 @@ class SimpleTrainer(TrainerBase):
     def parse_batch_test(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
-    # -- one epoch ------------------------------------------------------------------------------------------------
+    # -- one epoch --------------------------------------------------------------------------------------
 
     def run_batches(self, batches: Iterator, step: Callable[[Any], dict | None]) -> None:
         """``self.num_batches`` steps with progress lines and scalars.

@@ -12,7 +12,14 @@ AVAILABLE = [
     "center_crop", "cutout", "gaussian_noise", "colorjitter", "randomgrayscale", "gaussian_blur",
 ]  # fmt: skip
 #: policy augmentations of Dassl that fail there on current numpy and that no prompt-learning recipe uses
-LEFT_OUT = ["imagenet_policy", "cifar10_policy", "svhn_policy", "randaugment", "randaugment_fixmatch", "randaugment2"]
+LEFT_OUT = [
+    "imagenet_policy",
+    "cifar10_policy",
+    "svhn_policy",
+    "randaugment",
+    "randaugment_fixmatch",
+    "randaugment2",
+]
 
 
 def interpolation_mode(name: str):
@@ -140,7 +147,9 @@ def _train_steps(inp, choices) -> list[tuple]:
     if "random_translation" in choices:
         steps.append(("random translation", Random2DTranslation(size[0], size[1])))
     if "random_crop" in choices:
-        steps.append((f"random crop (padding = {inp.CROP_PADDING})", T.RandomCrop(size, padding=inp.CROP_PADDING)))
+        steps.append(
+            (f"random crop (padding = {inp.CROP_PADDING})", T.RandomCrop(size, padding=inp.CROP_PADDING))
+        )
     if "random_resized_crop" in choices:
         crop = T.RandomResizedCrop(size, scale=inp.RRCROP_SCALE, interpolation=mode)
         steps.append((f"random resized crop (size={size}, scale={inp.RRCROP_SCALE})", crop))
@@ -179,7 +188,9 @@ def _tensor_steps(inp, choices, is_train: bool) -> list[tuple]:
         line = f"normalization (mean={inp.PIXEL_MEAN}, std={inp.PIXEL_STD})"
         steps.append((line, T.Normalize(mean=inp.PIXEL_MEAN, std=inp.PIXEL_STD)))
     if is_train and "gaussian_noise" in choices:
-        steps.append((f"gaussian noise (mean={inp.GN_MEAN}, std={inp.GN_STD})", GaussianNoise(inp.GN_MEAN, inp.GN_STD)))
+        steps.append(
+            (f"gaussian noise (mean={inp.GN_MEAN}, std={inp.GN_STD})", GaussianNoise(inp.GN_MEAN, inp.GN_STD))
+        )
     if "instance_norm" in choices:
         steps.append(("instance normalization", InstanceNormalization()))
     return steps
