@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 
 import dassl_prompts
 from dassl_prompts.engine import (
-    ENGINE,
     build_trainer,
     collect_env_info,
     get_cfg_default,
@@ -17,6 +17,7 @@ from dassl_prompts.engine import (
     set_random_seed,
     setup_logger,
 )
+from dassl_prompts.engine.resume import FILE as RESUME_FILE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,7 +84,8 @@ def run(args) -> float | None:
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
-    setup_logger(cfg.OUTPUT_DIR)
+    # a restarted run goes on in its own log, where CoOp's result parser looks
+    setup_logger(cfg.OUTPUT_DIR, append=Path(cfg.OUTPUT_DIR, RESUME_FILE).exists())
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
 
@@ -91,7 +93,7 @@ def run(args) -> float | None:
     for key, value in sorted(vars(args).items()):
         print(f"{key}: {value}")
     print(f"************\n** Config **\n************\n{cfg}")
-    print(f"Collecting env info ...\n** System info **\nengine: {ENGINE}\n{collect_env_info()}\n")
+    print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
 
     trainer = build_trainer(cfg)
     if args.eval_only:
@@ -104,13 +106,14 @@ def run(args) -> float | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line; configuration and input errors end with one readable line and exit code 2."""
+    """Command line; what the user can mend ends with one readable line and exit code 2 (the traceback is in the log)."""
     args = parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, KeyError) as error:
-        if "--debug" in sys.argv:
-            raise
+    except (ValueError, OSError, KeyError, FloatingPointError) as error:
+        if args.output_dir and Path(args.output_dir, "log.txt").is_file():
+            with open(Path(args.output_dir, "log.txt"), "a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -111,6 +111,11 @@ class ClassificationTrainer(PromptTrainer):
         self.model = self.build_net(cfg, self.dm.dataset.classnames, clip).to(self.device)
         self.register_net()
 
+    def before_train(self):
+        if getattr(self.dm.dataset, "evaluation_only", False):
+            raise ValueError(f"{self.cfg.DATASET.NAME} is a test set and may not be trained on: use --eval-only with a trained run")
+        super().before_train()
+
     def register_net(self):
         """Optimise and checkpoint the learnable tensors under the official folder name."""
         module = self.model.checkpoint_module
