@@ -1,60 +1,161 @@
-"""``python -m dassl_prompts.run PROTOCOL --trainer NAME --dataset NAME --seed N``: one job, start to table."""
+"""``python -m dassl_prompts.run PROTOCOL --trainer NAME... --dataset NAME... --seed N...``: runs, start to table."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
-from dassl_prompts.run.protocols import PROTOCOLS, Job
-from dassl_prompts.run.steps import StepFailed, execute
+from dassl_prompts.run.plan import Node
+from dassl_prompts.run.protocols import PROTOCOLS
+from dassl_prompts.run.scheduler import Scheduler, make_slots
+from dassl_prompts.run.sweep import Sweep, build, read_file, split_opts
+from dassl_prompts.run.tables import mean_over_seeds, table
+
+EPILOG = """\
+protocols:
+{protocols}
+
+examples:
+  python -m dassl_prompts.run base2new --trainer CoOp --dataset emoji --seed 1
+  python -m dassl_prompts.run base2new --trainer CoOp DPC_CoOp --dataset caltech101 dtd --seed 1 2 3 --devices 0 1
+  python -m dassl_prompts.run fewshot --trainer CoOp --dataset dtd --shots 1 2 4 8 16 TRAINER.COOP.N_CTX 4
+  python -m dassl_prompts.run --file sweep.yaml --jobs 2
+
+A sweep file (YAML) has the same words as keys: protocol, trainer, dataset, shots, seed (one value or a list), cfg, tag,
+opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that differ from the rest.
+Flags win over the file. Finished runs are skipped, so the same command continues after an interruption and tries failed
+runs again.
+
+exit codes: 0 all done, 1 a run failed, 2 wrong input (nothing was started), 130 interrupted
+"""
 
 
 def parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<10} {protocol.help}" for name, protocol in PROTOCOLS.items())
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.run",
-        description="Run one method on one dataset and print its table. Finished parts are skipped.",
-        epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input.",
-    )
-    p.add_argument("protocol", choices=PROTOCOLS, help="; ".join(f"{k}: {v.help}" for k, v in PROTOCOLS.items()))
-    p.add_argument("--trainer", required=True, help="e.g. CoOp, MaPLe, DPC_CoOp, ZeroshotCLIP")
-    p.add_argument("--dataset", required=True, help="name of a file in configs/datasets, e.g. caltech101 or emoji")
-    p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
-    p.add_argument("--shots", type=int, default=16, help="training images per class (default 16)")
-    p.add_argument("--cfg", default="", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe")
-    p.add_argument("--root", default=os.environ.get("DATA", "data"), help="folder of the datasets (default $DATA or ./data)")
-    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
-    p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
-    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
-                   help="repeat finished runs (also FORCE=1)")  # fmt: skip
-    p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration of every run, e.g. TRAINER.COOP.N_CTX 4")
+        usage="%(prog)s PROTOCOL --trainer NAME... --dataset NAME... [options] [KEY VALUE ...]\n"
+        "       %(prog)s --file sweep.yaml [options]",
+        description="Run methods on datasets with seeds and shots, every combination, and print the table.",
+        epilog=EPILOG.format(protocols=listed), formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("protocol", nargs="?", metavar="PROTOCOL", help=f"one of {', '.join(PROTOCOLS)} (below)")
+    p.add_argument("--file", help="YAML file that lists the runs")
+    what = p.add_argument_group("what to run")
+    what.add_argument("--trainer", nargs="+", metavar="NAME", help="methods, e.g. CoOp MaPLe DPC_CoOp ZeroshotCLIP")
+    what.add_argument("--dataset", nargs="+", metavar="NAME", help="names of files in configs/datasets, e.g. caltech101 emoji")
+    what.add_argument("--seed", type=int, nargs="+", metavar="N", help="one or several seeds (default 1)")
+    what.add_argument("--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)")
+    what.add_argument("--cfg", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe")
+    what.add_argument("--tag", help="suffix that keeps a variant's folders apart")
+    what.add_argument("--common", action="append", nargs=2, metavar=("KEY", "VALUE"),
+                      help="configuration of every run; KEY VALUE pairs without it leave first stages and teachers alone")  # fmt: skip
+    where = p.add_argument_group("where")
+    where.add_argument("--root", help="folder of the datasets (default $DATA or ./data)")
+    where.add_argument("--output", type=Path, help="root of the output tree (default ./output)")
+    how = p.add_argument_group("how")
+    how.add_argument("--jobs", type=int, metavar="N", help="runs at once per device (default 1)")
+    how.add_argument("--devices", nargs="+", metavar="D", help="CUDA devices to use, e.g. 0 1, or cpu (default: what torch sees)")
+    how.add_argument("--retry", type=int, metavar="N", help="try failed runs again, up to N times (default 0)")
+    how.add_argument("--stop", action="store_true", help="start nothing more after a failure; default: go on with the rest")
+    how.add_argument("--stream", action=argparse.BooleanOptionalAction, default=None,
+                     help="show what the runs print (default for one job at a time); otherwise it goes to console.txt")  # fmt: skip
+    how.add_argument("--dry-run", action="store_true", help="list the runs and which are finished, start nothing")
+    how.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
+                     help="repeat finished runs (also FORCE=1)")  # fmt: skip
     return p
 
 
-def table(rows: list[dict]) -> str:
-    from tabulate import tabulate
+def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
+    """The sweep that flags and file ask for; fills in ``args`` where only the file says something."""
+    defaults = {"root": os.environ.get("DATA", "data"), "output": "output", "jobs": 1, "devices": [], "retry": 0}
+    for key, value in defaults.items():
+        if getattr(args, key) is None:
+            setattr(args, key, content.get(key, value))
+    args.output = Path(args.output)
+    args.devices = [str(d) for d in (args.devices if isinstance(args.devices, list) else [args.devices])]
+    for key, least in (("jobs", 1), ("retry", 0)):
+        if not isinstance(getattr(args, key), int) or getattr(args, key) < least:
+            raise ValueError(f"--{key} is {getattr(args, key)!r}; it has to be a number from {least} on")
+    given = {key: getattr(args, key) for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag")}
+    given["opts"] = opts or None
+    given["common"] = [word for pair in args.common for word in pair] if args.common else None
+    return build(given, content, str(args.root), args.output)
 
-    return tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f")
+
+def summary(sweep: Sweep) -> str:
+    """The tables of the finished jobs, per protocol, with means where there are several seeds."""
+    parts = []
+    for name in dict.fromkeys(protocol for protocol, _ in sweep.jobs):
+        rows: dict[str, dict] = {}
+        jobs = [job for protocol, job in sweep.jobs if protocol == name]
+        several = {"dataset": len({j.dataset for j in jobs}) > 1, "shots": len({j.shots for j in jobs}) > 1}
+        columns = ["seed", *(key for key, more in several.items() if more)]
+        for job in jobs:
+            for row in PROTOCOLS[name].rows(job):
+                row = {**{key: getattr(job, key) for key in columns}, **row}
+                rows.setdefault(repr(row), row)  # a backbone's row comes with every job that builds on it
+        parts.append(table(list(rows.values())))
+        if len({job.seed for job in jobs}) > 1:
+            keys = [key for key in next(iter(rows.values())) if key in ("dataset", "shots", "method")]
+            measured = [row for row in rows.values() if row.get("method") != "difference"]
+            parts.append("Mean over seeds\n\n" + table(mean_over_seeds(measured, *keys)))
+    return "\n\n".join(parts)
+
+
+def dry_run(nodes: list[Node]) -> str:
+    state = ["finished" if node.step.results() is not None else "to do" for node in nodes]
+    lines = [f"{what:<9} {node.step.title} -> {node.step.output}" for what, node in zip(state, nodes)]
+    return "\n".join([*lines, f"{state.count('finished')} of {len(nodes)} runs are finished"])
+
+
+def report_failures(failed: list[Node]) -> None:
+    print(f"\nerror: {sum(n.state == 'failed' for n in failed)} runs failed:", file=sys.stderr)
+    for node in failed:
+        print(f"  {node.step.title}: {node.reason or 'not started'}", file=sys.stderr)
+    print("The same command tries them again; what is finished stays.", file=sys.stderr)
+
+
+def run(argv: list[str]) -> int:
+    words, opts = split_opts(argv)
+    args = parser().parse_args(words)
+    sweep = settle(args, read_file(args.file) if args.file else {}, opts)
+    nodes = sweep.nodes()
+    if args.dry_run:
+        print(dry_run(nodes))
+        return 0
+    slots = make_slots(args.devices, args.jobs)
+    stream = len(slots) == 1 and len(sweep.jobs) == 1 if args.stream is None else args.stream
+    scheduler = Scheduler(nodes, slots, force=args.force, stream=stream, stop=args.stop, retry=args.retry)
+    failed = scheduler.run()
+    complete = {str(node.step.output) for node in nodes if node.done}
+    finished = [(p, job) for p, job in sweep.jobs if {str(s.output) for s in PROTOCOLS[p].steps(job)} <= complete]
+    if finished:
+        print("\n" + summary(Sweep(tuple(finished))))
+    if failed:
+        report_failures(failed)
+        return 1
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_intermixed_args(argv)
-    protocol = PROTOCOLS[args.protocol]
-    rows = []
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        for seed in args.seed:
-            job = Job(args.trainer, args.dataset, seed, args.shots, args.cfg, args.root, args.output, args.tag, tuple(args.opts))
-            execute(protocol.steps(job), force=args.force)
-            rows += [{"seed": seed, **row} for row in protocol.rows(job)]
-    except StepFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
+        return run(sys.argv[1:] if argv is None else argv)
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(rows))
-    return 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

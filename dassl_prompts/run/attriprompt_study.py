@@ -11,10 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from dassl_prompts.run.__main__ import table
-from dassl_prompts.run.dpc_study import mean_over_seeds
 from dassl_prompts.run.protocols import PROTOCOLS, Job
 from dassl_prompts.run.steps import StepFailed, execute
+from dassl_prompts.run.tables import mean_over_seeds, table
 
 KEY = "TRAINER.ATTRIPROMPT."
 

@@ -18,9 +18,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from dassl_prompts.run.__main__ import table
-from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, harmonic_mean, new_step, stage1
+from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, new_step, stage1
 from dassl_prompts.run.steps import Step, StepFailed, execute
+from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, table
 
 OMEGAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
@@ -98,21 +98,6 @@ def ablation(job: Job, force: bool = False) -> list[dict]:
         row("5 DHNO + weighting + decoupling = DPC", "dhno", "mixed", "p"),
         row("6 as 5, cross-entropy for the contrastive loss", "dhno_ce", "mixed", "p"),
     ]
-
-
-def mean_over_seeds(rows: list[dict], key: str) -> list[dict]:
-    """Means of the numeric columns over seeds; HM is recomputed from the means."""
-    groups: dict = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    out = []
-    for value, same in groups.items():
-        columns = [c for c in same[0] if c not in ("seed", key)]
-        mean = {c: sum(r[c] for r in same) / len(same) for c in columns}
-        if "HM" in mean:
-            mean["HM"] = harmonic_mean(mean["Base"], mean["New"])
-        out.append({key: value, "seeds": len(same), **mean})
-    return out
 
 
 def plot_omega(rows: list[dict], path: Path, title: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -35,16 +35,39 @@ STAGE1_RECIPES = {
     "PromptKD": "vit_b16_c2_ep20_batch32_4+4ctx",
     "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx",
 }
+#: keys that tell the runs of a protocol apart, and what to use instead
+RESERVED = {
+    "DATASET.NAME": "--dataset", "DATASET.ROOT": "--root", "DATASET.NUM_SHOTS": "--shots", "SEED": "--seed",
+    "DATASET.SUBSAMPLE_CLASSES": "another protocol", "OUTPUT_DIR": "--output", "TRAINER.NAME": "--trainer",
+    "RESUME": "the same command again: it goes on where a run stopped",
+}  # fmt: skip
+
+
+def stage1_recipe(trainer: str, dataset: str) -> str:
+    """The recipe of a backbone that DPC builds on.
+
+    Raises:
+        ValueError: no such backbone.
+    """
+    if dataset.startswith("emoji"):
+        return "emoji_tiny"
+    if trainer not in STAGE1_RECIPES:
+        raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
+    return STAGE1_RECIPES[trainer]
 
 
 @dataclass(frozen=True)
 class Job:
     """A method on a dataset with one seed.
 
+    Raises:
+        ValueError: options are not KEY VALUE pairs, or name a key that the protocol sets.
+
     Attributes:
         trainer: registered name. dataset: name of a file in configs/datasets. cfg: name of a file in
         configs/trainers/<trainer>; "" = the protocol's recipe. root: folder of the datasets. output: root of the output tree.
-        tag: appended to the folder name of the configuration, to keep variants apart. opts: KEY VALUE pairs.
+        tag: appended to the folder name of the configuration, to keep variants apart. opts: KEY VALUE pairs of this method's
+        runs. common: KEY VALUE pairs of every run, also of a first stage or a teacher that other jobs share.
     """
 
     trainer: str
@@ -55,7 +78,15 @@ class Job:
     root: str = "data"
     output: Path = Path("output")
     tag: str = ""
-    opts: tuple[str, ...] = field(default=())
+    opts: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for opts in (self.opts, self.common):
+            if len(opts) % 2:
+                raise ValueError(f"options come as KEY VALUE pairs, but {opts[-1]!r} has no value: {' '.join(opts)}")
+            for key in set(opts[::2]) & RESERVED.keys():
+                raise ValueError(f"{key} is set by the protocol: use {RESERVED[key]}")
 
     def recipe(self, protocol: str) -> Job:
         """This job with its configuration file chosen."""
@@ -71,7 +102,8 @@ class Job:
     @property
     def folder(self) -> Path:
         """``<dataset>/shots_<n>/<trainer>/<cfg>/seed<s>``."""
-        name = f"{self.cfg}_{self.tag}" if self.tag else self.cfg
+        cfg = Path(self.cfg).stem if self.cfg.endswith(".yaml") else self.cfg
+        name = f"{cfg}_{self.tag}" if self.tag else cfg
         return Path(self.dataset) / f"shots_{self.shots}" / self.trainer / name / f"seed{self.seed}"
 
     def args(self, *extra: str, dataset: str = "") -> tuple[str, ...]:
@@ -101,12 +133,12 @@ def config_file(*parts: str) -> str:
 
 
 def train_step(job: Job, title: str, output: Path, *opts: str, dataset: str = "") -> Step:
-    return Step(title, output, job.args("DATASET.NUM_SHOTS", str(job.shots), *job.opts, *opts, dataset=dataset))
+    return Step(title, output, job.args("DATASET.NUM_SHOTS", str(job.shots), *opts, *job.common, *job.opts, dataset=dataset))
 
 
 def eval_step(job: Job, title: str, output: Path, model_dir: Path | None, *opts: str, dataset: str = "") -> Step:
     load = ("--model-dir", str(model_dir)) if model_dir else ()
-    args = job.args(*load, "--eval-only", "DATASET.NUM_SHOTS", str(job.shots), *job.opts, *opts, dataset=dataset)
+    args = job.args(*load, "--eval-only", "DATASET.NUM_SHOTS", str(job.shots), *opts, *job.common, *job.opts, dataset=dataset)
     return Step(title, output, args)
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dassl_prompts.run.distillation import distill_base2new, distill_targets, distilled_dir, teacher_opts
-from dassl_prompts.run.job import STAGE1_RECIPES, Job, eval_step, subsample, train_step
+from dassl_prompts.run.distillation import TEACHER_DIR, has_own_teacher, teacher_job, unlabelled
+from dassl_prompts.run.job import Job, eval_step, stage1_recipe, subsample, train_step
 from dassl_prompts.run.steps import Step
+from dassl_prompts.run.tables import harmonic_mean
 
 XD_TARGETS = (
     "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat",
@@ -19,14 +20,6 @@ XD_TARGETS = (
 )  # fmt: skip
 DG_TARGETS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 EMOJI_STYLES = ("emoji_noto", "emoji_twemoji", "emoji_openmoji")
-
-
-def subsample(which: str) -> tuple[str, str]:
-    return "DATASET.SUBSAMPLE_CLASSES", which
-
-
-def harmonic_mean(a: float, b: float) -> float:
-    return 0.0 if a + b == 0 else 2 * a * b / (a + b)
 
 
 def accuracy(step: Step) -> float:
@@ -46,27 +39,27 @@ def is_dpc(job: Job) -> bool:
 
 
 def stage1(job: Job) -> Job:
-    """The backbone's job that a DPC job builds on."""
+    """The backbone's job that a DPC job builds on; its recipe, not the job's own settings."""
     trainer = job.trainer.removeprefix("DPC_")
-    emoji = job.dataset.startswith("emoji")
-    return replace(job, trainer=trainer, cfg="emoji_tiny" if emoji else STAGE1_RECIPES[trainer], tag="", opts=())
-
-
-def teacher(job: Job) -> Job:
-    """PromptKD's teacher: PromptSRC on the larger CLIP."""
-    emoji = job.dataset.startswith("emoji")
-    return replace(job, trainer="PromptSRC", cfg="emoji_base" if emoji else TEACHER_RECIPE, tag="", opts=())
+    return replace(job, trainer=trainer, cfg=stage1_recipe(trainer, job.dataset), tag="", opts=())
 
 
 def train_folder(job: Job, protocol: str, which: str) -> Path:
+    """Run folder of a trained job; PromptKD distils on all classes whichever are asked for."""
+    which = "all" if job.trainer == "PromptKD" else which
     return job.output / protocol / f"train_{which}" / job.folder
 
 
 def teacher_opts(job: Job, protocol: str, which: str) -> tuple[str, ...]:
     """The teacher's folder, for PromptKD and what is built on it."""
-    if not job.trainer.endswith("PromptKD"):
+    if not job.trainer.endswith("PromptKD") or has_own_teacher(job):
         return ()
-    return "TRAINER.PROMPTKD.TEACHER_DIR", str(train_folder(teacher(job), protocol, which))
+    return TEACHER_DIR, str(train_folder(teacher_job(job), protocol, which))
+
+
+def teaching(job: Job, protocol: str, which: str) -> list[Step]:
+    """Training of PromptKD's teacher, unless the command line names one."""
+    return [] if has_own_teacher(job) else training(teacher_job(job), protocol, which)
 
 
 def training(job: Job, protocol: str, which: str) -> list[Step]:
@@ -75,9 +68,9 @@ def training(job: Job, protocol: str, which: str) -> list[Step]:
     output = train_folder(job, protocol, which)
     if is_zero_shot(job):
         return []
-    if job.trainer == "PromptKD":  # distilled on unlabelled images of all classes
-        opts = (*subsample("all"), "DATASET.NUM_SHOTS", "0", *teacher_opts(job, protocol, which))
-        return [*training(teacher(job), protocol, which), train_step(job, title, output, *opts)]
+    if job.trainer == "PromptKD":
+        opts = (*subsample("all"), *unlabelled(job), *teacher_opts(job, protocol, which))
+        return [*teaching(job, protocol, which), train_step(job, title.replace("train", "distil"), output, *opts)]
     if is_dpc(job):
         first = training(stage1(job), protocol, which)
         ckpt = ("TRAINER.DPC.CKPT_DIR", str(first[-1].output))
@@ -90,7 +83,7 @@ def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str 
     """Evaluate the trained ``job`` on a class subset of its own or another dataset."""
     model = None if is_zero_shot(job) else train_folder(job, protocol, trained_on)
     output = job.output / protocol / f"test_{which}" / (target or ".") / job.folder
-    title = f"{job.trainer} on {target or job.dataset}, seed {job.seed}: test {which} classes"
+    title = f"{job.trainer} on {target or job.dataset}, {job.shots} shots, seed {job.seed}: test {which} classes"
     return eval_step(job, title, output, model, *subsample(which), *teacher_opts(job, protocol, trained_on), dataset=target)
 
 
@@ -142,6 +135,8 @@ def base2new_rows(job: Job) -> list[dict]:
 def fewshot(job: Job) -> list[Step]:
     """Train on all classes, test on all classes."""
     job = job.recipe("fewshot")
+    if job.trainer.endswith("PromptKD"):
+        raise ValueError(f"PromptKD distils on unlabelled images, {job.trainer} has no few-shot protocol: choose base2new or xd")
     return [test_step(job, "fewshot", "all", "all")] if is_zero_shot(job) else training(job, "fewshot", "all")
 
 
@@ -152,11 +147,11 @@ def fewshot_rows(job: Job) -> list[dict]:
 def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
     """The steps whose results are the accuracies on the source and on the targets."""
     if job.trainer == "PromptKD":  # transductive: distilled anew on every target, by the teacher of the source
-        folder = ("TRAINER.PROMPTKD.TEACHER_DIR", str(train_folder(teacher(job), "transfer", "all")), "TRAINER.MODAL", "cross")
+        taught = (*teacher_opts(job, "transfer", "all"), "TRAINER.MODAL", "cross")
         students = [replace(job, dataset=name) for name in (job.dataset, *targets)]
         return [
-            train_step(s, f"{s.trainer} on {s.dataset}, seed {s.seed}: distil", train_folder(s, "transfer", "all"),
-                       *subsample("all"), "DATASET.NUM_SHOTS", "0", *folder)
+            train_step(s, f"{s.trainer} on {s.dataset} by the teacher of {job.dataset}, seed {s.seed}: distil",
+                       train_folder(s, "transfer", "all"), *subsample("all"), *unlabelled(s), *taught)
             for s in students
         ]  # fmt: skip
     if job.trainer == "DPC_PromptKD":
@@ -167,8 +162,8 @@ def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
 
 def transfer(job: Job, targets: tuple[str, ...]) -> list[Step]:
     """Train on the source with all classes, test on every target."""
-    before = training(teacher(job), "transfer", "all") if job.trainer == "PromptKD" else training(job, "transfer", "all")
     tests = transfer_tests(job, targets)
+    before = teaching(job, "transfer", "all") if job.trainer == "PromptKD" else training(job, "transfer", "all")
     return [*(s for s in before if s not in tests), *tests]
 
 

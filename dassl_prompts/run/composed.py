@@ -1,0 +1,234 @@
+"""``python -m dassl_prompts.run.composed``: composed retrieval from start to table.
+
+``train`` runs the baselines and one method; ``eval`` asks a trained run on another benchmark; ``submit`` writes CIRR's server files;
+``compare`` runs baselines, TransAgg and PVLF with the same data and tuning mode over several seeds; ``ablate`` varies one thing.
+Finished runs are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dassl_prompts.run.protocols import Job
+from dassl_prompts.run.steps import Step, StepFailed, execute
+
+#: name on the command line -> configuration file and its options
+DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "emoji": ("emoji_cir", ()),
+    "laion_combined": ("laion_cir", ("CIR.LAION_SET", "combined")),
+    "laion_template": ("laion_cir", ("CIR.LAION_SET", "template")),
+    "laion_llm": ("laion_cir", ("CIR.LAION_SET", "llm")),
+    "cirr": ("cirr", ()),
+    "fashioniq": ("fashioniq", ()),
+}
+NODES = {"PVLF": "PVLF", "TransAgg": "TRANSAGG"}
+BASELINE = "ZeroshotCIR"
+CIRR_COLUMNS = ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3", "average")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training set, one backbone configuration, one output root."""
+
+    dataset: str
+    cfg: str
+    root: str
+    output: Path
+    tag: str = ""
+    opts: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> str:
+        """Configuration file; the emoji data has its own small one."""
+        return "emoji_tiny" if self.dataset == "emoji" and self.cfg == "blip" else self.cfg
+
+    def folder(self, trainer: str, seed: int) -> Path:
+        name = f"{self.config}_{self.tag}" if self.tag and trainer != BASELINE else self.config
+        return self.output / "composed" / self.dataset / trainer / name / f"seed{seed}"
+
+    def args(self, trainer: str, seed: int, *extra: str, dataset: str = "") -> tuple[str, ...]:
+        file, options = DATASETS[dataset or self.dataset]
+        job = Job(trainer, file, seed, cfg=self.baseline_config() if trainer == BASELINE else self.config, root=self.root)
+        shared = ("CIR.CACHE_DIR", str(self.output / "composed" / "features"))
+        opts = tuple(o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair)
+        return job.args(*extra, *shared, *options, *opts)
+
+    def baseline_config(self) -> str:
+        return self.config.removesuffix("_repro")
+
+    def train(self, trainer: str, seed: int, *opts: str) -> Step:
+        return Step(f"{trainer} on {self.dataset}, seed {seed}", self.folder(trainer, seed), self.args(trainer, seed, *opts))
+
+    def baselines(self, dataset: str = "") -> Step:
+        dataset = dataset or self.dataset
+        folder = self.output / "composed" / dataset / BASELINE / self.baseline_config()
+        return Step(f"baselines on {dataset}", folder, self.args(BASELINE, 1, "--eval-only", dataset=dataset))
+
+    def evaluate(self, trainer: str, seed: int, dataset: str, *opts: str, name: str = "eval") -> Step:
+        run = self.folder(trainer, seed)
+        extra = ("--model-dir", str(run), "--eval-only")
+        title = f"{trainer}, trained on {self.dataset}, seed {seed}: {name} on {dataset}"
+        # CIR.EVAL of the training configuration must not redirect the evaluation
+        return Step(title, run / f"{name}_{dataset}", self.args(trainer, seed, *extra, "CIR.EVAL", "[]", *opts, dataset=dataset))
+
+
+def fits(key: str, trainer: str) -> bool:
+    """Whether a KEY of the command line concerns a trainer: TRAINER.X only X, everything else all."""
+    parts = key.split(".")
+    return parts[0] != "TRAINER" or parts[1] == NODES.get(trainer, "ZEROSHOT_CIR")
+
+
+def metric_rows(step: Step, name: str = "") -> list[dict]:
+    """The evaluations in a run's results: ``{"query": ..., "set": ..., metrics}``; ``name`` instead of the label."""
+    rows = []
+    for key, values in (step.results() or {}).items():
+        if isinstance(values, dict) and "mean" in values:
+            *label, dataset, split = key.split(" ")
+            rows.append({"query": name or " ".join(label) or step.title, "label": " ".join(label), "set": f"{dataset} {split}", **values})
+    return rows
+
+
+def table(rows: Sequence[dict], style: str = "github") -> str:
+    """One table per evaluation set."""
+    from tabulate import tabulate
+
+    parts = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        chosen = [row for row in rows if row["set"] == name]
+        columns = CIRR_COLUMNS if "Rs@1" in chosen[0] else [c for c in chosen[0] if "R@" in c]
+        body = [[row["query"], *(row[c] for c in columns)] for row in chosen]
+        parts.append(f"{name}\n\n{tabulate(body, headers=['', *columns], tablefmt=style, floatfmt='.2f')}")
+    return "\n\n".join(parts)
+
+
+def over_seeds(rows: Sequence[dict]) -> list[dict]:
+    """Mean and standard deviation per method and set, as text; baselines have no seed and stay as they are."""
+    merged = []
+    for key in dict.fromkeys((row["query"], row["set"]) for row in rows):
+        group = [row for row in rows if (row["query"], row["set"]) == key]
+        metrics = [k for k in group[0] if k not in ("query", "set", "label")]
+        values = {k: [row[k] for row in group] for k in metrics}
+        shown = {k: f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if len(v) > 1 else f"{v[0]:.2f}" for k, v in values.items()}
+        merged.append({"query": key[0], "set": key[1], **shown})
+    return merged
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def train(plan: Plan, args) -> list[dict]:
+    steps = [plan.baselines(), *(plan.train(args.trainer, seed) for seed in args.seed)]
+    execute(steps, force=args.force)
+    return metric_rows(steps[0]) + [row for step, seed in zip(steps[1:], args.seed) for row in run_rows(step, args.trainer, seed)]
+
+
+def run_rows(step: Step, trainer: str, seed: int) -> list[dict]:
+    rows = metric_rows(step)
+    return [{**row, "query": f"{trainer}, seed {seed}" + (f" ({row['label']})" if row["label"] == "best" else "")} for row in rows]
+
+
+def evaluate(plan: Plan, args) -> list[dict]:
+    steps = [plan.baselines(args.on), *(plan.evaluate(args.trainer, seed, args.on) for seed in args.seed)]
+    execute(steps, force=args.force)
+    return metric_rows(steps[0]) + [row for step, seed in zip(steps[1:], args.seed) for row in run_rows(step, args.trainer, seed)]
+
+
+def submit(plan: Plan, args) -> list[dict]:
+    steps = [plan.evaluate(args.trainer, seed, "cirr", "CIR.SPLIT", "test", name="submit") for seed in args.seed]
+    execute(steps, force=args.force)
+    for step in steps:
+        print("\n".join(step.results()["submission"]))
+    return []
+
+
+def compare(plan: Plan, args) -> list[dict]:
+    """Like for like: both methods with the same triplets, backbone, tuning mode, steps and seeds."""
+    execute([plan.baselines()], force=args.force)
+    rows = metric_rows(plan.baselines())
+    for trainer in ("TransAgg", "PVLF"):
+        for seed in args.seed:
+            step = plan.train(trainer, seed, f"TRAINER.{NODES[trainer]}.BACKBONE.TUNE", args.tune)
+            execute([step], force=args.force)
+            rows += [{**row, "query": f"{trainer} ({args.tune} tuned)"} for row in metric_rows(step) if row["label"] == "last"]
+    return over_seeds(rows)
+
+
+def ablation(what: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Folder tag -> keys below TRAINER.<node>. Layers and prompt depth are separate axes (the paper varies both at once)."""
+    if what == "length":
+        return {f"length{n}": (("PROMPT.LENGTH", str(n)),) for n in (5, 10, 15, 20, 25, 30, 35)}
+    if what == "depth":
+        return {f"layers{layers}_depth{depth}": (("FUSION.NUM_LAYERS", str(layers)), ("PROMPT.DEPTH", str(depth)))
+                for layers in (1, 2, 3) for depth in range(layers + 1)}  # fmt: skip
+    return {f"{tune}-tuned": (("BACKBONE.TUNE", tune),) for tune in ("none", "text", "both")}
+
+
+def ablate(plan: Plan, args) -> list[dict]:
+    """One row per variant; the tuning table has both methods, like for like."""
+    rows = []
+    for trainer in ("TransAgg", "PVLF") if args.what == "tuning" else (args.trainer,):
+        for tag, keys in ablation(args.what).items():
+            variant = replace(plan, tag="_".join(filter(None, (plan.tag, tag))))
+            opts = [o for key, value in keys for o in (f"TRAINER.{NODES[trainer]}.{key}", value)]
+            for seed in args.seed:
+                step = variant.train(trainer, seed, *opts)
+                execute([step], force=args.force)
+                rows += [{**row, "query": f"{trainer} {tag}"} for row in metric_rows(step) if row["label"] == "last"]
+    return over_seeds(rows)
+
+
+COMMANDS = {"train": train, "eval": evaluate, "submit": submit, "compare": compare, "ablate": ablate}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.run.composed", description=__doc__.split("\n\n")[1],
+        epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run.",
+    )  # fmt: skip
+    p.add_argument("command", choices=COMMANDS)
+    p.add_argument("--trainer", default="PVLF", choices=NODES, help="method (default PVLF)")
+    p.add_argument("--dataset", required=True, choices=DATASETS, help="training set")
+    p.add_argument("--on", default="", choices=["", "cirr", "fashioniq", "emoji"], help="eval: benchmark to evaluate on")
+    p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
+    p.add_argument("--cfg", default="blip", help="file in configs/trainers/<trainer>: blip, vit_l14, vit_b32, or one with _repro")
+    p.add_argument("--tune", default="none", choices=["none", "text", "both"], help="compare: towers that both methods train")
+    p.add_argument("--what", default="length", choices=["length", "depth", "tuning"], help="ablate: what varies")
+    p.add_argument("--root", default=os.environ.get("DATA", "data"), help="folder of the datasets (default $DATA or ./data)")
+    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
+    p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
+    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
+                   help="repeat finished runs (also FORCE=1)")  # fmt: skip
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    at = argv.index("--") if "--" in argv else len(argv)
+    args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1 :])
+    tag = "_".join(part for part in (args.tag, f"{args.tune}-tuned" if args.command == "compare" else "") if part)
+    plan = Plan(args.dataset, args.cfg, args.root, args.output, tag, opts)
+    try:
+        if len(opts) % 2:
+            raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")
+        if args.command == "eval" and not args.on:
+            raise ValueError("eval needs --on cirr, fashioniq or emoji")
+        rows = COMMANDS[args.command](plan, args)
+    except StepFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if rows:
+        print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

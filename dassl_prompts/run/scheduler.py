@@ -1,0 +1,208 @@
+"""Runs a graph of steps, several at once on one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dassl_prompts.run.plan import Node, block_dependents
+from dassl_prompts.run.progress import Progress, last_line
+from dassl_prompts.run.steps import CONSOLE, RESULTS, check_same_config, remove_run
+
+POLL_SECONDS = 0.1
+#: how long a run may take to end after SIGTERM
+GRACE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one run can be at a time; ``device`` is a CUDA index, "cpu", or "" for what the runs choose."""
+
+    device: str = ""
+
+    def environment(self, slots: int) -> dict[str, str]:
+        """Environment of a run on this slot, one of ``slots``."""
+        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self.device:
+            env["CUDA_VISIBLE_DEVICES"] = "" if self.device == "cpu" else self.device
+        if slots > 1:  # each run would start a thread per core
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
+        return env
+
+
+def make_slots(devices: list[str], jobs: int) -> list[Slot]:
+    """``jobs`` slots on every device; devices take turns."""
+    return [Slot(device) for _ in range(jobs) for device in (devices or [""])]
+
+
+class Scheduler:
+    """Runs every node of a plan once.
+
+    Args:
+        nodes: from :func:`dassl_prompts.run.plan.plan`.
+        slots: where runs can be; one run at a time by default.
+        force: repeat what is finished.
+        stream: the runs print to the screen; only for a single slot. Otherwise their output goes to ``console.txt``.
+        stop: start nothing more after the first failure.
+        retry: how often a failed run is tried again, after everything else.
+
+    Attributes:
+        nodes: with their states after :meth:`run`.
+    """
+
+    def __init__(self, nodes: list[Node], slots: list[Slot] | None = None, *, force: bool = False, stream: bool = False,
+                 stop: bool = False, retry: int = 0):  # fmt: skip
+        self.nodes = nodes
+        self.slots = slots or [Slot()]
+        self.force, self.stop, self.retry = force, stop, retry
+        self.stream = stream and len(self.slots) == 1
+        self.progress = Progress(nodes, len(self.slots), bar=not self.stream)
+        self.running: dict[subprocess.Popen, tuple[Node, Slot, float]] = {}
+        self.stopped = False
+
+    def run(self) -> list[Node]:
+        """Run what is not finished.
+
+        Returns:
+            the nodes that failed and, after them, those that could not run because of these.
+
+        Raises:
+            ValueError: a finished folder holds the result of another configuration; nothing was started.
+        """
+        self.skip_finished()
+        self.progress.begin()
+        try:
+            self.work()
+            while not self.stopped and self.again():
+                self.work()
+        finally:
+            self.terminate()
+            self.progress.end()
+        return [n for n in self.nodes if n.state == "failed"] + [n for n in self.nodes if n.state in ("blocked", "waiting")]
+
+    def skip_finished(self) -> None:
+        """Mark the finished nodes; checks all of them before anything starts."""
+        for node in self.nodes:
+            if not self.force and node.step.results() is not None:
+                check_same_config(node.step)
+                node.state = "skipped"
+
+    def again(self) -> bool:
+        """Put failed nodes with tries left, and what waits for them, back; whether there are any."""
+        failed = [n for n in self.nodes if n.state == "failed" and n.tries <= self.retry]
+        for node in failed:
+            node.state = "waiting"
+        if failed:
+            for node in self.nodes:
+                node.state = "waiting" if node.state == "blocked" else node.state
+        return bool(failed)
+
+    def work(self) -> None:
+        """Run until nothing is left that can."""
+        free = list(self.slots)
+        while True:
+            waiting = [] if self.stopped else [node for node in self.nodes if node.ready]
+            held = self.fill(free, waiting)
+            if not self.running and not any(node.state == "waiting" for node in waiting):
+                if not any(node.ready for node in self.nodes) or self.stopped:
+                    return
+                continue
+            self.progress.refresh([node for node, _, _ in self.running.values()], held)
+            time.sleep(POLL_SECONDS)
+            for process in [p for p in self.running if p.poll() is not None]:
+                free.append(self.finish(process))
+
+    def fill(self, free: list[Slot], waiting: list[Node]) -> int:
+        """Start what can be on the free slots; returns how many steps another process keeps from starting."""
+        held = 0
+        for node in waiting:
+            if not free:
+                break
+            if in_use(node.step.output):
+                held += 1
+            elif not self.force and node.step.results() is not None:  # another process was faster
+                check_same_config(node.step)
+                node.state = "skipped"
+            else:
+                self.start(node, free.pop(0))
+        return held
+
+    def start(self, node: Node, slot: Slot) -> None:
+        folder = node.step.output
+        if self.force and node.tries == 0:
+            remove_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        node.state, node.tries = "running", node.tries + 1
+        self.progress.started(node)
+        env = slot.environment(len(self.slots))
+        command = node.step.command()
+        if self.stream:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env)
+        else:
+            with open(folder / CONSOLE, "ab") as console:
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=env)
+        self.running[process] = node, slot, time.monotonic()
+
+    def finish(self, process: subprocess.Popen) -> Slot:
+        """Note how a run ended; returns its slot."""
+        node, slot, since = self.running.pop(process)
+        node.seconds, node.code = time.monotonic() - since, process.returncode
+        folder = node.step.output
+        if node.code == 0 and node.step.results() is not None:
+            node.state = "finished"
+        elif node.code != 0 and in_use(folder):  # another process took the folder in between: wait for it
+            node.state, node.tries = "waiting", node.tries - 1
+        else:
+            node.state = "failed"
+            node.reason = failure(folder, node.code, logged=not self.stream)
+            self.stopped = self.stop
+            if node.tries > self.retry or self.stopped:
+                block_dependents(self.nodes)
+        self.progress.ended(node)
+        return slot
+
+    def terminate(self) -> None:
+        """End the runs that are left, after an interruption."""
+        for process in self.running:
+            process.terminate()
+        for process in self.running:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.running.clear()
+
+
+def failure(folder: Path, code: int, logged: bool) -> str:
+    """Why a run failed, in one line, with the file that says more."""
+    if code == 0:
+        return f"ended without a finished {folder / RESULTS}"
+    log = folder / (CONSOLE if logged else "log.txt")
+    said = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
+    last = last_line(log) if logged else ""
+    return f"failed with {said}{f' ({last})' if last else ''}; see {log}"
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process holds the lock of a run folder (see engine/run_folder.py)."""
+    from dassl_prompts.engine.run_folder import LOCK
+
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    try:
+        import fcntl
+    except ImportError:  # Windows: the file's existence is the lock
+        return True
+    try:
+        with open(path, "r+b") as handle:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except FileNotFoundError:
+        return False
+    return False
