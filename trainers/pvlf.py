@@ -117,6 +117,13 @@ class ComposedModel(nn.Module):
     forward = query
 
 
+def build_composed_model(backbone: str, node, device="cpu") -> ComposedModel:
+    """Backbone and head of a method's config node, with the towers frozen or not as ``BACKBONE.TUNE`` says."""
+    encoder = load_token_encoder(backbone, device, node.BACKBONE.TEXT_DROPOUT)
+    encoder.tune(node.BACKBONE.TUNE)
+    return ComposedModel(encoder, build_query_encoder(node, encoder)).to(device)
+
+
 @register_trainer
 class PVLF(ComposedTrainer):
     """Fusion head and, by ``BACKBONE.TUNE``, the towers, trained on triplets with in-batch negatives."""
@@ -139,10 +146,8 @@ class PVLF(ComposedTrainer):
     def build_model(self):
         node = self.node
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
-        self.encoder = load_token_encoder(self.cfg.MODEL.BACKBONE.NAME, self.device, node.BACKBONE.TEXT_DROPOUT)
-        towers = self.encoder.tune(node.BACKBONE.TUNE)
-        self.model = ComposedModel(self.encoder, build_query_encoder(node, self.encoder)).to(self.device)
-        self.query = self.model.query
+        self.model = build_composed_model(self.cfg.MODEL.BACKBONE.NAME, node, self.device)
+        self.encoder, self.query = self.model.encoder, self.model.query
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
 
@@ -150,18 +155,19 @@ class PVLF(ComposedTrainer):
         self.autocast_dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None
         self.scaler = torch.amp.GradScaler("cuda") if self.autocast_dtype is torch.float16 else None
 
-        self.optim = build_optimizer(self.model, self.cfg.OPTIM, param_groups=self.param_groups(towers))
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM, param_groups=self.param_groups())
         self.sched = StepCosine(self.optim, self.max_epoch, end_ratio=node.OPTIM.ETA_MIN_RATIO)
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         print(f"{count:,} trained parameters, towers: {node.BACKBONE.TUNE}")
         self.register_model("composed", self.model, self.optim, self.sched)
 
-    def param_groups(self, towers: list[nn.Parameter]) -> list[dict]:
+    def param_groups(self) -> list[dict]:
         """New modules with OPTIM.LR, towers with a constant rate; biases, norms and prompts apart if they are not to decay."""
         node = self.node
+        towers = [("", p) for p in self.encoder.parameters() if p.requires_grad]
         groups = []
         for parameters, rate in ((list(self.model.head.named_parameters()), {"lr": self.cfg.OPTIM.LR}),
-                                 ([("", p) for p in towers], {"lr": node.BACKBONE.LR, "constant": True})):  # fmt: skip
+                                 (towers, {"lr": node.BACKBONE.LR, "constant": True})):  # fmt: skip
             exempt = [] if node.OPTIM.DECAY_ALL else [p for name, p in parameters if p.ndim < 2 or "prompts" in name or "sep" in name]
             ids = {id(p) for p in exempt}
             groups.append({"params": [p for _, p in parameters if id(p) not in ids], **rate})

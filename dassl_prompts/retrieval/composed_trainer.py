@@ -172,11 +172,19 @@ class ComposedTrainer(PromptTrainer):
         triplets = self.dm.dataset.train_x
         if not triplets:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no training triplets")
+        if not self.cfg.TEST.NO_TEST:
+            self.check_eval_images()
         loader = self.cached_loader(triplets) if self.caches_images else self.image_loader(triplets)
         self.train_loader_x = self.dm.train_loader_x = loader
         self.sched.steps = len(loader)
         print(f"{len(triplets):,} triplets, {len(loader)} steps per epoch, image features {'cached' if self.caches_images else 'live'}")
         super().before_train()
+
+    def check_eval_images(self) -> None:
+        """Find out before training, not after it, that the evaluation lacks something."""
+        for dataset in self.eval_datasets().values():
+            for task in dataset.tasks(self.cfg.CIR.SPLIT):
+                task.check_images("Set TEST.NO_TEST True to train without evaluation.")
 
     def cached_loader(self, triplets: Sequence[Triplet]) -> CachedTriplets:
         """Encode every image of the training set once."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dassl_prompts import extend_cfg
+from dassl_prompts.data.images import read_image
 from dassl_prompts.engine import build_trainer, get_cfg_default, merge_opts
 from dassl_prompts.models.tokens import TokenEncoder
 from dassl_prompts.retrieval.composed_trainer import StepCosine
@@ -107,8 +108,7 @@ def test_cached_step_equals_live_step(blip, data, tmp_path):
         built = one_step(blip, data, tmp_path / cache, "CIR.CACHE", cache, "CIR.CACHE_DTYPE", "fp32",
                          "TRAINER.PVLF.BACKBONE.TUNE", "text")  # fmt: skip
         triplets = built.dm.dataset.train_x[:4]
-        images = {k: torch.stack([built.transform(__import__("dassl_prompts.data.images", fromlist=["read_image"]).read_image(
-            getattr(t, k))) for t in triplets]) for k in ("reference", "target")}  # fmt: skip
+        images = {k: torch.stack([built.transform(read_image(getattr(t, k))) for t in triplets]) for k in ("reference", "target")}
         if cache == "True":
             loader, rows = built.train_loader_x, built.train_loader_x.rows[:4]
             images = {"reference": torch.from_numpy(np.array(loader.references[[r for r, _, _ in rows]])),
@@ -214,8 +214,6 @@ def test_evaluation_of_a_checkpoint_on_both_benchmarks(blip, data, tmp_path):
 
 def test_features_equal_a_plain_loop(blip, data, tmp_path):
     """Query features in the order of the queries, whatever the batches; gallery features normalised."""
-    from dassl_prompts.data.images import read_image
-
     built = build_trainer(config("PVLF", blip, data, tmp_path, "CIR.CACHE_DTYPE", "fp32", "CIR.FIQ_CAPTION", "both_avg"))
     built.set_model_mode("eval")
     for name, task in (("CIRR", 0), ("FashionIQ", 1)):

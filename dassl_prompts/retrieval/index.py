@@ -1,0 +1,177 @@
+"""A searchable folder of images: features in a memory map, exact top-k in chunks, FAISS for very large ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dassl_prompts.data.triplets import IMAGE_SUFFIXES
+from dassl_prompts.engine.files import read_json, write_json
+from dassl_prompts.retrieval.feature_cache import cached_features
+from dassl_prompts.retrieval.ranking import topk
+
+CHUNK = 65_536
+MANIFEST, FAISS_FILE = "index.json", "faiss.index"
+#: FAISS returns this many times k candidates, which are then scored exactly
+RERANK = 10
+
+
+def chunked_topk(queries: Tensor, gallery: np.ndarray, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Exact top-k by inner product over a gallery that need not fit into memory.
+
+    Args:
+        queries: [Q, d]. gallery: [N, d] array or memory map of any float type. k: results per query, at most N.
+        chunk: gallery rows in memory at a time (as fp32), so the memory is about chunk * (d + Q) * 4 bytes.
+
+    Returns:
+        scores [Q, k] and row numbers [Q, k]; equal scores by smaller row.
+
+    Raises:
+        ValueError: k or chunk out of range.
+    """
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"{k} results were asked for, the index holds {len(gallery)} images")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; give a positive number of rows")
+    scores, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(gallery), chunk):
+        part = torch.from_numpy(np.array(gallery[start : start + chunk], dtype=np.float32))
+        new_scores, new_rows = topk(queries, part, min(k, len(part)))
+        # earlier rows come first, and a stable sort keeps them first among equal scores
+        scores, order = torch.cat([scores, new_scores], 1).sort(dim=1, descending=True, stable=True)
+        rows = torch.cat([rows, new_rows + start], 1).gather(1, order)[:, :k]
+        scores = scores[:, :k]
+    return scores, rows
+
+
+def list_folder(folder: str | Path) -> list[str]:
+    """Paths of all images below a folder, sorted.
+
+    Raises:
+        FileNotFoundError: no folder, or no image in it.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"there is no folder {folder}")
+    paths = sorted(
+        os.path.join(base, name) for base, _, names in os.walk(folder) for name in names
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    )  # fmt: skip
+    if not paths:
+        raise FileNotFoundError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+@dataclass
+class ImageIndex:
+    """An index folder: manifest, features [N, d] (normalised, fp16) and, where it was asked for, a FAISS index.
+
+    Attributes:
+        folder: of the index. manifest: ``paths``, ``model`` (how the features were made), ``weights``, ``unreadable``.
+    """
+
+    folder: Path
+    manifest: dict
+
+    @classmethod
+    def build(
+        cls, folder: str | Path, paths: Sequence[str], encode: Callable[[Tensor], Tensor], transform: Callable, *, weights: str,
+        width: int, model: dict, faiss: str = "", batch_size: int = 64, workers: int = 0, device="cpu",
+    ) -> ImageIndex:  # fmt: skip
+        """Encode the images (only if they or the weights changed) and write the index.
+
+        Args:
+            paths: images; unreadable ones are left out and listed. encode: images [B, 3, S, S] -> features [B, d].
+            model: what :func:`open` has to know to ask the index. faiss: factory string such as "HNSW32"; "" = exact search.
+
+        Raises:
+            ValueError: no image can be read. ImportError: FAISS is asked for and not installed.
+        """
+        folder = Path(folder)
+        cache = cached_features(
+            folder, "images", paths, lambda x: F.normalize(encode(x).float(), dim=-1), transform, weights=weights, shape=(width,),
+            dtype="fp16", skip_unreadable=True, batch_size=batch_size, workers=workers, device=device,
+        )  # fmt: skip
+        if len(cache.unreadable) == len(paths):
+            raise ValueError(f"none of the {len(paths)} images can be read, such as {paths[0]}")
+        manifest = {"paths": list(map(os.path.abspath, paths)), "unreadable": cache.unreadable, "model": model, "weights": weights,
+                    "features": cache.path.name, "faiss": faiss}  # fmt: skip
+        index = cls(folder, manifest)
+        if faiss:
+            index.build_faiss(faiss)
+        write_json(manifest, folder / MANIFEST)
+        return index
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ImageIndex:
+        """An index that :meth:`build` wrote.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} is not an index ({path} is missing): make one with `search index`")
+        index = cls(Path(folder), read_json(path))
+        if not (index.folder / f"{index.manifest['features']}.npy").is_file():
+            raise FileNotFoundError(f"{folder} lacks its features {index.manifest['features']}.npy: index the images again")
+        return index
+
+    @property
+    def features(self) -> np.ndarray:
+        return np.load(self.folder / f"{self.manifest['features']}.npy", mmap_mode="r")
+
+    def search(self, queries: Tensor, k: int, exclude: Sequence[str] = ()) -> list[list[tuple[str, float]]]:
+        """``(path, score)`` of the best ``k`` images for every query [Q, d], without the paths in ``exclude``."""
+        paths, hidden = self.manifest["paths"], {os.path.abspath(path) for path in exclude}
+        hidden |= {paths[i] for i in self.manifest["unreadable"]}
+        wanted = min(k + sum(path in hidden for path in paths) if hidden else k, len(paths))
+        scores, rows = self.search_faiss(queries, wanted) if self.manifest["faiss"] else chunked_topk(queries, self.features, wanted)
+        found = [[(paths[r], s) for r, s in zip(*pair) if paths[r] not in hidden] for pair in zip(rows.tolist(), scores.tolist())]
+        return [row[:k] for row in found]
+
+    # -- FAISS ----------------------------------------------------------------------------------------------------
+
+    def build_faiss(self, factory: str) -> None:
+        faiss = import_faiss()
+        features = self.features
+        try:
+            index = faiss.index_factory(features.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ValueError(f"FAISS does not know the index {factory!r}, use e.g. HNSW32 or IVF4096,Flat") from error
+        if not index.is_trained:
+            index.train(np.array(features[: 50 * CHUNK], dtype=np.float32))
+        for start in range(0, len(features), CHUNK):
+            index.add(np.array(features[start : start + CHUNK], dtype=np.float32))
+        temporary = self.folder / f"{FAISS_FILE}.tmp"
+        faiss.write_index(index, str(temporary))
+        os.replace(temporary, self.folder / FAISS_FILE)
+
+    def search_faiss(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Approximate candidates, scored exactly."""
+        index = import_faiss().read_index(str(self.folder / FAISS_FILE))
+        candidates = torch.from_numpy(index.search(queries.numpy(), min(k * RERANK, index.ntotal))[1])
+        rows = torch.unique(candidates[candidates >= 0])
+        features = torch.from_numpy(np.array(self.features[rows.numpy()], dtype=np.float32))
+        position = torch.searchsorted(rows, candidates.clamp_min(0)).masked_fill(candidates < 0, -1)
+        scores, found = topk(queries, features, min(k, len(features)), candidates=position)
+        return scores, rows[found.clamp_min(0)]
+
+
+def import_faiss():
+    """The FAISS module.
+
+    Raises:
+        ImportError: it is not installed; says how to.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("FAISS is not installed: pip install 'dassl-prompts[faiss]', or leave --faiss out for exact search") from error
+    return faiss

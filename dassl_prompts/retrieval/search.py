@@ -1,0 +1,156 @@
+"""Search a folder of images with an image and a sentence.
+
+``python -m dassl_prompts.retrieval.search index FOLDER --index INDEX`` encodes a folder once; ``... ask INDEX --image X --text "in red"``
+prints the best images and writes a contact sheet. ``--run`` asks with a trained PVLF or TransAgg, else image and text features are added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+
+import torch
+
+from dassl_prompts.data.target_pad import TargetPadTransform
+from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder, load_token_encoder
+from dassl_prompts.retrieval.index import ImageIndex, list_folder
+from dassl_prompts.retrieval.query import BASELINES, QueryFunction
+from dassl_prompts.retrieval.sheet import Row, contact_sheet
+
+
+def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, float]:
+    """Encoder, query function and padding ratio.
+
+    Args:
+        model: ``{"run": folder}`` of a trained PVLF or TransAgg, or ``{"backbone": name, "query": a baseline}``.
+    """
+    if model.get("run"):
+        return load_run(model["run"], device)
+    encoder = load_token_encoder(model["backbone"], device)
+    return encoder, BASELINES[model["query"]](encoder), 1.25
+
+
+def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float]:
+    """The trained model of a run folder, from its results.json and newest (or best) checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: not a finished run of PVLF or TransAgg.
+    """
+    from dassl_prompts import extend_cfg
+    from dassl_prompts.engine import PromptTrainer, get_cfg_default, load_checkpoint, load_learned_tensors
+    from dassl_prompts.engine.trainer import find_checkpoint
+    from dassl_prompts.run.composed import NODES
+    from dassl_prompts.trainers.pvlf import build_composed_model
+
+    results = PromptTrainer.read_run(run)
+    if results.get("trainer") not in NODES:
+        raise ValueError(f"{run} is not a run of {' or '.join(NODES)} (its results.json says {results.get('trainer')})")
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    node = f"TRAINER.{NODES[results['trainer']]}."
+    wanted = {k: v for k, v in results["config"].items() if k.startswith((node, "MODEL.BACKBONE.NAME", "CIR.TARGETPAD_RATIO"))}
+    cfg.merge_from_list([part for key, value in wanted.items() for part in (key, ast.literal_eval(value))])
+    model = build_composed_model(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[NODES[results["trainer"]]], device)
+    path = find_checkpoint(Path(run) / "composed", None)
+    load_learned_tensors(model, load_checkpoint(path)["state_dict"], source=str(path))
+    return model.eval().encoder, model.query, cfg.CIR.TARGETPAD_RATIO
+
+
+def transform_of(encoder: TokenEncoder, ratio: float) -> TargetPadTransform:
+    return TargetPadTransform(encoder.image_size, MEAN, STD, ratio)
+
+
+@torch.no_grad()
+def index(args) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = {"run": args.run} if args.run else {"backbone": args.backbone, "query": args.query}
+    paths = list_folder(args.folder)
+    encoder, _, ratio = load_model(model, device)
+    built = ImageIndex.build(
+        args.index, paths, torch.no_grad()(encoder.image_features), transform_of(encoder, ratio), weights=encoder.image_fingerprint(),
+        width=encoder.width, model=model, faiss=args.faiss, batch_size=args.batch_size, workers=args.workers, device=device,
+    )  # fmt: skip
+    bad = [paths[i] for i in built.manifest["unreadable"]]
+    print(f"Indexed {len(paths) - len(bad):,} images of {args.folder} in {args.index}")
+    if bad:
+        print(f"Left out {len(bad)} unreadable images: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}")
+
+
+@torch.no_grad()
+def ask(args) -> None:
+    from dassl_prompts.data.images import read_image
+
+    opened = ImageIndex.open(args.index)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = dict(opened.manifest["model"])
+    if not (args.image and args.text):
+        if model.get("run") or "+" in model["query"]:
+            model = only_one_part(model, "image" if args.image else "text")
+    encoder, query, ratio = load_model(model, device)
+    if encoder.image_fingerprint() != opened.manifest["weights"]:
+        raise ValueError(f"{args.index} was made with other weights than {model.get('run') or model['backbone']} has now: index again")
+    if args.image:
+        images = encoder.image_tokens(transform_of(encoder, ratio)(read_image(args.image))[None].to(device)).float()
+    else:
+        images = torch.zeros(1, 1, encoder.width, device=device)
+    features = query([args.text], images).float().cpu()
+    exclude = [args.image] if args.image and not args.keep_query else []
+    found = opened.search(features, args.k, exclude)[0]
+    for rank, (path, score) in enumerate(found, 1):
+        print(f"{rank:3d}  {score:.4f}  {path}")
+    if args.sheet:
+        labels = [f"{i}. {Path(path).name}" for i, (path, _) in enumerate(found, 1)]
+        contact_sheet([Row(args.image, args.text, [path for path, _ in found], labels)], args.sheet)
+        print(f"Contact sheet: {args.sheet}")
+
+
+def only_one_part(model: dict, query: str) -> dict:
+    """The baseline to ask with when only an image or only a sentence is given."""
+    if "backbone" in model:
+        return {"backbone": model["backbone"], "query": query}
+    raise ValueError("a trained model needs both --image and --text")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m dassl_prompts.retrieval.search", description=__doc__.split("\n\n")[0],
+                                epilog="Exit codes: 0 done, 2 wrong input.")  # fmt: skip
+    sub = p.add_subparsers(dest="command", required=True)
+    i = sub.add_parser("index", help="encode a folder of images")
+    i.add_argument("folder", help="images, also in sub-folders")
+    i.add_argument("--index", required=True, help="folder of the index to write")
+    i.add_argument("--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco")
+    i.add_argument("--query", default="image+text", choices=BASELINES, help="how image and sentence are combined without --run")
+    i.add_argument("--run", default="", help="folder of a PVLF or TransAgg run to ask with")
+    i.add_argument("--faiss", default="", metavar="FACTORY", help='approximate search, e.g. "HNSW32" (needs the extra dassl-prompts[faiss])')
+    i.add_argument("--batch-size", type=int, default=64)
+    i.add_argument("--workers", type=int, default=0, help="processes that read images")
+    i.set_defaults(run_command=index)
+    a = sub.add_parser("ask", help="search an index")
+    a.add_argument("index", help="folder of the index")
+    a.add_argument("--image", default="", help="reference image")
+    a.add_argument("--text", default="", help="what should be different")
+    a.add_argument("-k", type=int, default=10, help="number of results (default 10)")
+    a.add_argument("--sheet", default="", help="also write a contact sheet, e.g. found.png")
+    a.add_argument("--keep-query", action="store_true", help="the reference itself may be among the results")
+    a.set_defaults(run_command=ask)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "ask" and not (args.image or args.text):
+            raise ValueError("give --image, --text, or both")
+        if args.command == "ask" and args.k < 1:
+            raise ValueError(f"-k is {args.k}; ask for at least one result")
+        args.run_command(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

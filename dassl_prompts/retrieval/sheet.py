@@ -1,0 +1,69 @@
+"""Contact sheets: a query image and its caption, then the images that were found."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from dassl_prompts.data.images import read_image
+from dassl_prompts.engine.files import atomic_path
+
+TILE, GAP, TEXT_HEIGHT, CAPTION_WIDTH = 128, 8, 30, 190
+RIGHT, WRONG, PLAIN = (0, 140, 60), (150, 150, 150), (60, 60, 60)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One query. ``image`` may be "" (text only); ``right`` is the wanted image's path, which gets a green frame."""
+
+    image: str
+    caption: str
+    found: Sequence[str]
+    labels: Sequence[str]
+    right: str = ""
+
+
+def contact_sheet(rows: Sequence[Row], path: str | Path) -> None:
+    """Write a sheet with one line per query; the format follows the suffix of ``path`` (.png, .jpg).
+
+    Raises:
+        ValueError: there are no rows, or the suffix is no image format.
+    """
+    if not rows:
+        raise ValueError("a contact sheet needs at least one query")
+    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"cannot write a contact sheet as {path}: end its name with .png or .jpg")
+    columns = max(len(row.found) for row in rows)
+    line = TILE + TEXT_HEIGHT + GAP
+    sheet = Image.new("RGB", (CAPTION_WIDTH + (columns + 1) * (TILE + GAP) + 2 * GAP, len(rows) * line + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=13)
+    for number, row in enumerate(rows):
+        top = GAP + number * line
+        if row.image:
+            paste(sheet, row.image, GAP, top, PLAIN)
+        draw.multiline_text((2 * GAP + TILE, top + 4), textwrap.fill(row.caption, 26), fill="black", font=font)
+        for column, (image, label) in enumerate(zip(row.found, row.labels)):
+            left = CAPTION_WIDTH + GAP + (column + 1) * (TILE + GAP)
+            colour = (RIGHT if image == row.right else WRONG) if row.right else PLAIN
+            paste(sheet, image, left, top, colour)
+            draw.text((left, top + TILE + 6), shorten(label), fill=colour, font=font)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])
+
+
+def paste(sheet: Image.Image, path: str, left: int, top: int, colour: tuple[int, int, int]) -> None:
+    """An image, scaled to fit into a framed tile."""
+    image = read_image(path)
+    scale = (TILE - 6) / max(image.size)
+    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    ImageDraw.Draw(sheet).rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=colour, width=3)
+    sheet.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
+
+
+def shorten(text: str, length: int = 19) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

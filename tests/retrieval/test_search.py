@@ -1,0 +1,183 @@
+"""Exact search in chunks, the index folder, the command line, the contact sheet."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dassl_prompts.retrieval import search
+from dassl_prompts.retrieval.index import ImageIndex, chunked_topk, list_folder
+from dassl_prompts.retrieval.sheet import Row, contact_sheet
+from tests.datasets.cir_trees import picture
+from tests.models.test_blip import write_tiny_blip
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    return str(write_tiny_blip(tmp_path_factory.mktemp("blip")))
+
+
+def full_sort(queries, gallery, k):
+    rows = []
+    for scores in (queries.double() @ torch.from_numpy(gallery.astype(np.float64)).T).tolist():
+        rows.append(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k])
+    return rows
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, 1000])
+@pytest.mark.parametrize("k", [1, 5, 100])
+def test_equals_full_sort(chunk, k):
+    gallery = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float16)
+    queries = torch.randn(4, 16)
+    scores, rows = chunked_topk(queries, gallery, k, chunk)
+    assert rows.tolist() == full_sort(queries, gallery, k)
+    expected = torch.stack([queries[i] @ torch.from_numpy(gallery[r].astype(np.float32)).T for i, r in enumerate(rows.numpy())])
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 50])
+def test_ties_go_to_the_smaller_row(chunk):
+    gallery = np.repeat(np.eye(4, dtype=np.float16), 5, axis=0)[np.random.default_rng(1).permutation(20)]
+    queries = torch.eye(4)
+    assert chunked_topk(queries, gallery, 8, chunk)[1].tolist() == full_sort(queries, gallery, 8)
+
+
+@pytest.mark.parametrize(("k", "chunk", "match"), [(0, 5, "0 results"), (11, 5, "holds 10 images"), (3, 0, "chunk is 0")])
+def test_wrong_arguments(k, chunk, match):
+    with pytest.raises(ValueError, match=match):
+        chunked_topk(torch.randn(2, 4), np.zeros((10, 4), np.float16), k, chunk)
+
+
+# -- the index --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(9):
+        picture(tmp_path / "images" / ("sub" if i % 2 else "") / f"{i}.png", i)
+    (tmp_path / "images" / "note.txt").write_text("no image")
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"nothing")
+    return tmp_path / "images"
+
+
+def lines(capsys):
+    return [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line[:3].strip().isdigit()]
+
+
+def test_index_and_ask(folder, blip, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    assert search.main(["index", str(folder), "--index", index, "--backbone", blip]) == 0
+    assert "Indexed 9 images" in (out := capsys.readouterr().out) and "broken.jpg" in out
+    query = str(folder / "0.png")
+    sheet = tmp_path / "found.png"
+    assert search.main(["ask", index, "--image", query, "--text", "a red dog", "-k", "4", "--sheet", str(sheet)]) == 0
+    found = lines(capsys)
+    assert len(found) == 4 and query not in found
+    assert Image.open(sheet).size[0] > 4 * 128
+
+    encoder, ask, ratio = search.load_model({"backbone": blip, "query": "image+text"})
+    transform = search.transform_of(encoder, ratio)
+    paths = [p for p in list_folder(folder) if "broken" not in p and p != query]
+    with torch.no_grad():
+        features = {p: F.normalize(encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] for p in paths}
+        wanted = ask(["a red dog"], encoder.image_tokens(transform(Image.open(query))[None]))[0]
+    assert found == sorted(paths, key=lambda p: -float(features[p] @ wanted))[:4]
+
+
+def test_same_image_with_itself_and_single_parts(folder, blip, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    search.main(["index", str(folder), "--index", index, "--backbone", blip])
+    query = str(folder / "sub" / "3.png")
+    capsys.readouterr()
+    assert search.main(["ask", index, "--image", query, "--keep-query"]) == 0
+    assert lines(capsys)[0] == query
+    assert search.main(["ask", index, "--text", "two", "-k", "99"]) == 0
+    assert len(lines(capsys)) == 9
+
+
+def test_a_second_indexing_encodes_nothing(folder, blip, tmp_path, monkeypatch):
+    from dassl_prompts.models.blip import BlipTokens
+
+    args = ["index", str(folder), "--index", str(tmp_path / "index"), "--backbone", blip]
+    search.main(args)
+    monkeypatch.setattr(BlipTokens, "image_tokens", lambda self, x: pytest.fail("encoded again"))
+    assert search.main(args) == 0
+
+
+def test_trained_run(folder, blip, tmp_path, capsys):
+    from tests.datasets import cir_trees
+    from tests.trainers.test_pvlf import run
+
+    for tree in (cir_trees.cirr, cir_trees.laion_cir):
+        tree(tmp_path / "data")
+    trainer, _ = run("PVLF", blip, tmp_path / "data", tmp_path / "run", "TRAINER.PVLF.BACKBONE.TUNE", "both")
+    index = str(tmp_path / "index")
+    assert search.main(["index", str(folder), "--index", index, "--run", str(tmp_path / "run")]) == 0
+    query = str(folder / "0.png")
+    capsys.readouterr()
+    assert search.main(["ask", index, "--image", query, "--text", "two"]) == 0
+    found = lines(capsys)
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        transform = trainer.transform
+        wanted = trainer.query(["two"], trainer.encoder.image_tokens(transform(Image.open(query))[None]))[0]
+        score = {p: float(F.normalize(trainer.encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] @ wanted) for p in found}
+    assert len(found) == 8 and found == sorted(found, key=lambda p: -score[p])
+    assert search.main(["ask", index, "--text", "two"]) == 2
+
+
+def test_index_of_other_weights(folder, blip, tmp_path, capsys):
+    search.main(["index", str(folder), "--index", str(tmp_path / "index"), "--backbone", blip])
+    opened = ImageIndex.open(tmp_path / "index")
+    opened.manifest["weights"] = "other"
+    from dassl_prompts.engine import write_json
+
+    write_json(opened.manifest, tmp_path / "index" / "index.json")
+    assert search.main(["ask", str(tmp_path / "index"), "--text", "two"]) == 2
+    assert "index again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("args", "match"), [
+    (["index", "nowhere", "--index", "i"], "no folder nowhere"), (["ask", "nowhere", "--text", "x"], "not an index"),
+    (["ask", "nowhere"], "--image, --text, or both"), (["ask", "nowhere", "--text", "x", "-k", "0"], "-k is 0"),
+])  # fmt: skip
+def test_command_line_errors(args, match, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert search.main(args) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no images"):
+        list_folder(tmp_path)
+
+
+def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
+    pytest.importorskip("faiss")
+    search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
+    search.main(["index", str(folder), "--index", str(tmp_path / "b"), "--backbone", blip, "--faiss", "HNSW16"])
+    queries = F.normalize(torch.randn(3, 16), dim=-1)
+    exact, approximate = (ImageIndex.open(tmp_path / name).search(queries, 5) for name in "ab")
+    assert [[p for p, _ in row] for row in exact] == [[p for p, _ in row] for row in approximate]
+
+
+def test_faiss_missing(folder, blip, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip, "--faiss", "HNSW16"]) == 2
+    assert "dassl-prompts[faiss]" in capsys.readouterr().err
+    assert not (tmp_path / "a" / "index.json").exists()
+
+
+def test_contact_sheet(tmp_path, folder):
+    right = str(folder / "2.png")
+    contact_sheet([Row(str(folder / "0.png"), "in red", [right, str(folder / "4.png")], ["1", "2"], right=right),
+                   Row("", "a long caption " * 5, [right], ["x" * 40])], tmp_path / "s.png")  # fmt: skip
+    colours = {c for _, c in Image.open(tmp_path / "s.png").getcolors(10**6)}
+    assert (0, 140, 60) in colours and (150, 150, 150) in colours
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([], tmp_path / "s.png")
+    with pytest.raises(ValueError, match="end its name"):
+        contact_sheet([Row("", "x", [right], ["1"])], tmp_path / "s.txt")
