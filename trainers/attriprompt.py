@@ -35,7 +35,7 @@ def extend_cfg(cfg):
         "CTX_INIT": "",  # words between slots and class name instead of the template's
         "CTX": {"LEARNABLE": False},  # learn these words, too (they start as CTX_INIT, or "a photo of a")
         "PROMPT_DEPTH": 0,  # text layers that get prompts; 0 = all
-        "COMPOSE": "replace",  # what a layer does with the previous layer's slots: replace, accumulate
+        "COMPOSE": "replace",  # each layer's prompts replace the previous layer's, or (accumulate) stand in front of them
         "N_CTX_VISION": 0,  # tokens per layer in the image tower
         "PROMPT_DEPTH_VISION": 0,  # layers of the image tower with tokens; 0 = frozen tower
         "CLUSTER": {
@@ -225,7 +225,7 @@ class AttriPromptModel(PromptedCLIP):
         classes = self.class_prompts if index is None else self.class_prompts.select(index)
         return normalize(self.clip.text(
             classes, prompts.text, prompts.text_deep, share_prefix=t.SHARE_PREFIX, trim=t.TRIM,
-            chunk_tokens=t.CHUNK_TOKENS or None, checkpoint=t.CHECKPOINT and torch.is_grad_enabled(),
+            chunk_tokens=t.CHUNK_TOKENS or None, checkpoint=t.CHECKPOINT, accumulate=self.options.COMPOSE == "accumulate",
         ))  # fmt: skip
 
     def forward(self, images: Tensor | View) -> Tensor:

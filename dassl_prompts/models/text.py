@@ -32,6 +32,8 @@ PLACEHOLDER = 343
 POSITIONS = ("end", "middle", "front")
 #: tokens evaluated at once when no gradient is needed
 CHUNK_TOKENS = 65536
+#: so much padding costs more than evaluating longer texts apart
+PADDING_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class TextTower(nn.Module):
         return_tokens: bool = False,
         chunk_tokens: int | None = None,
         checkpoint: bool = False,
+        accumulate: bool = False,
     ):
         """Text features, not normalised, fp32.
 
@@ -181,7 +184,8 @@ class TextTower(nn.Module):
             prompts: C texts with ``n_ctx`` slots.
             ctx: vectors for the slots: None (the placeholder tokens stay), ``[n, d]`` shared by all texts, ``[C, n, d]``
                 one context per text, ``[B, 1, n, d]`` one per image.
-            deep: tensors of the same kinds; ``deep[i]`` overwrites the slots at the input of block i + 1.
+            deep: tensors of the same kinds; ``deep[i]`` overwrites the slots at the input of block i + 1, or as many of the
+                first ones as it has rows.
             position: where the class name stands: behind the context, in its middle, or in front of it.
             token_weights: ``[C, 77]`` factors on the token embeddings behind the slots, before the positional embedding.
             share_prefix: evaluate what all texts begin with once; where that is not possible (context per text, name not
@@ -190,6 +194,7 @@ class TextTower(nn.Module):
             return_tokens: also return all positions, normed and projected, ``[C, L, E]``.
             chunk_tokens: evaluate at most about this many tokens at once; default one pass when gradients are needed.
             checkpoint: recompute activations of each chunk in the backward pass.
+            accumulate: ``deep[i]`` overwrites nothing but is put in behind SOT: every block adds tokens and keeps the others.
 
         Returns:
             ``[C, E]``, or ``[B, C, E]`` for contexts per image.
@@ -198,12 +203,16 @@ class TextTower(nn.Module):
             ValueError: more deep prompts than blocks, deep prompts with a name that is not at the end.
         """
         self._check(prompts, ctx, deep, position)
+        if accumulate and return_tokens:
+            raise ValueError("accumulate moves the tokens apart, so return_tokens cannot be had with it")
         per_image = any(t.ndim == 4 for t in (ctx, *deep) if t is not None)
         per_text = any(t.ndim == 3 for t in (ctx, *deep) if t is not None)
         split = share_prefix and trim and position == "end" and not per_text and not return_tokens and prompts.n_prefix > 1
         if split:
-            return self._shared(prompts, ctx, deep, token_weights, chunk_tokens, checkpoint)
-        features, tokens = self._plain(prompts, ctx, deep, position, token_weights, trim, return_tokens, per_image)
+            return self._shared(prompts, ctx, deep, token_weights, chunk_tokens, checkpoint, accumulate)
+        features, tokens = self._plain(
+            prompts, ctx, deep, position, token_weights, trim, return_tokens, per_image, accumulate
+        )
         return (features, tokens) if return_tokens else features
 
     def _check(self, prompts: ClassPrompts, ctx: Tensor | None, deep: Sequence[Tensor], position: str) -> None:
@@ -213,8 +222,10 @@ class TextTower(nn.Module):
             raise ValueError(f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers")
         if deep and position != "end":
             raise ValueError(f"deep prompts need the context in front of the class name, not position {position!r}")
-        for vectors in (ctx, *deep):
-            if vectors is not None and vectors.shape[-2:] != (prompts.n_ctx, self.width):
+        for layer, vectors in enumerate((ctx, *deep)):
+            if vectors is None or vectors.shape[-2:] == (prompts.n_ctx, self.width):
+                continue
+            if layer == 0 or vectors.shape[-1] != self.width or not 0 < vectors.shape[-2] < prompts.n_ctx:
                 raise ValueError(
                     f"context of shape {tuple(vectors.shape)} does not fit {prompts.n_ctx} slots of width {self.width}"
                 )
@@ -235,7 +246,7 @@ class TextTower(nn.Module):
 
     # -- one sequence per text ------------------------------------------------------------------------------------
 
-    def _plain(self, prompts, ctx, deep, position, weights, trim, return_tokens, per_image):
+    def _plain(self, prompts, ctx, deep, position, weights, trim, return_tokens, per_image, accumulate):
         """Every text with all its positions: ``([..., C, E], [..., C, L, E] or None)``."""
         n, length = prompts.n_ctx, prompts.length if trim else self.context_length
         tokens = prompts.tokens[:, :length]
@@ -255,8 +266,10 @@ class TextTower(nn.Module):
         x = x.reshape(-1, length, self.width)
         for i, block in enumerate(self.blocks):
             if 1 <= i <= len(deep):
-                vectors = deep[i - 1].expand(*lead_shape, n, self.width).reshape(-1, n, self.width).to(x.dtype)
-                x = torch.cat([x[:, :1], vectors, x[:, 1 + n :]], dim=1)
+                m = deep[i - 1].shape[-2]
+                vectors = deep[i - 1].expand(*lead_shape, m, self.width).reshape(-1, m, self.width).to(x.dtype)
+                x = torch.cat([x[:, :1], vectors, x[:, 1 if accumulate else 1 + m :]], dim=1)
+                eot = eot + m if accumulate else eot
             last = i == self.layers - 1
             x = run_rows(block, x, eot) if last and not return_tokens else run_block(block, x, causal=True)
         if not return_tokens:
@@ -275,11 +288,11 @@ class TextTower(nn.Module):
 
     # -- one prefix for all texts ---------------------------------------------------------------------------------
 
-    def _shared(self, prompts, ctx, deep, weights, chunk_tokens, checkpoint) -> Tensor:
+    def _shared(self, prompts, ctx, deep, weights, chunk_tokens, checkpoint, accumulate) -> Tensor:
         """Prefix once (per image), then every text's own tokens against its keys and values."""
         per_image = any(t.ndim == 4 for t in (ctx, *deep) if t is not None)
         n_prefix = min(prompts.n_prefix, 1 + prompts.n_ctx) if weights is not None else prompts.n_prefix
-        kv = self._prefix(prompts, ctx, deep, n_prefix)
+        kv = self._prefix(prompts, ctx, deep, n_prefix, accumulate)
         groups = kv[0].shape[0]
         parts = self._chunks(prompts, n_prefix, groups, chunk_tokens)
         out = []
@@ -294,7 +307,7 @@ class TextTower(nn.Module):
             features = torch.cat(out, dim=1)[:, torch.cat(parts).argsort()]
         return features if per_image else features[0]
 
-    def _prefix(self, prompts, ctx, deep, n_prefix: int) -> list[Tensor]:
+    def _prefix(self, prompts, ctx, deep, n_prefix: int, accumulate: bool) -> list[Tensor]:
         """Keys and values ``[G, H, P, e]`` of the prefix in every block, interleaved k, v, k, v, ...
 
         G is the number of images for contexts per image, else 1.
@@ -302,7 +315,7 @@ class TextTower(nn.Module):
         n = prompts.n_ctx
         x = self.token_embedding(prompts.tokens[:1, :n_prefix]).float()
         groups = next((t.shape[0] for t in (ctx, *deep) if t is not None and t.ndim == 4), 1)
-        grouped = lambda t: (t[:, 0] if t.ndim == 4 else t[None]).expand(groups, n, self.width)  # noqa: E731
+        grouped = lambda t: (t[:, 0] if t.ndim == 4 else t[None]).expand(groups, -1, -1)  # noqa: E731
         x = x.expand(groups, -1, -1)
         if ctx is not None:
             x = torch.cat([x[:, :1], grouped(ctx).float(), x[:, 1 + n :]], dim=1)
@@ -310,7 +323,8 @@ class TextTower(nn.Module):
         kv = []
         for i, block in enumerate(self.blocks):
             if 1 <= i <= len(deep):
-                x = torch.cat([x[:, :1], grouped(deep[i - 1]).to(x.dtype), x[:, 1 + n :]], dim=1)
+                kept = 1 if accumulate else 1 + deep[i - 1].shape[-2]
+                x = torch.cat([x[:, :1], grouped(deep[i - 1]).to(x.dtype), x[:, kept:]], dim=1)
             if i == self.layers - 1:
                 kv += project(block, x, "kv")
                 break
@@ -341,17 +355,25 @@ class TextTower(nn.Module):
             x = finish(block, own, attend_with_prefix(q, k, v, prefix_k, prefix_v, visible)).squeeze(-2)
         return self._project(x)
 
-    def _chunks(self, prompts, n_prefix: int, groups: int, chunk_tokens: int | None) -> list[Tensor | None]:
-        """Texts to evaluate together, the short ones first; ``[None]`` is all at once."""
-        if chunk_tokens is None:
-            if torch.is_grad_enabled():
-                return [None]
+    def _chunks(self, prompts: ClassPrompts, n_prefix: int, groups: int, chunk_tokens: int | None) -> list[Tensor | None]:
+        """Texts to evaluate together, of similar length and the short ones first; ``[None]`` is all at once."""
+        if chunk_tokens is None and not torch.is_grad_enabled():
             chunk_tokens = CHUNK_TOKENS
-        longest = prompts.length - n_prefix
-        if len(prompts) * longest * groups <= chunk_tokens:
-            return [None]
-        size = max(1, chunk_tokens // (longest * groups))
-        return list(prompts.eot.argsort(stable=True).split(size))
+        order = prompts.eot.argsort(stable=True)
+        sizes = chunk_sizes((prompts.eot[order] + 1 - n_prefix).tolist(), groups, chunk_tokens)
+        return [None] if len(sizes) == 1 else list(order.split(sizes))
+
+
+def chunk_sizes(lengths: Sequence[int], groups: int, limit: int | None) -> list[int]:
+    """Cut ascending lengths into chunks of at most ``limit`` tokens (or one text) and little padding, over ``groups`` images."""
+    sizes, start = [], 0
+    for i in range(1, len(lengths)):
+        padding = (lengths[i] - lengths[i - 1]) * (i - start) * groups
+        tokens = lengths[i] * (i + 1 - start) * groups
+        if padding > PADDING_TOKENS or (limit is not None and tokens > limit):
+            sizes.append(i - start)
+            start = i
+    return [*sizes, len(lengths) - start]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
