@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dassl_prompts
 from dassl_prompts.engine import (
+    UnsafePickleError,
     build_trainer,
     collect_env_info,
     get_cfg_default,
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError, KeyError, FloatingPointError) as error:
+    except (ValueError, OSError, KeyError, FloatingPointError, UnsafePickleError) as error:
         if args.output_dir and Path(args.output_dir, "log.txt").is_file():
             with open(Path(args.output_dir, "log.txt"), "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)

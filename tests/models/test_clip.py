@@ -6,6 +6,7 @@ import lzma
 import pytest
 import torch
 
+from dassl_prompts.engine import UnsafePickleError
 from dassl_prompts.models import load_clip, resolve_precision
 from tests.trainers import plain
 
@@ -131,7 +132,7 @@ def test_pickled_code_is_not_executed(tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"state_dict": Bomb()}, tmp_path / "w.pt")
-    with pytest.raises(ValueError):
+    with pytest.raises(UnsafePickleError, match="w.pt refers to"):
         load_clip(str(tmp_path / "w.pt"))
     assert not (tmp_path / "executed").exists()
 
