@@ -15,7 +15,7 @@ from torch import Tensor
 from dassl_prompts.data.triplets import IMAGE_SUFFIXES
 from dassl_prompts.engine.files import read_json, write_json
 from dassl_prompts.retrieval.feature_cache import cached_features
-from dassl_prompts.retrieval.ranking import topk
+from dassl_prompts.retrieval.ranking import ordered_topk, topk
 
 CHUNK = 65_536
 MANIFEST, FAISS_FILE = "index.json", "faiss.index"
@@ -42,8 +42,8 @@ def chunked_topk(queries: Tensor, gallery: np.ndarray, k: int, chunk: int = CHUN
         raise ValueError(f"chunk is {chunk}; give a positive number of rows")
     scores, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(gallery), chunk):
-        part = torch.from_numpy(np.array(gallery[start : start + chunk], dtype=np.float32))
-        new_scores, new_rows = topk(queries, part, min(k, len(part)))
+        part = torch.from_numpy(np.array(gallery[start : start + chunk])).to(queries.dtype)
+        new_scores, new_rows = ordered_topk(queries @ part.T, min(k, len(part)))
         # earlier rows come first, and a stable sort keeps them first among equal scores
         scores, order = torch.cat([scores, new_scores], 1).sort(dim=1, descending=True, stable=True)
         rows = torch.cat([rows, new_rows + start], 1).gather(1, order)[:, :k]

@@ -83,7 +83,7 @@ def topk(
     exclude, candidates = _index(exclude, queries, gallery, "exclude"), _index(candidates, queries, gallery, "candidates")
     values, indices = [], []
     for _, scores in score_blocks(queries, gallery, exclude=exclude, candidates=candidates, chunk=chunk):
-        block_values, block_indices = _ordered_topk(scores, k)
+        block_values, block_indices = ordered_topk(scores, k)
         values.append(block_values)
         indices.append(block_indices.masked_fill(block_values == -torch.inf, -1))
     if not values:
@@ -226,7 +226,8 @@ def _ties_before(scores: Tensor, best: Tensor, position: Tensor, equal: Tensor) 
     return counts
 
 
-def _ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and columns ``[rows, k]`` of the largest scores, equal ones by smaller column."""
     values, indices = scores.topk(k, dim=1)
     # torch.topk orders equal scores arbitrarily, and may leave out the smaller index at the end of the list
     cut = ((scores >= values[:, -1:]).sum(1) > k).nonzero().flatten()

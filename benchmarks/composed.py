@@ -1,0 +1,168 @@
+"""Composed retrieval: search of a large index, training step with and without cached image features, evaluation.
+
+    python benchmarks/composed.py search|step|evaluate|fusion ... [--write]      --write renews docs/benchmarks/composed.md
+
+L/14-shaped random weights stand for the real ones: the times do not depend on their values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
+
+DOC = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "composed.md"
+L14 = {
+    "embed_dim": 768,
+    "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 12},
+}
+CAPTION = "the same dress in dark red with longer sleeves"
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def timed(work, repeat: int = 1) -> float:
+    """Fastest of ``repeat`` wall-clock times in seconds."""
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def search() -> list[dict]:
+    """Exact top-50 for 100 queries over a memory-mapped fp16 index of random unit vectors."""
+    from dassl_prompts.retrieval.index import CHUNK, chunked_topk
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for n, width in ((100_000, 512), (1_000_000, 512)):
+            array = np.lib.format.open_memmap(f"{folder}/{n}.npy", mode="w+", dtype=np.float16, shape=(n, width))
+            for start in range(0, n, CHUNK):
+                block = torch.randn(min(CHUNK, n - start), width)
+                array[start : start + CHUNK] = F.normalize(block, dim=-1).numpy().astype(np.float16)
+            array.flush()
+            del array
+            gallery, queries = np.load(f"{folder}/{n}.npy", mmap_mode="r"), F.normalize(torch.randn(100, width), dim=-1)
+            before = peak_mb()
+            seconds = timed(lambda: chunked_topk(queries, gallery, 50))
+            rows.append({"index": f"{n:,} x {width}", "100 queries, top 50 (s)": round(seconds, 2),
+                         "growth of peak memory (MB)": round(peak_mb() - before), "index on disk (MB)": round(n * width * 2 / 1e6)})  # fmt: skip
+            del gallery
+    return rows
+
+
+def step(batch: int = 8) -> list[dict]:
+    """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the tower."""
+    from dassl_prompts.models import build_clip
+    from dassl_prompts.models.clip_tokens import ClipTokens
+    from dassl_prompts.models.fusion import AdaptiveAggregation, ComposedQueryEncoder, FusionTransformer, focal_info_nce
+
+    encoder = ClipTokens(build_clip(L14, seed=0))
+    head = ComposedQueryEncoder(FusionTransformer(encoder.width), AdaptiveAggregation(encoder.width))
+    images, captions = torch.randn(2, batch, 3, 224, 224), [CAPTION] * batch
+    with torch.no_grad():
+        kept = encoder.image_tokens(images[0]).half(), encoder.image_features(images[1])
+    rows = []
+    for tune in ("none", "text"):
+        trained = [*head.parameters(), *encoder.tune(tune)]
+        optim = torch.optim.AdamW(trained, lr=1e-6)
+
+        def one(cached: bool) -> None:
+            with torch.no_grad():
+                reference, target = (kept[0].float(), kept[1]) if cached else (encoder.image_tokens(images[0]), encoder.image_features(images[1]))
+            with torch.set_grad_enabled(tune != "none"):
+                text = encoder.text_tokens(captions)
+            query = head(text.tokens, text.row, text.pad, reference)
+            optim.zero_grad()
+            focal_info_nce(query, F.normalize(target, dim=-1)).backward()
+            optim.step()
+
+        one(True)
+        live, cached = timed(lambda: one(False), 2), timed(lambda: one(True), 3)
+        rows.append({"tuned towers": tune, "batch": batch, "live image tower (s)": round(live, 2), "cached (s)": round(cached, 2),
+                     "times faster": round(live / cached, 1)})  # fmt: skip
+    return rows
+
+
+def evaluate() -> list[dict]:
+    """All metrics for features of CIRR val's size."""
+    from dassl_prompts.data.triplets import Query, RetrievalTask
+    from dassl_prompts.retrieval.composed import evaluate as metrics
+
+    names = [f"dev-{i}" for i in range(2297)]
+    queries = [Query(str(i), names[i % 2165], ("x",), names[(i % 2165) + 1], tuple(names[(i % 2165) + 1 : (i % 2165) + 6])) for i in range(4181)]
+    task = RetrievalTask("CIRR val", "cirr", {name: name for name in names}, queries, True)
+    features = [F.normalize(torch.randn(n, 768), dim=-1) for n in (4181, 2297)]
+    return [{"queries": 4181, "gallery": 2297, "width": 768, "all CIRR metrics (s)": round(timed(lambda: metrics(task, *features), 3), 2)}]
+
+
+def fusion(batch: int = 16) -> list[dict]:
+    """The fusion module at L/14 shape against torch's encoder on all rows and 77 text tokens, as TransAgg's code runs it."""
+    from dassl_prompts.models.fusion import FusionTransformer
+
+    ours = FusionTransformer(768, prompt_mode="none", separator=True, dropout=0.0)
+    layer = torch.nn.TransformerEncoderLayer(768, 8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    official = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    text, image = torch.randn(batch, 77, 768), torch.randn(batch, 257, 768)
+    row = torch.full((batch,), 11)
+    pad = (torch.arange(77) > 11).expand(batch, -1)
+    mask = torch.cat([pad, torch.zeros(batch, 258, dtype=torch.bool)], 1).float()
+
+    def plain() -> None:
+        x = torch.cat([text, ours.sep_token.expand(batch, -1, -1), image], 1)
+        x = official(x, src_key_padding_mask=mask)
+        (x[:, 11].sum() + x[:, 78].sum()).backward()
+
+    def fused(columns: int):
+        return lambda: sum(x.sum() for x in ours(text[:, :columns], row, pad[:, :columns], image)).backward()
+
+    baseline = timed(plain, 3)
+    rows = [{"forward and backward": "torch encoder, all rows, 77 text tokens", "seconds": round(baseline, 2), "times faster": 1.0}]
+    for title, columns in (("ours, last layer computes two rows", 77), ("ours, also hidden padding left out (12 tokens)", 12)):
+        seconds = timed(fused(columns), 3)
+        rows.append({"forward and backward": title, "seconds": round(seconds, 2), "times faster": round(baseline / seconds, 1)})
+    return rows
+
+
+PARTS = {"search": search, "step": step, "evaluate": evaluate, "fusion": fusion}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"any of {', '.join(PARTS)} (default all)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--write", action="store_true", help=f"write the tables to {DOC}")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    sections = [
+        "# Composed retrieval\n\nWritten by `python benchmarks/composed.py --write`. Random weights and features.\n\n"
+        f"{args.threads} threads, {platform.machine()}, torch {torch.__version__}.\n"
+    ]
+    for name in args.parts:
+        table = tabulate(PARTS[name](), headers="keys", tablefmt="github")
+        load = f"(load of the machine at its end {os.getloadavg()[0]:.1f})"
+        sections.append(f"## {name}\n\n{PARTS[name].__doc__.strip()} {load}\n\n{table}\n")
+        print(sections[-1], flush=True)
+    if args.write:
+        DOC.parent.mkdir(parents=True, exist_ok=True)
+        DOC.write_text("\n".join(sections), encoding="utf-8")
+        print(f"wrote {DOC}")
+
+
+if __name__ == "__main__":
+    main()
