@@ -164,13 +164,12 @@ class Case:
 
 
 class Clock:
-    """Seconds of a call: the least of several."""
+    """Seconds of a call: the least of several, after the comparison has warmed it up."""
 
     def __init__(self, device: torch.device, repeats: int):
         self.device, self.repeats = device, repeats
 
     def __call__(self, fn: Callable[[], object]) -> float:
-        fn()  # warm-up: lazy constants, kernels
         best = float("inf")
         for _ in range(self.repeats):
             self.wait()
@@ -303,7 +302,7 @@ def main() -> None:
     text = (
         "# Prompt-learning methods: training step and evaluation\n\n"
         f"Written by `python benchmarks/methods.py {options} --write`. Random ViT-B/16 (teacher ViT-L/14) weights,\n"
-        f"{args.classes} classes, 224 px, least of {args.repeats} repeats after one warm-up. *Official*: 77 positions per class, class\n"
+        f"{args.classes} classes, 224 px, least of {args.repeats} timed calls after one warm-up. *Official*: 77 positions per class, class\n"
         "features again for every batch, CoCoOp image by image, PromptKD's teacher text for every batch. *Difference*: of the\n"
         "gradients (relative L2), in evaluation of the logits (largest absolute one, at scale 1 / 0.07 of random weights).\n\n"
         f"{where}, {args.prec}, torch {torch.__version__}, load of the machine at the end {os.getloadavg()[0]:.1f}.\n\n"

@@ -128,3 +128,19 @@ def images():
 @pytest.fixture
 def labels():
     return torch.tensor([0, 3, 6, 3, 1])
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory):
+    """A random ResNet CLIP: the package's, and the open_clip model with the same weights."""
+    from open_clip.model import CLIP as OpenCLIP
+
+    from dassl_prompts.models import load_clip
+
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": plain.LAYERS}
+    torch.manual_seed(7)
+    model = OpenCLIP(64, vision, text, quick_gelu=True).eval().requires_grad_(False)
+    path = tmp_path_factory.mktemp("clip") / "resnet.pt"
+    torch.save(model.state_dict(), path)
+    return load_clip(str(path)), model

@@ -36,6 +36,15 @@ def test_logits_and_gradients_equal_the_loop(clip, state, images, labels, words,
         assert w.norm() > 0
 
 
+def test_logits_equal_the_loop_on_a_resnet(resnet):
+    clip, official = resnet
+    images = torch.randn(3, 3, 64, 64)
+    model = CoCoOpModel(clip, plain.CLASSES, 4, "a photo of a")
+    features = F.normalize(official.visual(images), dim=-1)
+    wanted = loop_logits(model, official.state_dict(), images, clip, features)
+    torch.testing.assert_close(model(images), wanted, rtol=1e-5, atol=1e-3)
+
+
 @torch.no_grad()
 def test_evaluation_of_a_batch_equals_single_images(clip, images):
     model = CoCoOpModel(clip, plain.CLASSES, 4, "a photo of a").eval()

@@ -73,6 +73,25 @@ def test_deep_language_prompting_leaves_the_image_tower(clip, state, images, lab
     check_against_plain(model, state, images, labels, lambda: ivlp_logits(model, state, images, clip, vision=False))
 
 
+def test_deep_language_prompting_works_on_a_resnet(resnet, labels):
+    clip, model = resnet
+    images = torch.randn(5, 3, 64, 64)
+    net = randomise(IVLPModel(clip, plain.CLASSES, 2, 2, 3, 0))
+    tokens = clip.tokenize([f"X X of a {n.replace('_', ' ')}." for n in plain.CLASSES])
+    prompts = net.emit()
+
+    def reference():
+        text = plain.text_features(model.state_dict(), tokens, prompts.text, prompts.text_deep)
+        return plain.logits(model.state_dict(), F.normalize(model.visual(images), dim=-1), text)
+
+    check_against_plain(net, model.state_dict(), images, labels, reference)
+
+
+def test_visual_prompts_need_a_vision_transformer(resnet):
+    with pytest.raises(ValueError, match="vision transformer"):
+        IVLPModel(resnet[0], plain.CLASSES, 2, 2, 3, 1)
+
+
 def test_more_tokens_than_words_start_at_random(clip):
     ctx, words = language_prompt(clip.text, 6, "a photo of a")
     assert ctx.shape == (6, clip.text.width) and words == "" and 0.01 < ctx.std() < 0.03
