@@ -24,6 +24,7 @@ def extend_cfg(cfg) -> None:
     add_defaults(cfg, "CIR", {
         "EVAL": [],  # datasets to evaluate on, e.g. ["CIRR", "FashionIQ"]; empty = DATASET.NAME itself
         "SPLIT": "val",  # split to evaluate; "test" of CIRR has no targets and gives submission files
+        "SHEET": 8,  # queries on the contact sheet that an evaluation writes; 0 = no sheet
         "IMAGE_ROOTS": [],  # further folders in which to look for image folders, e.g. that of NLVR2
         "MAX_MISSING": 0,  # training triplets that may be left out because an image is missing; evaluation never leaves one out
         "TARGETPAD_RATIO": 1.25,  # pad images to at most this ratio of sides before the centre crop; 0 = no padding

@@ -20,9 +20,10 @@ from dassl_prompts.engine import DATASET_REGISTRY, PromptTrainer, build_dataset,
 from dassl_prompts.engine.loading import count_corrupt
 from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder
 from dassl_prompts.retrieval import cirr_submission
-from dassl_prompts.retrieval.composed import evaluate, summarise
+from dassl_prompts.retrieval.composed import best, evaluate, summarise
 from dassl_prompts.retrieval.feature_cache import FeatureCache, ImageList, cached_features, image_batches
 from dassl_prompts.retrieval.query import QueryFunction, mean_over_wordings
+from dassl_prompts.retrieval.sheet import Row, contact_sheet
 
 
 class StepCosine(LRScheduler):
@@ -254,7 +255,23 @@ class ComposedTrainer(PromptTrainer):
             return math.nan
         results = summarise(tasks, [evaluate(task, *pair) for task, pair in zip(tasks, features)])
         print("=> " + ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
+        if self.cfg.CIR.SHEET and (label or not self._training):
+            for task, pair in zip(tasks, features):
+                self.write_sheet(task, *pair, label)
         return self.record(entry, results)
+
+    def write_sheet(self, task: RetrievalTask, queries: Tensor, gallery: Tensor, label: str) -> None:
+        """A contact sheet of ``CIR.SHEET`` queries, evenly spread over the task, with their first five images."""
+        chosen = [i * len(task.queries) // self.cfg.CIR.SHEET for i in range(min(self.cfg.CIR.SHEET, len(task.queries)))]
+        found = best(task, queries, gallery, 5)
+        rows = [
+            Row(task.gallery[query.reference], query.texts[0], [task.gallery[name] for name in found[i]],
+                [f"{rank}. {name}" for rank, name in enumerate(found[i], 1)], right=task.gallery[query.target])
+            for i in chosen for query in [task.queries[i]]
+        ]  # fmt: skip
+        path = Path(self.output_dir) / f"sheet-{label.replace(' ', '-').replace(',', '')}{'-' if label else ''}{file_name(task)}.png"
+        contact_sheet(rows, path)
+        print(f"Contact sheet: {path}")
 
     def write_submission(self, task: RetrievalTask, queries: Tensor, gallery: Tensor) -> None:
         if task.protocol != "cirr":

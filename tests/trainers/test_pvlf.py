@@ -73,6 +73,7 @@ def test_training_and_results(blip, data, tmp_path, trainer, tune):
     values = results["last CIRR val"]
     assert set(values) == {"mean", "R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3", "average"}
     assert values["Rs@3"] > 0 and results["finished"]
+    assert (tmp_path / "sheet-last-CIRR-val.png").stat().st_size > 1000
     saved = torch.load(tmp_path / "composed" / "model.pth.tar-2", weights_only=True)["state_dict"]
     parts = {name.split(".")[0] + "." + name.split(".")[1] for name in saved}
     towers = {"none": set(), "text": {"encoder.text_encoder", "encoder.text_proj"}}
