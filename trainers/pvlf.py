@@ -148,6 +148,7 @@ class PVLF(ComposedTrainer):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
         self.model = build_composed_model(self.cfg.MODEL.BACKBONE.NAME, node, self.device)
         self.encoder, self.query = self.model.encoder, self.model.query
+        self.check_size()
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
 

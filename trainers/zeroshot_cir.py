@@ -26,6 +26,7 @@ class ZeroshotCIR(ComposedTrainer):
     def build_model(self):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
         self.encoder = load_token_encoder(self.cfg.MODEL.BACKBONE.NAME, self.device)
+        self.check_size()
         self.register_model("composed", self.encoder, None, None)
 
     def before_train(self):

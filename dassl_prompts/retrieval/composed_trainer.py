@@ -123,6 +123,15 @@ class ComposedTrainer(PromptTrainer):
             num_classes=0, num_source_domains=0, lab2cname={},
         ))  # fmt: skip
 
+    def check_size(self) -> None:
+        """Raise ValueError unless INPUT.SIZE is what the backbone takes."""
+        size, wanted = tuple(self.cfg.INPUT.SIZE), self.encoder.image_size
+        if size != (wanted, wanted):
+            raise ValueError(
+                f"INPUT.SIZE is {size} but the backbone {self.cfg.MODEL.BACKBONE.NAME} takes {wanted} px: "
+                f'give INPUT.SIZE "({wanted}, {wanted})" or a configuration file made for this backbone'
+            )
+
     def eval_datasets(self) -> dict:
         """Name -> dataset of everything to evaluate on."""
         names = list(self.cfg.CIR.EVAL) or [self.cfg.DATASET.NAME]

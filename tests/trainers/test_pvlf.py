@@ -43,7 +43,7 @@ def config(trainer, blip, data, output, *opts, evaluate='["CIRR"]', dataset="Lai
         "TRAINER.NAME", trainer, "DATASET.NAME", dataset, "CIR.EVAL", evaluate, "DATASET.ROOT", str(data), "OUTPUT_DIR", str(output),
         "MODEL.BACKBONE.NAME", str(blip), "OPTIM.NAME", "adamw", "OPTIM.LR", "1e-3", "OPTIM.WEIGHT_DECAY", "0.05",
         "OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "DATALOADER.TEST.BATCH_SIZE", "5",
-        "DATALOADER.NUM_WORKERS", "0", "SEED", "1", *small, *opts,
+        "DATALOADER.NUM_WORKERS", "0", "SEED", "1", "INPUT.SIZE", "(32, 32)", *small, *opts,
     ])  # fmt: skip
     torch.manual_seed(1)
     return cfg
@@ -372,7 +372,7 @@ def test_missing_image_in_evaluation(blip, tmp_path):
     (("TRAINER.PVLF.LOSS.NAME", "hinge"), "TRAINER.PVLF.LOSS.NAME"), (("TRAINER.PVLF.BACKBONE.TUNE", "image"), "BACKBONE.TUNE"),
     (("TRAINER.PVLF.PREC", "fp8"), "TRAINER.PVLF.PREC"), (("CIR.CACHE_DTYPE", "int8"), "CIR.CACHE_DTYPE"),
     (("TRAINER.PVLF.PROMPT.DEPTH", "3"), "PROMPT.DEPTH"), (("TRAINER.PVLF.LOSS.TAU", "0.0"), "LOSS.TAU"),
-    (("TRAINER.PVLF.AGG.WEIGHT_BIAS_INIT", "[1.0]"), "WEIGHT_BIAS_INIT"),
+    (("TRAINER.PVLF.AGG.WEIGHT_BIAS_INIT", "[1.0]"), "WEIGHT_BIAS_INIT"), (("INPUT.SIZE", "(224, 224)"), "INPUT.SIZE .* 32 px"),
 ])  # fmt: skip
 def test_wrong_keys(blip, data, tmp_path, opts, match):
     with pytest.raises(ValueError, match=match):
