@@ -1,0 +1,1 @@
+"""From an output tree to tables and plots."""

@@ -1,0 +1,124 @@
+"""``python -m dassl_prompts.report OUTPUT``: tables, published numbers, missing runs and plots of an output tree."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dassl_prompts.report.groups import Method, group
+from dassl_prompts.report.notes import sections
+from dassl_prompts.report.runs import Run, find_runs
+from dassl_prompts.report.tables import FORMATS, TABLES, Table
+
+EPILOG = """\
+Every run below OUTPUT that has a results.json is read. Values are the mean over seeds and the sample standard deviation;
+HM is the harmonic mean of the two means. Runs are averaged only when nothing but the seed differs; others get rows of their
+own, marked [2], [3], and a line that says in what they differ. Published numbers stand next to runs of the same method,
+backbone and shots; their sources are named below the table.
+
+examples:
+  python -m dassl_prompts.report output
+  python -m dassl_prompts.report output --format latex --trainer CoOp DPC_CoOp > table.tex
+  python -m dassl_prompts.report output --plots output/plots --seeds 1 2 3
+
+exit codes: 0 tables printed, 1 no finished run found, 2 wrong input
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.report",
+        description="Tables and plots of all runs in an output folder, with published numbers and missing runs.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("output", metavar="OUTPUT", help="folder with runs, at any depth")
+    p.add_argument("--format", choices=FORMATS, default="console", help="how the tables are written (default console)")
+    p.add_argument("--write", type=Path, metavar="FILE", help="write the tables to a file instead of the screen")
+    p.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots into this folder (PNG)")
+    p.add_argument("--trainer", nargs="+", metavar="NAME", help="only these methods")
+    p.add_argument("--dataset", nargs="+", metavar="NAME", help="only these datasets, by the names in the tables")
+    p.add_argument("--shots", type=int, nargs="+", metavar="N", help="only these numbers of shots")
+    p.add_argument("--seeds", type=int, nargs="+", metavar="N",
+                   help="seeds that every method should have (default: all that occur); others are listed as missing")  # fmt: skip
+    p.add_argument("--join", nargs="+", default=[], metavar="RECIPE",
+                   help="recipes that count as one, e.g. vit_b16_ep20 and the one made for a dataset, vit_b16_ep10_bs2top2")  # fmt: skip
+    return p
+
+
+def chosen(runs: list[Run], args: argparse.Namespace) -> list[Run]:
+    """The runs that the filters let through.
+
+    Raises:
+        ValueError: a filter names something that no run has.
+    """
+    for name, wanted in (("trainer", args.trainer), ("dataset", args.dataset), ("shots", args.shots)):
+        if wanted:
+            have = sorted({getattr(run, name) for run in runs})
+            unknown = [value for value in wanted if value not in have]
+            if unknown:
+                raise ValueError(f"no run has --{name} {unknown[0]}; there are {', '.join(map(str, have))}")
+            runs = [run for run in runs if getattr(run, name) in wanted]
+    return runs
+
+
+def tables(methods: list[Method]) -> list[Table]:
+    """A table per protocol that occurs."""
+    found = [build([m for m in methods if m.protocol == name]) for name, build in TABLES.items()]
+    return [table for table in found if table.rows]
+
+
+def notes_text(notes: dict[str, list[str]], form: str) -> str:
+    if form == "markdown":
+        return "\n".join(f"### {heading}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n" for heading, lines in notes.items())
+    mark = "% " if form == "latex" else ""
+    return "\n".join(f"{mark}{heading}:\n" + "\n".join(f"{mark}  {line}" for line in lines) for heading, lines in notes.items())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def run(args: argparse.Namespace) -> int:
+    runs, unfinished = find_runs(args.output)
+    if not runs:
+        print(f"error: no finished run below {args.output}", file=sys.stderr)
+        for one in unfinished:
+            print(f"  {one.folder}: {one.why}", file=sys.stderr)
+        return 1
+    runs = chosen(runs, args)
+    methods = group(runs, args.join)
+    notes = notes_text(sections(methods, runs, unfinished, args.seeds), args.format)
+    text = "\n".join(table.text(args.format) for table in tables(methods))
+    if args.format != "csv":  # a spreadsheet takes no prose
+        text = f"{text}\n{notes}".rstrip() + "\n"
+    elif notes:
+        print(notes, file=sys.stderr)
+    if args.write:
+        write_text(args.write, text)
+        print(f"wrote {args.write}")
+    else:
+        print(text, end="")
+    if args.plots:
+        from dassl_prompts.report.plots import draw_all
+
+        for path in draw_all(methods, args.plots):
+            print(f"plot: {path}", file=sys.stderr if args.format == "csv" else sys.stdout)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return run(args)
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

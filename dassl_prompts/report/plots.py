@@ -1,0 +1,312 @@
+"""Plots of a report, each a PNG. Which ones appear depends on the runs there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from dassl_prompts.report.curves import per_epoch, read_curves
+from dassl_prompts.report.groups import Method, Value, accuracy, base_new
+from dassl_prompts.report.published import counterpart
+from dassl_prompts.report.tables import AVERAGE, average_paper, entry_values, ordered
+
+#: colours that colour-blind readers tell apart (Okabe and Ito), then again with other markers
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = "osD^vP*X"
+DPI = 130
+
+
+def pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def style(number: int) -> dict[str, str]:
+    """Colour and marker of the method with this number."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]}
+
+
+def names(methods: list[Method]) -> list[str]:
+    """Short labels: the recipe only where a method has several, what else varies too."""
+    out = []
+    for method in methods:
+        same = [m for m in methods if m.trainer == method.trainer]
+        extra = [method.cfg] if len({m.cfg for m in same}) > 1 else []
+        extra += [f"{method.shots} shots"] if len({m.shots for m in methods}) > 1 else []
+        extra += [f"settings {method.variant}"] if len({m.variant for m in same}) > 1 else []
+        out.append(method.trainer + (f" ({', '.join(extra)})" if extra else ""))
+    return out
+
+
+def draw_all(methods: list[Method], folder: Path) -> Iterator[Path]:
+    """Draw everything there is data for; yields the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for protocol, draws in PLOTS.items():
+        chosen = [m for m in methods if m.protocol == protocol]
+        for draw in draws if chosen else ():
+            for name, figure in draw(chosen):
+                path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.png"
+                figure.savefig(path, dpi=DPI)
+                pyplot().close(figure)
+                yield path
+
+
+# -- base-to-new ------------------------------------------------------------------------------------------------------
+
+
+def base_new_scatter(methods: list[Method]):
+    """Base against new accuracy with lines of equal HM; hollow markers are published numbers."""
+    datasets = ordered(methods)
+    points = [(m, n, point) for m, n in zip(methods, names(methods)) if (point := mean_point(m, datasets))]
+    if not points:
+        return
+    figure, axis = pyplot().subplots(figsize=(6.6, 4.8), layout="constrained")
+    compared = False
+    for number, (method, name, (base, new, done)) in enumerate(points):
+        look = style(number)
+        part = "" if len(done) == len(datasets) else f", {len(done)} of {len(datasets)} datasets"
+        axis.errorbar(base.mean, new.mean, xerr=spread(base), yerr=spread(new), label=name + part, markersize=8, capsize=3,
+                      linestyle="", zorder=3, **look)  # fmt: skip
+        paper = average_paper(method, done) if len(done) > 1 else counterpart(method)
+        theirs = paper.on(AVERAGE if len(done) > 1 else done[0]) if paper else {}
+        if theirs:
+            compared = True
+            x, y = theirs["Base"], theirs["New"]
+            axis.plot([base.mean, x], [new.mean, y], color=look["color"], linewidth=0.8, linestyle=":", zorder=2)
+            axis.plot(x, y, markerfacecolor="white", markersize=8, linestyle="", zorder=3, **look)
+    hm_contours(axis)
+    axis.set_xlabel("accuracy on base classes (%)")
+    axis.set_ylabel("accuracy on new classes (%)")
+    axis.set_title(datasets[0] if len(datasets) == 1 else f"mean over {len(datasets)} datasets")
+    title = "hollow: published" if compared else None
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title=title, title_fontsize=8)
+    yield "base_new", figure
+
+
+def mean_point(method: Method, datasets: list[str]) -> tuple[Value, Value, list[str]] | None:
+    """Base and new accuracy on one dataset, or their means over all; and the datasets there are."""
+    found = {d: s for d in datasets if (s := base_new(method, d))}
+    if len(found) == 1:
+        (scores,) = found.values()
+        return scores.base, scores.new, list(found)
+    if not found:
+        return None
+    mean = [Value(sum(getattr(s, side).mean for s in found.values()) / len(found)) for side in ("base", "new")]
+    return mean[0], mean[1], list(found)
+
+
+def spread(value: Value) -> float | None:
+    return value.std if value.std == value.std else None
+
+
+def hm_contours(axis) -> None:
+    """Lines of equal harmonic mean behind the points."""
+    import numpy as np
+
+    axis.margins(0.15)
+    axis.autoscale_view()
+    (x0, x1), (y0, y1) = ((max(0.5, low - 0.5), min(100.0, high + 0.5)) for low, high in (axis.get_xlim(), axis.get_ylim()))
+    axis.set(xlim=(x0, x1), ylim=(y0, y1))
+    x, y = np.meshgrid(np.linspace(x0, x1, 200), np.linspace(y0, y1, 200))
+    hm = 2 * x * y / (x + y)
+    lines = axis.contour(x, y, hm, levels=8, colors="0.75", linewidths=0.8, zorder=1)
+    axis.clabel(lines, fmt="HM %.4g", fontsize=7, colors="0.5")
+
+
+# -- accuracy per dataset ---------------------------------------------------------------------------------------------
+
+
+def base_new_per_dataset(methods: list[Method]):
+    """A dot per method and dataset, base and new side by side."""
+    scores = {(i, d): s for i, m in enumerate(methods) for d in ordered(methods) if (s := base_new(m, d))}
+    panels = {
+        "base classes": {key: s.base for key, s in scores.items()},
+        "new classes": {key: s.new for key, s in scores.items()},
+        "harmonic mean": {key: Value(s.hm) for key, s in scores.items()},
+    }
+    if scores:
+        yield "base_new_per_dataset", dots(methods, panels)
+
+
+def accuracy_per_dataset(methods: list[Method], name: str = "accuracy_per_dataset"):
+    """A dot per method and dataset."""
+    values = {(i, d): v for i, m in enumerate(methods) for d in ordered(methods) if (v := accuracy(m, d))}
+    if values:
+        yield name, dots(methods, {"accuracy": values})
+
+
+def transfer_per_dataset(methods: list[Method]):
+    yield from accuracy_per_dataset([m for m in methods if any(r.is_target for r in m.runs.values())], "transfer_per_dataset")
+
+
+def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]]):
+    """Datasets from top to bottom, a dot per method with its standard deviation, a panel per measure."""
+    plt = pyplot()
+    datasets = [d for d in ordered(methods) if any((i, d) in values for values in panels.values() for i in range(len(methods)))]
+    height = 1.4 + len(datasets) * max(0.32, 0.11 * len(methods))
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 3.1 * len(panels), max(height, 2.6)), layout="constrained",
+                                sharey=True, squeeze=False)  # fmt: skip
+    for axis, (title, values) in zip(axes[0], panels.items()):
+        for i, name in enumerate(names(methods)):
+            rows = [(value, at - 0.3 + 0.6 * (i + 0.5) / len(methods)) for at, d in enumerate(datasets) if (value := values.get((i, d)))]
+            axis.errorbar([v.mean for v, _ in rows], [y for _, y in rows], xerr=[spread(v) or 0 for v, _ in rows], linestyle="",
+                          label=name, markersize=5, capsize=2, **style(i))  # fmt: skip
+        axis.set(title=title, xlabel="accuracy (%)", ylim=(len(datasets) - 0.5, -0.5))
+        axis.set_yticks(range(len(datasets)), datasets)
+        for at in range(len(datasets) - 1):
+            axis.axhline(at + 0.5, color="0.9", linewidth=0.8, zorder=0)
+        axis.grid(axis="x", alpha=0.3)
+    shared_legend(figure, axes[0])
+    return figure
+
+
+# -- shots ------------------------------------------------------------------------------------------------------------
+
+
+def shots_curves(methods: list[Method]):
+    """Accuracy over the number of shots, a panel per dataset, where a method has several."""
+    kinds = {(m.trainer, m.cfg, m.variant) for m in methods if m.shots > 0}
+    lines = {k: sorted((m for m in methods if (m.trainer, m.cfg, m.variant) == k), key=lambda m: m.shots) for k in sorted(kinds)}
+    lines = {k: ms for k, ms in lines.items() if len(ms) > 1}
+    datasets = [d for d in ordered(methods) if any(sum(accuracy(m, d) is not None for m in ms) > 1 for ms in lines.values())]
+    if not datasets:
+        return
+    figure, axes = grid(len(datasets))
+    recipes = {k[0]: {other[1:] for other in lines if other[0] == k[0]} for k in lines}
+    for axis, dataset in zip(axes, datasets):
+        for number, (kind, some) in enumerate(lines.items()):
+            points = [(m.shots, v) for m in some if (v := accuracy(m, dataset))]
+            label = kind[0] if len(recipes[kind[0]]) == 1 else f"{kind[0]} ({kind[1]}{f' [{kind[2]}]' if kind[2] > 1 else ''})"
+            axis.errorbar([n for n, _ in points], [v.mean for _, v in points], yerr=[spread(v) or 0 for _, v in points], capsize=2,
+                          label=label, **style(number))  # fmt: skip
+        ticks = sorted({m.shots for some in lines.values() for m in some})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(n) for n in ticks])
+        axis.set(title=dataset, xlabel="training images per class", ylabel="accuracy (%)")
+        axis.grid(alpha=0.3)
+    shared_legend(figure, axes)
+    yield "shots", figure
+
+
+# -- training curves --------------------------------------------------------------------------------------------------
+
+
+def training_curves(methods: list[Method]):
+    """Loss (and accuracy where it is logged) over epochs, a panel per dataset: mean over seeds, the band is their range."""
+    labels = names(methods)
+    curves = {(d, i): c for d in ordered(methods) for i, m in enumerate(methods) if (c := method_curves(m, d))}
+    for term, label in (("loss", "training loss"), ("acc", "training accuracy (%)")):
+        datasets = list(dict.fromkeys(d for (d, _), c in curves.items() if term in c))
+        if not datasets:
+            continue
+        figure, axes = grid(len(datasets))
+        for axis, dataset in zip(axes, datasets):
+            for i, name in enumerate(labels):
+                points = curves.get((dataset, i), {}).get(term, {})
+                if not points:
+                    continue
+                look, epochs = style(i), sorted(points)
+                axis.plot(epochs, [sum(points[e]) / len(points[e]) for e in epochs], label=name, markersize=3, **look)
+                axis.fill_between(epochs, [min(points[e]) for e in epochs], [max(points[e]) for e in epochs], alpha=0.2,
+                                  color=look["color"], linewidth=0)  # fmt: skip
+            axis.set(title=dataset, xlabel="epoch", ylabel=label)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.3)
+        shared_legend(figure, axes)
+        yield f"curves_{methods[0].protocol}_{term}", figure
+
+
+def grid(count: int):
+    """A figure of ``count`` panels, three in a row."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    size = (max(4.6, 1.4 + 3.2 * columns), 1 + 2.7 * rows)
+    figure, axes = pyplot().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def shared_legend(figure, axes) -> None:
+    """One legend below all panels, with every label once."""
+    entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, fontsize=8)
+
+
+def method_curves(method: Method, dataset: str) -> dict[str, dict[int, list[float]]]:
+    """Term -> epoch -> values of the seeds, from the training runs on a dataset."""
+    out: dict[str, dict[int, list[float]]] = {}
+    for (name, _, _), run in method.runs.items():
+        if name == dataset and run.results.get("kind", "training") == "training":
+            for term, points in read_curves(run.folder).items():
+                for epoch, value in per_epoch(points).items():
+                    out.setdefault(term, {}).setdefault(epoch, []).append(value)
+    return out
+
+
+# -- recall -----------------------------------------------------------------------------------------------------------
+
+
+def recall_bars(methods: list[Method]):
+    """R@1, 5, 10 in both directions, a figure per dataset; ticks mark published numbers."""
+    plt = pyplot()
+    panels = (("i2t", "image to text"), ("t2i", "text to image"))
+    for dataset in ordered(methods):
+        figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
+        for axis, (side, title) in zip(axes, panels):
+            columns = [f"{side}_r{k}" for k in (1, 5, 10)]
+            bars(axis, methods, [entry_values(m, dataset, "test", columns) for m in methods], columns, dataset)
+            axis.set(title=title, ylabel="recall (%)" if side == "i2t" else "")
+            axis.set_xticks(range(3), ["R@1", "R@5", "R@10"])
+        figure.suptitle(dataset)
+        shared_legend(figure, axes)
+        yield f"recall_{dataset}", figure
+
+
+def composed_bars(methods: list[Method]):
+    """Recalls of composed retrieval, a figure per evaluation."""
+    plt = pyplot()
+    for dataset, split in dict.fromkeys((d, s) for m in methods for (d, _, _), r in m.runs.items() for s in r.metrics):
+        values = [entry_values(m, dataset, split, ["R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3"]) for m in methods]
+        columns = [c for c in ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3") if any(c in v for v in values)]
+        if not columns:
+            continue
+        figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+        bars(axis, methods, values, columns, split)
+        axis.set(title=split, ylabel="recall (%)")
+        axis.set_xticks(range(len(columns)), columns)
+        shared_legend(figure, [axis])
+        yield f"recall_{split}", figure
+
+
+def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: list[str], dataset: str) -> None:
+    """Grouped bars: a group per column, a bar per method."""
+    present = [i for i, found in enumerate(values) if found]
+    width = 0.8 / max(1, len(present))
+    labels = names(methods)
+    for place, i in enumerate(present):
+        at = [n - 0.4 + width * (place + 0.5) for n, c in enumerate(columns) if c in values[i]]
+        have = [c for c in columns if c in values[i]]
+        axis.bar(at, [values[i][c].mean for c in have], width * 0.92, yerr=[spread(values[i][c]) or 0 for c in have], capsize=2,
+                 color=style(i)["color"], label=labels[i])  # fmt: skip
+        paper = counterpart(methods[i])
+        theirs = paper.on(dataset) if paper else {}
+        for x, c in zip(at, have):
+            if c in theirs:
+                axis.hlines(theirs[c], x - width / 2, x + width / 2, color="black", linewidth=1.5, zorder=3)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+
+
+PLOTS = {
+    "base2new": (base_new_scatter, base_new_per_dataset, training_curves),
+    "accuracy": (accuracy_per_dataset, shots_curves, training_curves),
+    "transfer": (transfer_per_dataset, training_curves),
+    "retrieval": (recall_bars, training_curves),
+    "composed": (composed_bars, training_curves),
+}

@@ -1,0 +1,229 @@
+"""Tables: base/new/HM, accuracy, transfer, recall; with published numbers and what is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from dassl_prompts.report.groups import Method, Value, accuracy, base_new, harmonic_mean
+from dassl_prompts.report.published import Published, canonical, counterpart
+
+FORMATS = {"console": "simple", "markdown": "github", "latex": "latex_booktabs", "csv": "csv"}
+AVERAGE = "Average"
+
+
+@dataclass
+class Table:
+    """A titled table; cells are text or None. ``sources``: of the published numbers in it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | None]] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+    def add(self, cells: dict[str, object], paper: Published | None = None) -> None:
+        self.rows.append([None if cells.get(c) is None else str(cells[c]) for c in self.columns])
+        source = paper and f"{paper.table}: {paper.source}"
+        if source and source not in self.sources:
+            self.sources.append(source)
+
+    def trimmed(self) -> Table:
+        """Without columns that no row fills."""
+        keep = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
+        return Table(self.title, [self.columns[i] for i in keep], [[row[i] for i in keep] for row in self.rows], self.sources)
+
+    def text(self, form: str) -> str:
+        """The table in one of :data:`FORMATS`."""
+        if form == "csv":
+            out = io.StringIO()
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow(["table", *self.columns])
+            writer.writerows([self.title, *("" if c is None else c for c in row)] for row in self.rows)
+            return out.getvalue()
+        from tabulate import tabulate
+
+        kwargs = {"disable_numparse": True, "missingval": "-"}
+        body = tabulate(self.rows, self.columns, tablefmt=FORMATS[form], **kwargs)
+        if form == "latex":
+            body = body.replace("±", r"$\pm$")
+            return f"% {self.title}\n{body}\n" + "".join(f"% published: {s}\n" for s in self.sources)
+        title = f"### {self.title}" if form == "markdown" else f"{self.title}\n{'=' * len(self.title)}"
+        notes = "".join(f"\npublished: {s}" for s in self.sources)
+        return f"{title}\n\n{body}\n{notes}\n"
+
+
+def difference(ours: float, theirs: float | None) -> str | None:
+    return None if theirs is None else f"{ours - theirs:+.2f}"
+
+
+def settings(methods: Iterable[Method]) -> Callable[[Method], dict[str, object]]:
+    """The leading cells of a method's rows; shots and backbone only stand there when they vary."""
+    methods = list(methods)
+    varied = {name: len({getattr(m, name) for m in methods}) > 1 for name in ("shots", "backbone", "source")}
+
+    def cells(method: Method) -> dict[str, object]:
+        recipe = f"{method.cfg} [{method.variant}]" if method.variant > 1 else method.cfg
+        return {"method": method.trainer, "recipe": recipe, **{k: getattr(method, k) for k, more in varied.items() if more}}
+
+    return cells
+
+
+def listed(seeds: Iterable[int]) -> str:
+    return " ".join(map(str, seeds))
+
+
+LEAD = ["dataset", "method", "recipe", "shots", "backbone", "source"]
+
+
+def average_label(count: int, total: int) -> str:
+    return f"{AVERAGE} of {count}" if count == total else f"{AVERAGE} of {count} (not all {total})"
+
+
+# -- the tables -------------------------------------------------------------------------------------------------------
+
+
+def base_new_table(methods: list[Method]) -> Table:
+    """Per dataset and on average: Base, New, HM of the seed means; the average's HM is that of the two means."""
+    table = Table("Base-to-new accuracy (%)", [*LEAD, "seeds", "Base", "New", "HM",
+                                               "published B / N / HM", "ΔBase", "ΔNew", "ΔHM"])  # fmt: skip
+    cells, datasets = settings(methods), ordered(methods)
+    found = {(id(m), d): base_new(m, d) for m in methods for d in datasets}
+    for dataset in datasets:
+        for method in methods:
+            scores = found[id(method), dataset]
+            if scores:
+                line = {"dataset": dataset, **cells(method), "seeds": listed(scores.seeds), "Base": scores.base, "New": scores.new}
+                add_base_new(table, line, scores.base.mean, scores.new.mean, counterpart(method), dataset)
+    if len(datasets) > 1:
+        for method in methods:
+            have = [s for d in datasets if (s := found[id(method), d])]
+            if len(have) > 1:
+                base, new = (sum(getattr(s, side).mean for s in have) / len(have) for side in ("base", "new"))
+                line = {"dataset": average_label(len(have), len(datasets)), **cells(method), "Base": f"{base:.2f}", "New": f"{new:.2f}"}
+                paper = average_paper(method, [d for d in datasets if found[id(method), d]])
+                add_base_new(table, line, base, new, paper, AVERAGE)
+    return table.trimmed()
+
+
+def add_base_new(table: Table, line: dict, base: float, new: float, paper: Published | None, dataset: str) -> None:
+    """A row with its HM and, where a paper has the dataset, its numbers and the differences."""
+    hm = harmonic_mean(base, new)
+    theirs = paper.on(dataset) if paper else {}
+    line["HM"] = f"{hm:.2f}"
+    if theirs:
+        line["published B / N / HM"] = " / ".join(f"{theirs[c]:.2f}" for c in ("Base", "New", "HM"))
+        line |= {f"Δ{c}": difference(v, theirs[c]) for c, v in (("Base", base), ("New", new), ("HM", hm))}
+    table.add(line, paper if theirs else None)
+
+
+def average_paper(method: Method, datasets: list[str]) -> Published | None:
+    """The paper whose average is over the same datasets."""
+    paper = counterpart(method)
+    if paper and {canonical(n) for n in paper.values if n != AVERAGE} == {canonical(d) for d in datasets}:
+        return paper
+    return None
+
+
+def accuracy_table(methods: list[Method]) -> Table:
+    """Accuracy on all classes, few-shot: a row per dataset, method and number of shots."""
+    table = Table("Accuracy on all classes (%)", [*LEAD, "seeds", "accuracy"])
+    cells, datasets = settings(methods), ordered(methods)
+    for dataset in datasets:
+        for method in sorted(methods, key=lambda m: (m.trainer, m.cfg, m.variant, m.shots)):
+            value = accuracy(method, dataset)
+            if value:
+                table.add({"dataset": dataset, **cells(method), "seeds": listed(method.seeds(dataset, "all")), "accuracy": value})
+    if len(datasets) > 1:
+        for method in methods:
+            have = [v.mean for d in datasets if (v := accuracy(method, d))]
+            if len(have) > 1:
+                mean = f"{sum(have) / len(have):.2f}"
+                table.add({"dataset": average_label(len(have), len(datasets)), **cells(method), "accuracy": mean})
+    return table.trimmed()
+
+
+def transfer_table(methods: list[Method]) -> Table:
+    """A column per dataset: first what was trained on, then the targets and their mean."""
+    methods = [m for m in methods if any(run.is_target for run in m.runs.values())]
+    targets = [d for d in ordered(methods) if any(r.is_target for m in methods for (name, _, _), r in m.runs.items() if name == d)]
+    sources = [d for d in ordered(methods) if d not in targets]
+    table = Table("Transfer to other datasets: accuracy (%)", [*LEAD[1:], "seeds", *sources, *targets, "mean of targets", " "])
+    cells = settings(methods)
+    for method in methods:
+        ours = {d: value for d in (*sources, *targets) if (value := accuracy(method, d))}
+        have = [ours[d].mean for d in targets if d in ours]
+        mean = {} if len(have) < len(targets) else {"mean of targets": f"{sum(have) / len(have):.2f}"}
+        table.add({**cells(method), "seeds": listed(method.seeds()), **ours, **mean})
+        paper = counterpart(method)
+        theirs = {d: n["accuracy"] for d in ours if paper and (n := paper.on(d))}
+        if theirs:
+            whole = mean and set(targets) <= set(theirs) and paper.on(AVERAGE)
+            average = paper.on(AVERAGE)["accuracy"] if whole else None
+            table.add({"method": "  published", **{d: f"{v:.2f}" for d, v in theirs.items()},
+                       "mean of targets": average and f"{average:.2f}"}, paper)  # fmt: skip
+            gap = {d: difference(ours[d].mean, v) for d, v in theirs.items()}
+            table.add({"method": "  difference", **gap, "mean of targets": average and difference(sum(have) / len(have), average)})
+    return table.trimmed()
+
+
+def recall_table(methods: list[Method]) -> Table:
+    """Image-text retrieval: R@1, 5, 10 in both directions."""
+    columns = {f"{d}_r{k}": f"{name} R@{k}" for d, name in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)}
+    return metrics_table("Image-text retrieval: recall (%)", methods, columns)
+
+
+def composed_table(methods: list[Method]) -> Table:
+    """Composed image retrieval: every recall that the evaluation reported."""
+    names = [name for m in methods for r in m.runs.values() for values in r.metrics.values() for name in values]
+    columns = {name: name for name in dict.fromkeys(names) if "R@" in name or name.startswith("Rs@") or name == "average"}
+    return metrics_table("Composed image retrieval: recall (%)", methods, columns)
+
+
+def metrics_table(title: str, methods: list[Method], columns: dict[str, str]) -> Table:
+    """A row per evaluation (dataset and split) and method, published numbers and differences below it."""
+    table = Table(title, [*LEAD, "seeds", *columns.values()])
+    cells = settings(methods)
+    for entry in dict.fromkeys((d, split) for m in methods for (d, _, _), r in m.runs.items() for split in r.metrics):
+        for method in methods:
+            values = entry_values(method, *entry, list(columns))
+            if not values:
+                continue
+            seeds = [s for (d, _, s), r in sorted(method.runs.items()) if d == entry[0] and entry[1] in r.metrics]
+            name = entry[0] if entry[1] == "test" else entry[1]
+            table.add({"dataset": name, **cells(method), "seeds": listed(seeds), **{columns[k]: v for k, v in values.items()}})
+            paper = counterpart(method)
+            theirs = {k: v for k, v in (paper.on(evaluated(name)) if paper else {}).items() if k in values}
+            if theirs:
+                table.add({"method": "  published", **{columns[k]: f"{v:.2f}" for k, v in theirs.items()}}, paper)
+                gap = {columns[k]: difference(values[k].mean, v) for k, v in theirs.items()}
+                table.add({"method": "  difference", **gap})
+    return table.trimmed()
+
+
+def evaluated(entry: str) -> str:
+    """The dataset of an evaluation entry: ``last FashionIQ val`` -> ``FashionIQ``; CIRR keeps its split."""
+    words = [word for word in entry.split() if word not in ("last", "best")]
+    return words[0] if words[0] == "FashionIQ" else " ".join(words)
+
+
+def entry_values(method: Method, dataset: str, split: str, columns: list[str]) -> dict[str, Value]:
+    """Mean and deviation of every metric of one evaluation."""
+    runs = [r.metrics[split] for (d, _, _), r in method.runs.items() if d == dataset and split in r.metrics]
+    found = {c: Value.over(values[c] for values in runs if c in values) for c in columns}
+    return {c: v for c, v in found.items() if v}
+
+
+def ordered(methods: list[Method]) -> list[str]:
+    """The datasets of all methods, in alphabetical order."""
+    return sorted({d for m in methods for d in m.datasets})
+
+
+TABLES: dict[str, Callable[[list[Method]], Table]] = {
+    "base2new": base_new_table,
+    "accuracy": accuracy_table,
+    "transfer": transfer_table,
+    "retrieval": recall_table,
+    "composed": composed_table,
+}

@@ -1,0 +1,349 @@
+"""Finding runs, statistics over seeds, tables, published numbers, notes, plots."""
+
+import csv
+import io
+import json
+import math
+import os
+import statistics
+
+import pytest
+
+from dassl_prompts.report.__main__ import main
+from dassl_prompts.report.curves import per_epoch, read_curves
+from dassl_prompts.report.groups import base_new, group
+from dassl_prompts.report.notes import sections
+from dassl_prompts.report.published import canonical, counterpart, published
+from dassl_prompts.report.runs import find_runs
+from dassl_prompts.report.tables import TABLES
+from tests.report.tree import base_new_pair, progress, write_run
+
+
+def report(root, capsys, *words):
+    code = main([str(root), *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def rows_of(root, protocol, **kwargs):
+    """A table as a list of dictionaries."""
+    methods = [m for m in group(find_runs(root)[0], **kwargs) if m.protocol == protocol]
+    table = TABLES[protocol](methods)
+    return [dict(zip(table.columns, row)) for row in table.rows], table
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_mean_deviation_and_hm_over_seeds(tmp_path):
+    base, new = [80.0, 82.5, 90.0], [60.0, 71.0, 50.5]
+    for seed, (b, n) in enumerate(zip(base, new), 1):
+        base_new_pair(tmp_path, b, n, seed=seed)
+    (method,) = group(find_runs(tmp_path)[0])
+    scores = base_new(method, "Emoji")
+    assert scores.seeds == (1, 2, 3)
+    assert scores.base.mean == pytest.approx(sum(base) / 3) and scores.base.std == pytest.approx(statistics.stdev(base))
+    mb, mn = sum(base) / 3, sum(new) / 3
+    assert scores.hm == pytest.approx(2 * mb * mn / (mb + mn))
+    of_hms = statistics.fmean(2 * b * n / (b + n) for b, n in zip(base, new))
+    assert abs(scores.hm - of_hms) > 0.1  # the mean of the seeds' HMs would be another number
+
+
+def test_the_average_is_hm_of_the_mean_base_and_new_of_the_datasets(tmp_path):
+    pairs = {"Emoji": (90.0, 30.0), "DescribableTextures": (50.0, 70.0)}
+    for dataset, (b, n) in pairs.items():
+        base_new_pair(tmp_path, b, n, dataset=dataset)
+    rows, _ = rows_of(tmp_path, "base2new")
+    assert rows[-1]["dataset"] == "Average of 2"
+    assert (rows[-1]["Base"], rows[-1]["New"], rows[-1]["HM"]) == ("70.00", "50.00", f"{2 * 70 * 50 / 120:.2f}")
+
+
+def test_only_seeds_with_both_numbers_count(tmp_path):
+    base_new_pair(tmp_path, 80.0, 60.0, seed=1)
+    base_new_pair(tmp_path, 70.0, 50.0, seed=2)
+    write_run(tmp_path, "base2new/train_base", seed=3, values=10.0)
+    runs, unfinished = find_runs(tmp_path)
+    (method,) = group(runs)
+    assert base_new(method, "Emoji").base.mean == 75.0
+    assert sections([method], runs, unfinished, None)["Missing"] == ["CoOp (vit_b16) on Emoji, 16 shots: new classes seed 3"]
+    asked = sections([method], runs, unfinished, [1, 2, 3, 4])["Missing"]
+    assert asked == ["CoOp (vit_b16) on Emoji, 16 shots: base classes seed 4, new classes seed 3 4"]
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    base_new_pair(tmp_path, 80.0, 60.0)
+    scores = base_new(group(find_runs(tmp_path)[0])[0], "Emoji")
+    assert math.isnan(scores.base.std) and str(scores.base) == "80.00"
+
+
+# -- what belongs together --------------------------------------------------------------------------------------------
+
+
+def test_mixed_settings_are_kept_apart_and_named(tmp_path):
+    base_new_pair(tmp_path, 80.0, 60.0, seed=1)
+    base_new_pair(tmp_path, 40.0, 20.0, seed=2, config={"OPTIM.LR": "0.1", "DATALOADER.NUM_WORKERS": "8"})
+    base_new_pair(tmp_path, 82.0, 62.0, seed=3, config={"DATASET.ROOT": "'/other'"})
+    runs, unfinished = find_runs(tmp_path)
+    first, second = group(runs)
+    assert first.seeds() == [1, 3] and second.seeds() == [2] and second.variant == 2
+    assert second.differs == {"OPTIM.LR": ("0.002", "0.1")}
+    rows, _ = rows_of(tmp_path, "base2new")
+    assert [(r["recipe"], r["Base"]) for r in rows] == [("vit_b16", "81.00 ± 1.41"), ("vit_b16 [2]", "40.00")]
+    (line,) = sections([first, second], runs, unfinished, None)["Mixed settings (kept apart)"]
+    assert "OPTIM.LR 0.002 -> 0.1" in line
+
+
+def test_settings_that_differ_between_datasets_are_kept_apart_too(tmp_path):
+    base_new_pair(tmp_path, 80.0, 60.0, dataset="Emoji")
+    base_new_pair(tmp_path, 70.0, 60.0, dataset="EuroSAT", config={"OPTIM.LR": "0.1"})
+    assert [m.datasets for m in group(find_runs(tmp_path)[0])] == [["Emoji"], ["EuroSAT"]]
+
+
+def test_a_recipe_for_one_dataset_can_be_joined(tmp_path):
+    base_new_pair(tmp_path, 80.0, 60.0, "DPC_CoOp", "Emoji", cfg="vit_b16_ep20")
+    base_new_pair(tmp_path, 70.0, 50.0, "DPC_CoOp", "EuroSAT", cfg="vit_b16_ep10_bs2top2", config={"OPTIM.LR": "0.1"})
+    assert len(group(find_runs(tmp_path)[0])) == 2
+    rows, _ = rows_of(tmp_path, "base2new", join=["vit_b16_ep20", "vit_b16_ep10_bs2top2"])
+    assert [r["dataset"] for r in rows] == ["Emoji", "EuroSAT", "Average of 2"]
+
+
+def test_folders_of_other_runs_count_by_their_method(tmp_path):
+    """The first stage of every seed and dataset is another folder, of another recipe another method."""
+    for dataset, seed, cfg in (("Emoji", 1, "a"), ("Emoji", 2, "a"), ("EuroSAT", 1, "a"), ("Emoji", 3, "b")):
+        ckpt = f"'/x/base2new/train_base/{dataset.lower()}/shots_16/CoOp/{cfg}/seed{seed}'"
+        write_run(tmp_path, "base2new/train_base", "DPC_CoOp", dataset, seed, 80.0, config={"TRAINER.DPC.CKPT_DIR": ckpt})
+        write_run(tmp_path, "base2new/test_new", "DPC_CoOp", dataset, seed, 60.0, config={"TRAINER.DPC.CKPT_DIR": "''"})
+    first, second = group(find_runs(tmp_path)[0])
+    assert first.seeds(classes="base") == [1, 2] and second.seeds() == [3]  # the evaluation of seed 3 does not say which stage it used
+    assert list(second.differs) == ["TRAINER.DPC.CKPT_DIR"]
+
+
+def test_shots_and_backbones_are_rows_of_their_own(tmp_path):
+    write_run(tmp_path, "fewshot/train_all", values=50.0, shots=1)
+    write_run(tmp_path, "fewshot/train_all", values=60.0, shots=4)
+    write_run(tmp_path, "fewshot/train_all", values=70.0, shots=4, cfg="rn50", backbone="RN50")
+    rows, _ = rows_of(tmp_path, "accuracy")
+    assert [(r["shots"], r["backbone"], r["accuracy"]) for r in rows] == [
+        ("4", "RN50", "70.00"), ("1", "ViT-B/16", "50.00"), ("4", "ViT-B/16", "60.00")]  # fmt: skip
+
+
+def test_of_two_folders_for_one_run_the_newer_counts(tmp_path):
+    for name, value in (("old", 10.0), ("new", 20.0)):
+        folder = write_run(tmp_path / name, "fewshot/train_all", values=value)
+        os.utime(folder / "results.json", (1000 if name == "old" else 2000,) * 2)
+    runs, unfinished = find_runs(tmp_path)
+    rows, _ = rows_of(tmp_path, "accuracy")
+    assert [r["accuracy"] for r in rows] == ["20.00"]
+    assert len(sections(group(runs), runs, unfinished, None)["The same run twice"]) == 1
+
+
+def test_a_teacher_is_not_said_to_lack_tests(tmp_path):
+    teacher = write_run(tmp_path, "base2new/train_base", "PromptSRC", values=50.0, cfg="vit_l14", backbone="ViT-L/14")
+    config = {"TRAINER.PROMPTKD.TEACHER_DIR": repr(str(teacher))}
+    write_run(tmp_path, "base2new/train_all", "PromptKD", values=45.0, config=config)
+    for classes in ("base", "new"):
+        write_run(tmp_path, f"base2new/test_{classes}", "PromptKD", values=60.0, config=config)
+    runs, unfinished = find_runs(tmp_path)
+    assert "Missing" not in sections(group(runs), runs, unfinished, None)
+    rows, _ = rows_of(tmp_path, "base2new")
+    assert [(r["method"], r["Base"]) for r in rows] == [("PromptKD", "60.00")]
+    assert TABLES.keys() & {m.protocol for m in group(runs)} == {"base2new"}  # distillation on all classes is no few-shot run
+
+
+# -- half-written -----------------------------------------------------------------------------------------------------
+
+
+def test_half_written_runs_are_named_with_their_reason(tmp_path, capsys):
+    write_run(tmp_path, "fewshot/train_all", values=50.0)
+    write_run(tmp_path, "fewshot/train_all", seed=2, values={}, finished=False)
+    damaged = write_run(tmp_path, "fewshot/train_all", seed=3, values=1.0)
+    (damaged / "results.json").write_text('{"trainer": "CoOp", ')
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "log.txt").write_text("Loading")
+    (tmp_path / "alien").mkdir()
+    (tmp_path / "alien" / "results.json").write_text("[1, 2]")
+    write_run(tmp_path, "fewshot/train_all", seed=4, values=math.nan)
+    runs, unfinished = find_runs(tmp_path)
+    assert len(runs) == 1
+    assert {u.folder.name: u.why.split(" (")[0] for u in unfinished} == {
+        "seed2": "started, not finished", "seed3": "results.json is damaged", "early": "no results.json: ended before its first epoch",
+        "alien": "results.json has no 'trainer': not one of ours", "seed4": "finished without a result"}  # fmt: skip
+    code, out, _ = report(tmp_path, capsys)
+    assert code == 0 and "Not finished" in out and str(damaged) in out and "50.00" in out
+
+
+def test_codes_for_nothing_found_and_wrong_input(tmp_path, capsys):
+    code, _, err = report(tmp_path / "nowhere", capsys)
+    assert code == 2 and err.startswith("error: there is no folder")
+    code, _, err = report(tmp_path, capsys)
+    assert code == 1 and "no finished run" in err
+    write_run(tmp_path, "fewshot/train_all", values=50.0)
+    code, _, err = report(tmp_path, capsys, "--trainer", "Coop")
+    assert code == 2 and "no run has --trainer Coop; there are CoOp" in err
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path), "--format", "word"])
+    assert stop.value.code == 2
+
+
+# -- published numbers ------------------------------------------------------------------------------------------------
+
+
+def test_published_tables_are_consistent():
+    """Averages follow from their columns and, in DPC's table, every HM from its row (specs/dpc.md 5.1)."""
+    rows = [p for p in published() if p.protocol == "base2new"]
+    assert len(rows) == 14
+    for p in rows:
+        for b, n, hm in p.values.values():
+            # PromptKD's own table has HMs that are no HM of their row, up to 0.27 away
+            assert abs(2 * b * n / (b + n) - hm) < 0.02 or p.table != "DPC", p.method
+        for column in (0, 1):
+            mean = statistics.fmean(v[column] for d, v in p.values.items() if d != "Average")
+            assert abs(mean - p.values["Average"][column]) < 0.011, p.method
+    for p in published():
+        assert p.source and all(len(v) == len(p.columns) for v in p.values.values())
+        if p.protocol == "retrieval":
+            for c in range(6):
+                mean = statistics.fmean(v[c] for d, v in p.values.items() if d != "Average")
+                assert abs(mean - p.values["Average"][c]) < 0.02
+
+
+def test_published_numbers_stand_beside_ours_with_the_difference(tmp_path):
+    base_new_pair(tmp_path, 80.0, 50.0, "DPC_CoOp", "DescribableTextures")
+    rows, table = rows_of(tmp_path, "base2new")
+    assert rows[0]["published B / N / HM"] == "84.61 / 49.88 / 62.76"
+    assert (rows[0]["ΔBase"], rows[0]["ΔNew"]) == ("-4.61", "+0.12")
+    assert table.sources == ["DPC: Li et al., DPC, CVPR 2025: main table in the README of github.com/JREion/DPC (its own "
+                             "re-runs of the backbones)"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({}, "original papers"), ({"cfg": "vit_b16_ep20_lr35"}, "DPC"), ({"shots": 4}, None), ({"backbone": "RN50"}, None)],
+)
+def test_published_rows_need_the_same_setting(tmp_path, changes, name):
+    base_new_pair(tmp_path, 80.0, 50.0, "CoOp", "EuroSAT", **changes)
+    found = counterpart(group(find_runs(tmp_path)[0])[0])
+    assert (found and found.table) == name
+
+
+def test_an_average_is_compared_only_over_the_same_datasets(tmp_path):
+    names = [d for d in published()[0].values if d != "Average"]
+    for dataset in names:
+        base_new_pair(tmp_path, 80.0, 60.0, "DPC_CoOp", dataset)
+    rows, _ = rows_of(tmp_path, "base2new")
+    assert rows[-1]["published B / N / HM"] == "85.15 / 68.84 / 76.13" and rows[-1]["ΔBase"] == "-5.15"
+    for folder in (tmp_path / "base2new").glob(f"*/{names[0].lower()}/shots_16/DPC_CoOp/vit_b16/seed1"):
+        (folder / "results.json").unlink()
+    rows, _ = rows_of(tmp_path, "base2new")
+    assert rows[-1]["dataset"] == "Average of 10" and rows[-1]["published B / N / HM"] is None
+
+
+def test_names_of_datasets():
+    assert canonical("DescribableTextures") == canonical("dtd") == canonical("DTD")
+    assert canonical("Flowers102") == canonical("oxford_flowers") == canonical("OxfordFlowers")
+    assert canonical("EuroSAT") != canonical("DTD")
+
+
+# -- other tables -----------------------------------------------------------------------------------------------------
+
+
+def test_transfer_table_has_targets_mean_and_published_rows(tmp_path):
+    write_run(tmp_path, "transfer/train_all", "MaPLe", "ImageNet", values=70.0)
+    values = {"Caltech101": 93.0, "EuroSAT": 49.0}
+    for dataset, value in values.items():
+        write_run(tmp_path, "transfer/test_all", "MaPLe", dataset, values=value, target=dataset.lower(), folder="imagenet")
+    rows, table = rows_of(tmp_path, "transfer")
+    assert (rows[0]["ImageNet"], rows[0]["Caltech101"], rows[0]["mean of targets"]) == ("70.00", "93.00", "71.00")
+    assert rows[1]["method"] == "  published" and rows[1]["EuroSAT"] == "48.06"
+    assert rows[2]["Caltech101"] == "-0.53" and rows[2]["EuroSAT"] == "+0.94"
+    assert table.columns.index("ImageNet") < table.columns.index("Caltech101")
+    write_run(tmp_path, "transfer/test_all", "CoOp", "EuroSAT", values=40.0, target="eurosat", folder="imagenet")
+    rows, _ = rows_of(tmp_path, "transfer")
+    assert [r["mean of targets"] for r in rows if r["method"] == "CoOp"] == [None]  # one of its targets is missing
+
+
+def test_recall_table(tmp_path):
+    values = {f"{d}_r{k}": 10.0 * k for d in ("i2t", "t2i") for k in (1, 5, 10)}
+    config = {"DATASET.FDRD_DOMAIN": "'DTD'"}
+    for seed in (1, 2):
+        more = {k: v + seed for k, v in values.items()}
+        write_run(tmp_path, "retrieval/train_all", "DCAR", "FDRD", seed, {"test": {"mean_r1": 1.0, **more}}, config=config,
+                  backbone="ViT-B/32")  # fmt: skip
+    rows, _ = rows_of(tmp_path, "retrieval")
+    assert rows[0]["dataset"] == "FDRD DTD" and rows[0]["I2T R@1"] == "11.50 ± 0.71"
+    assert rows[1]["I2T R@1"] == "47.10" and rows[2]["I2T R@1"] == "-35.60" and rows[1]["T2I R@10"] == "69.98"
+
+
+def test_composed_table_compares_fashioniq_by_training_triplets(tmp_path):
+    values = {"last FashionIQ val": {"mean": 40.0, "R@10": 33.0, "R@50": 55.0, "dress R@10": 28.0}}
+    config = {"CIR.LAION_SET": "'template'"}
+    write_run(tmp_path, "composed/train", "PVLF", "LaionCIR", values=values, config=config, backbone="blip-itm-base-coco", shots=0)
+    rows, table = rows_of(tmp_path, "composed")
+    assert rows[0]["dataset"] == "last FashionIQ val" and rows[0]["R@10"] == "33.00"
+    assert rows[1]["R@10"] == "33.03" and rows[2]["R@50"] == "+0.47" and rows[2]["dress R@10"] == "-0.16"
+    values = {"last CIRR val": {"mean": 1.0, "R@1": 40.0}}
+    write_run(tmp_path / "b", "composed/train", "PVLF", "LaionCIR", values=values, config=config, backbone="blip", shots=0)
+    rows, table = rows_of(tmp_path / "b", "composed")
+    assert len(rows) == 1  # the paper's CIRR numbers are on test1
+
+
+# -- formats and plots ------------------------------------------------------------------------------------------------
+
+
+def test_formats(tmp_path, capsys):
+    for seed in (1, 2):
+        base_new_pair(tmp_path, 80.0 + seed, 60.0, seed=seed, dataset="EuroSAT")
+    write_run(tmp_path, "fewshot/train_all", values=50.0)
+    _, console, _ = report(tmp_path, capsys, "--seeds", "1", "2")
+    assert "81.50 ± 0.71" in console and "published: original papers:" in console and "Missing:" in console
+    _, markdown, _ = report(tmp_path, capsys, "--format", "markdown", "--seeds", "1", "2")
+    assert "| EuroSAT   | CoOp" in markdown and "### Missing" in markdown
+    _, latex, _ = report(tmp_path, capsys, "--format", "latex", "--seeds", "1", "2")
+    assert r"\toprule" in latex and r"81.50 $\pm$ 0.71" in latex
+    outside = [x for x in latex.split("\\end{tabular}")[-1].splitlines() if x]
+    assert all(line.startswith("%") for line in outside)
+    _, text, err = report(tmp_path, capsys, "--format", "csv", "--seeds", "1", "2")
+    lines = list(csv.reader(io.StringIO(text.split("\n\n")[0])))
+    assert lines[0][:4] == ["table", "dataset", "method", "recipe"] and lines[1][1:3] == ["EuroSAT", "CoOp"] and "Missing" in err
+    target = tmp_path / "deep" / "table.md"
+    code, out, _ = report(tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2")
+    assert code == 0 and target.read_text() == markdown and out == f"wrote {target}\n"
+
+
+def test_filters(tmp_path, capsys):
+    write_run(tmp_path, "fewshot/train_all", "CoOp", values=50.0)
+    write_run(tmp_path, "fewshot/train_all", "MaPLe", values=60.0, shots=4)
+    _, out, _ = report(tmp_path, capsys, "--trainer", "MaPLe")
+    assert "60.00" in out and "50.00" not in out
+    _, out, _ = report(tmp_path, capsys, "--shots", "16")
+    assert "60.00" not in out and "50.00" in out
+
+
+def test_curves_come_from_all_logs_of_a_run(tmp_path):
+    (tmp_path / "log.txt").write_text("noise\n" + progress([4.0, 2.0, 9.0])[:-1])
+    resumed = [line for line in progress([8.0, 8.0, 1.0]).splitlines() if line.startswith("epoch [3")]
+    (tmp_path / "log.txt-2026-01-01").write_text("\n".join(resumed))
+    os.utime(tmp_path / "log.txt", (1000, 1000))
+    curves = read_curves(tmp_path)
+    assert sorted(curves) == ["acc", "loss"]
+    assert per_epoch(curves["loss"]) == {1: 4.0, 2: 2.0, 3: 1.0}
+    assert curves["loss"][0.5] == 2.0
+
+
+def test_plots_are_drawn_for_what_there_is(tmp_path, capsys):
+    for trainer, gain in (("CoOp", 0), ("MaPLe", 3)):
+        for seed in (1, 2):
+            base_new_pair(tmp_path, 80.0 + gain + seed, 60.0 + gain, trainer, "EuroSAT", seed, log=progress([4.0, 2.0, 1.0 + seed]))
+            for shots in (1, 2, 4):
+                write_run(tmp_path, "fewshot/train_all", trainer, "EuroSAT", seed, 40.0 + gain + 5 * shots + seed, shots=shots)
+    values = {f"{d}_r{k}": 8.0 * k for d in ("i2t", "t2i") for k in (1, 5, 10)}
+    write_run(tmp_path, "retrieval/train_all", "DCAR", "FDRD", 1, {"test": values}, config={"DATASET.FDRD_DOMAIN": "'DTD'"},
+              backbone="ViT-B/32")  # fmt: skip
+    plots = tmp_path / "plots"
+    code, out, _ = report(tmp_path, capsys, "--plots", str(plots))
+    assert code == 0
+    names = {"base_new", "base_new_per_dataset", "curves_base2new_loss", "curves_base2new_acc", "accuracy_per_dataset", "shots",
+             "recall_FDRD_DTD"}  # fmt: skip
+    assert {p.stem for p in plots.glob("*.png")} == names
+    assert all((plots / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in names)
+    assert json.dumps(sorted(out.splitlines()[-1:])).count("plot: ") == 1
