@@ -37,7 +37,7 @@ def names(methods: list[Method]) -> list[str]:
     for method in methods:
         same = [m for m in methods if m.trainer == method.trainer]
         extra = [method.cfg] if len({m.cfg for m in same}) > 1 else []
-        extra += [f"{method.shots} shots"] if len({m.shots for m in methods}) > 1 else []
+        extra += [f"{method.shots} shot{'s' * (method.shots != 1)}"] if len({m.shots for m in methods}) > 1 else []
         extra += [f"settings {method.variant}"] if len({m.variant for m in same}) > 1 else []
         out.append(method.trainer + (f" ({', '.join(extra)})" if extra else ""))
     return out
@@ -70,7 +70,7 @@ def base_new_scatter(methods: list[Method]):
     for number, (method, name, (base, new, done)) in enumerate(points):
         look = style(number)
         part = "" if len(done) == len(datasets) else f", {len(done)} of {len(datasets)} datasets"
-        axis.errorbar(base.mean, new.mean, xerr=spread(base), yerr=spread(new), label=name + part, markersize=8, capsize=3,
+        axis.errorbar(base.mean, new.mean, xerr=base.std, yerr=new.std, label=name + part, markersize=8, capsize=3,
                       linestyle="", zorder=3, **look)  # fmt: skip
         paper = average_paper(method, done) if len(done) > 1 else counterpart(method)
         theirs = paper.on(AVERAGE if len(done) > 1 else done[0]) if paper else {}
@@ -98,10 +98,6 @@ def mean_point(method: Method, datasets: list[str]) -> tuple[Value, Value, list[
         return None
     mean = [Value(sum(getattr(s, side).mean for s in found.values()) / len(found)) for side in ("base", "new")]
     return mean[0], mean[1], list(found)
-
-
-def spread(value: Value) -> float | None:
-    return value.std if value.std == value.std else None
 
 
 def hm_contours(axis) -> None:
@@ -154,7 +150,7 @@ def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]])
     for axis, (title, values) in zip(axes[0], panels.items()):
         for i, name in enumerate(names(methods)):
             rows = [(value, at - 0.3 + 0.6 * (i + 0.5) / len(methods)) for at, d in enumerate(datasets) if (value := values.get((i, d)))]
-            axis.errorbar([v.mean for v, _ in rows], [y for _, y in rows], xerr=[spread(v) or 0 for v, _ in rows], linestyle="",
+            axis.errorbar([v.mean for v, _ in rows], [y for _, y in rows], xerr=[v.std for v, _ in rows], linestyle="",
                           label=name, markersize=5, capsize=2, **style(i))  # fmt: skip
         axis.set(title=title, xlabel="accuracy (%)", ylim=(len(datasets) - 0.5, -0.5))
         axis.set_yticks(range(len(datasets)), datasets)
@@ -182,7 +178,7 @@ def shots_curves(methods: list[Method]):
         for number, (kind, some) in enumerate(lines.items()):
             points = [(m.shots, v) for m in some if (v := accuracy(m, dataset))]
             label = kind[0] if len(recipes[kind[0]]) == 1 else f"{kind[0]} ({kind[1]}{f' [{kind[2]}]' if kind[2] > 1 else ''})"
-            axis.errorbar([n for n, _ in points], [v.mean for _, v in points], yerr=[spread(v) or 0 for _, v in points], capsize=2,
+            axis.errorbar([n for n, _ in points], [v.mean for _, v in points], yerr=[v.std for _, v in points], capsize=2,
                           label=label, **style(number))  # fmt: skip
         ticks = sorted({m.shots for some in lines.values() for m in some})
         axis.set_xscale("log", base=2)
@@ -292,13 +288,13 @@ def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: l
     for place, i in enumerate(present):
         at = [n - 0.4 + width * (place + 0.5) for n, c in enumerate(columns) if c in values[i]]
         have = [c for c in columns if c in values[i]]
-        axis.bar(at, [values[i][c].mean for c in have], width * 0.92, yerr=[spread(values[i][c]) or 0 for c in have], capsize=2,
+        axis.bar(at, [values[i][c].mean for c in have], width * 0.92, yerr=[values[i][c].std for c in have], capsize=2,
                  color=style(i)["color"], label=labels[i])  # fmt: skip
         paper = counterpart(methods[i])
         theirs = paper.on(dataset) if paper else {}
         for x, c in zip(at, have):
             if c in theirs:
-                axis.hlines(theirs[c], x - width / 2, x + width / 2, color="black", linewidth=1.5, zorder=3)
+                axis.hlines(theirs[c], x - width / 2, x + width / 2, color="black", linewidth=1.5, zorder=3, label="published")
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
 
