@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dassl_prompts.run.protocols import Job
+from dassl_prompts.run.job import Job
 from dassl_prompts.run.steps import Step, StepFailed, execute
 
 #: name on the command line -> configuration file and its options
@@ -48,8 +48,13 @@ class Plan:
         """Configuration file; the emoji data has its own small one."""
         return "emoji_tiny" if self.dataset == "emoji" and self.cfg == "blip" else self.cfg
 
+    @property
+    def name(self) -> str:
+        """Of the configuration in folder names; it may be a YAML file of the user's own."""
+        return Path(self.config).stem if self.config.endswith(".yaml") else self.config
+
     def folder(self, trainer: str, seed: int) -> Path:
-        name = f"{self.config}_{self.tag}" if self.tag and trainer != BASELINE else self.config
+        name = f"{self.name}_{self.tag}" if self.tag else self.name
         return self.output / "composed" / self.dataset / trainer / name / f"seed{seed}"
 
     def args(self, trainer: str, seed: int, *extra: str, dataset: str = "") -> tuple[str, ...]:
@@ -67,7 +72,7 @@ class Plan:
 
     def baselines(self, dataset: str = "") -> Step:
         dataset = dataset or self.dataset
-        folder = self.output / "composed" / dataset / BASELINE / self.baseline_config()
+        folder = self.output / "composed" / dataset / BASELINE / self.name.removesuffix("_repro")
         return Step(f"baselines on {dataset}", folder, self.args(BASELINE, 1, "--eval-only", dataset=dataset))
 
     def evaluate(self, trainer: str, seed: int, dataset: str, *opts: str, name: str = "eval") -> Step:
@@ -90,7 +95,8 @@ def metric_rows(step: Step, name: str = "") -> list[dict]:
     for key, values in (step.results() or {}).items():
         if isinstance(values, dict) and "mean" in values:
             *label, dataset, split = key.split(" ")
-            rows.append({"query": name or " ".join(label) or step.title, "label": " ".join(label), "set": f"{dataset} {split}", **values})
+            label = " ".join(label)
+            rows.append({"query": name or label or step.title, "label": label, "set": f"{dataset} {split}", **values})
     return rows
 
 
@@ -123,20 +129,21 @@ def over_seeds(rows: Sequence[dict]) -> list[dict]:
 
 
 def train(plan: Plan, args) -> list[dict]:
-    steps = [plan.baselines(), *(plan.train(args.trainer, seed) for seed in args.seed)]
+    return run_and_read([plan.baselines(), *(plan.train(args.trainer, seed) for seed in args.seed)], args)
+
+
+def run_and_read(steps: list[Step], args) -> list[dict]:
+    """Rows of the baselines (first step) and of one run per seed; a best epoch is marked."""
     execute(steps, force=args.force)
-    return metric_rows(steps[0]) + [row for step, seed in zip(steps[1:], args.seed) for row in run_rows(step, args.trainer, seed)]
-
-
-def run_rows(step: Step, trainer: str, seed: int) -> list[dict]:
-    rows = metric_rows(step)
-    return [{**row, "query": f"{trainer}, seed {seed}" + (f" ({row['label']})" if row["label"] == "best" else "")} for row in rows]
+    rows = metric_rows(steps[0])
+    for step, seed in zip(steps[1:], args.seed):
+        for row in metric_rows(step, f"{args.trainer}, seed {seed}"):
+            rows.append({**row, "query": row["query"] + (" (best epoch)" if row["label"] == "best" else "")})
+    return rows
 
 
 def evaluate(plan: Plan, args) -> list[dict]:
-    steps = [plan.baselines(args.on), *(plan.evaluate(args.trainer, seed, args.on) for seed in args.seed)]
-    execute(steps, force=args.force)
-    return metric_rows(steps[0]) + [row for step, seed in zip(steps[1:], args.seed) for row in run_rows(step, args.trainer, seed)]
+    return run_and_read([plan.baselines(args.on), *(plan.evaluate(args.trainer, seed, args.on) for seed in args.seed)], args)
 
 
 def submit(plan: Plan, args) -> list[dict]:
@@ -149,13 +156,10 @@ def submit(plan: Plan, args) -> list[dict]:
 
 def compare(plan: Plan, args) -> list[dict]:
     """Like for like: both methods with the same triplets, backbone, tuning mode, steps and seeds."""
-    execute([plan.baselines()], force=args.force)
-    rows = metric_rows(plan.baselines())
-    for trainer in ("TransAgg", "PVLF"):
-        for seed in args.seed:
-            step = plan.train(trainer, seed, f"TRAINER.{NODES[trainer]}.BACKBONE.TUNE", args.tune)
-            execute([step], force=args.force)
-            rows += [{**row, "query": f"{trainer} ({args.tune} tuned)"} for row in metric_rows(step) if row["label"] == "last"]
+    steps = [(f"{trainer} ({args.tune} tuned)", plan.train(trainer, seed, f"TRAINER.{NODES[trainer]}.BACKBONE.TUNE", args.tune))
+             for trainer in ("TransAgg", "PVLF") for seed in args.seed]  # fmt: skip
+    execute([plan.baselines(), *(step for _, step in steps)], force=args.force)
+    rows = metric_rows(plan.baselines()) + [row for name, step in steps for row in last_rows(step, name)]
     return over_seeds(rows)
 
 
@@ -171,16 +175,19 @@ def ablation(what: str) -> dict[str, tuple[tuple[str, str], ...]]:
 
 def ablate(plan: Plan, args) -> list[dict]:
     """One row per variant; the tuning table has both methods, like for like."""
-    rows = []
+    steps = []
     for trainer in ("TransAgg", "PVLF") if args.what == "tuning" else (args.trainer,):
         for tag, keys in ablation(args.what).items():
             variant = replace(plan, tag="_".join(filter(None, (plan.tag, tag))))
             opts = [o for key, value in keys for o in (f"TRAINER.{NODES[trainer]}.{key}", value)]
-            for seed in args.seed:
-                step = variant.train(trainer, seed, *opts)
-                execute([step], force=args.force)
-                rows += [{**row, "query": f"{trainer} {tag}"} for row in metric_rows(step) if row["label"] == "last"]
-    return over_seeds(rows)
+            steps += [(f"{trainer} {tag}", variant.train(trainer, seed, *opts)) for seed in args.seed]
+    execute([step for _, step in steps], force=args.force)
+    return over_seeds([row for name, step in steps for row in last_rows(step, name)])
+
+
+def last_rows(step: Step, name: str) -> list[dict]:
+    """The evaluations of the last step's weights."""
+    return [row for row in metric_rows(step, name) if row["label"] == "last"]
 
 
 COMMANDS = {"train": train, "eval": evaluate, "submit": submit, "compare": compare, "ablate": ablate}

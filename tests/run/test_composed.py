@@ -1,0 +1,130 @@
+"""The composed-retrieval driver: its runs in this process, on generated trees with a tiny BLIP; one script as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dassl_prompts.run import composed
+from dassl_prompts.run.composed import ablation, over_seeds, table
+from dassl_prompts.train import parser, run
+from tests.datasets import cir_trees
+from tests.models.test_blip import write_tiny_blip
+
+ROOT = Path(__file__).resolve().parents[2]
+YAML = """
+INPUT: {{SIZE: "(32, 32)"}}
+OPTIM: {{NAME: adamw, LR: 1e-3, MAX_EPOCH: 1}}
+DATALOADER: {{NUM_WORKERS: 0, TRAIN_X: {{BATCH_SIZE: 4}}}}
+MODEL: {{BACKBONE: {{NAME: {blip}}}}}
+TRAINER:
+  PVLF: {{BACKBONE: {{TUNE: none}}, FUSION: {{FF_DIM: 16, HEADS: 2}}, PROMPT: {{LENGTH: 3}}}}
+  TRANSAGG: {{BACKBONE: {{TUNE: none}}, FUSION: {{FF_DIM: 16, HEADS: 2}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("composed")
+    for tree in (cir_trees.cirr, cir_trees.fashioniq, cir_trees.laion_cir):
+        tree(root / "data")
+    blip = root / "blip"
+    blip.mkdir()
+    write_tiny_blip(blip)
+    (root / "tiny.yaml").write_text(YAML.format(blip=blip))
+    return root
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Steps run here instead of in processes of their own; returns what ran."""
+    ran = []
+
+    def execute(steps, force=False):
+        for step in steps:
+            if step.results() is None:
+                ran.append(step.title)
+                run(parser().parse_args(step.command()[3:]))
+
+    monkeypatch.setattr(composed, "execute", execute)
+    return ran
+
+
+def drive(place, command, *args, dataset="laion_combined"):
+    return composed.main([command, "--dataset", dataset, "--cfg", str(place / "tiny.yaml"), "--root", str(place / "data"),
+                          "--output", str(place / "out"), *args])  # fmt: skip
+
+
+def test_train_evaluate_submit(place, in_process, capsys):
+    assert drive(place, "train") == 0
+    out = capsys.readouterr().out
+    for name in ("image ", "text ", "image+text ", "image+text, normalised", "PVLF, seed 1"):
+        assert f"| {name}" in out
+    assert drive(place, "eval", "--on", "fashioniq") == 0
+    assert "dress R@10" in capsys.readouterr().out
+    assert drive(place, "submit") == 0
+    files = [Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json") and line.startswith("/")]
+    assert {f.name for f in files} == {"cirr_recall.json", "cirr_recall_subset.json"} and all(f.is_file() for f in files)
+    before = len(in_process)
+    drive(place, "train")
+    assert len(in_process) == before
+
+
+def test_compare_and_ablate(place, in_process, capsys):
+    assert drive(place, "compare", "--seed", "1", "2") == 0
+    out = capsys.readouterr().out
+    assert "TransAgg (none tuned)" in out and "PVLF (none tuned)" in out and "±" in out
+    folder = place / "out" / "composed" / "laion_combined" / "PVLF" / "tiny_none-tuned" / "seed2"
+    assert json.loads((folder / "results.json").read_text())["seed"] == 2
+    assert drive(place, "ablate", "--what", "tuning", "--", "CIR.LAION_SET", "llm") == 0
+    assert "PVLF both-tuned" in capsys.readouterr().out
+
+
+def test_options_go_to_the_method_that_they_name():
+    plan = composed.Plan("emoji", "blip", "data", Path("out"), opts=("TRAINER.PVLF.PREC", "fp32", "OPTIM.LR", "1e-3"))
+    pvlf, transagg = plan.train("PVLF", 1).args, plan.train("TransAgg", 1).args
+    assert "TRAINER.PVLF.PREC" in pvlf and "TRAINER.PVLF.PREC" not in transagg and "OPTIM.LR" in transagg
+    assert any(arg.endswith("emoji_tiny.yaml") for arg in pvlf)
+
+
+def test_ablations_cover_the_tables_of_the_paper():
+    assert [keys[0][1] for keys in ablation("length").values()] == ["5", "10", "15", "20", "25", "30", "35"]
+    depth = {tuple(int(v) for _, v in keys) for keys in ablation("depth").values()}
+    assert depth == {(n, d) for n in (1, 2, 3) for d in range(n + 1)}
+
+
+def test_mean_and_deviation():
+    rows = [{"query": "a", "set": "s", "label": "last", "R@10": value} for value in (1.0, 2.0, 3.0)]
+    rows.append({"query": "b", "set": "s", "label": "", "R@10": 5.0})
+    merged = over_seeds(rows)
+    assert [row["R@10"] for row in merged] == ["2.00 ± 1.00", "5.00"]
+    assert "| a  | 2.00 ± 1.00 |" in table(merged)
+
+
+@pytest.mark.parametrize(("args", "match"), [
+    (("eval",), "needs --on"), (("train", "--", "OPTIM.LR"), "has no value"),
+])  # fmt: skip
+def test_wrong_input(place, args, match, capsys):
+    assert drive(place, *args) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_script(place):
+    """The shell script, with processes of its own."""
+    env = {**os.environ, "DATA": str(place / "data"), "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts/transagg/train.sh"), "laion_llm", "1", str(place / "tiny.yaml")],
+        cwd=place, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| TransAgg, seed 1" in done.stdout
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts" / "pvlf").glob("*.sh")) + sorted((ROOT / "scripts" / "transagg").glob("*.sh")),
+                         ids=lambda p: f"{p.parent.name}/{p.name}")  # fmt: skip
+def test_scripts_print_their_usage(script):
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"usage: bash scripts/{script.parent.name}/{script.name}" in done.stderr
