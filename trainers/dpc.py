@@ -186,6 +186,21 @@ class DPC(ClassificationTrainer):
         if tuned:
             self.model.adopt(tuned)
 
+    @classmethod
+    def load_net(cls, model, directory, epoch=None):
+        """P and P' of a stage-2 run; see ``ClassificationTrainer.load_net``.
+
+        Raises:
+            ValueError: the checkpoint holds P' alone, as the released code writes it.
+        """
+        state = read_learned(directory, model.checkpoint_name, epoch)
+        tuned = {key.removeprefix("tuned."): value for key, value in state.items() if key.startswith("tuned.")}
+        if not tuned:
+            raise ValueError(f"{directory} holds P' without P (a run of the released code): evaluate it with TRAINER.DPC.CKPT_DIR")
+        parallel = {key: value for key, value in state.items() if not key.startswith("tuned.")}
+        load_learned_tensors(model.checkpoint_module, parallel, source=str(directory))
+        model.adopt(tuned)
+
     def load_model(self, directory, epoch=None):
         super().load_model(directory, epoch)
         source = self.read_run(directory).get("dataset") if directory else None
