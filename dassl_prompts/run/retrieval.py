@@ -1,0 +1,168 @@
+"""``python -m dassl_prompts.run.retrieval``: image-text retrieval in FDRD's protocol, from start to table.
+
+``compare`` runs zero-shot CLIP, the baselines and DCAR on a domain; ``ablate`` runs DCAR without its parts. Several seeds give
+means and standard deviations. Finished runs are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.fdrd.domains import get_domain
+from dassl_prompts.run.job import Job, eval_step, train_step
+from dassl_prompts.run.steps import Step, StepFailed, execute
+
+#: trainer -> its name in tables and on the command line
+METHODS = {
+    "ZeroshotITR": "zero-shot CLIP", "CoOpITR": "CoOp", "CLIPAdapterITR": "CLIP-Adapter", "MaPLeITR": "MaPLe", "DCAR": "DCAR",
+}  # fmt: skip
+ZERO_SHOT = "ZeroshotITR"
+#: row of the ablation -> folder tag and options
+ABLATION = {
+    "DCAR": ("", ()),
+    "without token re-weighting": ("no-dtr", ("TRAINER.DCAR.DTR.ENABLED", "False")),
+    "without category-aware augmentation": ("no-caa", ("TRAINER.DCAR.CAA.ENABLED", "False")),
+    "with neither (dual prompts)": (
+        "no-dtr-caa", ("TRAINER.DCAR.DTR.ENABLED", "False", "TRAINER.DCAR.CAA.ENABLED", "False")),
+}  # fmt: skip
+COLUMNS = {f"{d}_r{k}": f"{n} R@{k}" for d, n in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)} | {"mean_r1": "mean R@1"}
+#: FDRD's domains by the name of their file in configs/datasets, without fdrd_
+DOMAIN_FILES = {
+    "Caltech101": "caltech101", "OxfordPets": "oxford_pets", "StanfordCars": "stanford_cars", "Flowers102": "oxford_flowers",
+    "Food101": "food101", "FGVCAircraft": "fgvc_aircraft", "SUN397": "sun397", "DTD": "dtd", "UCF101": "ucf101",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the runs of one table share."""
+
+    domain: str
+    shots: int = 16
+    cfg: str = ""
+    root: str = "data"
+    output: Path = Path("output")
+    opts: tuple[str, ...] = ()
+
+    @property
+    def dataset(self) -> str:
+        """File in configs/datasets.
+
+        Raises:
+            ValueError: unknown domain; lists them.
+        """
+        name = self.domain if self.domain == "emoji" else DOMAIN_FILES.get(get_domain(self.domain).name)
+        if name is None:
+            raise ValueError("domain custom has no configuration file: use train.py with DATASET.FDRD_TRAIN and DATASET.FDRD_TEST")
+        return f"fdrd_{name}"
+
+    def job(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Job:
+        cfg = self.cfg or ("emoji_tiny" if self.domain == "emoji" else "vit_b32_fdrd")
+        own = tuple(o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair)
+        return Job(trainer, self.dataset, seed, self.shots, cfg, self.root, self.output, tag, (*own, *opts))
+
+    def step(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Step:
+        """The run of one method (train and test both ways); zero-shot CLIP has no seed and no shots."""
+        zero_shot = trainer == ZERO_SHOT
+        job = self.job(trainer, 1 if zero_shot else seed, tag, opts)
+        folder = self.output / "retrieval" / ("test_all" if zero_shot else "train_all") / job.folder
+        if zero_shot:
+            return eval_step(job, f"{trainer} on {self.domain}", folder, None)
+        return train_step(job, f"{trainer}{f' ({tag})' if tag else ''} on {self.domain}, seed {seed}", folder)
+
+
+def fits(key: str, trainer: str) -> bool:
+    """Whether a KEY of the command line concerns a trainer: TRAINER.X only X, everything else all."""
+    parts = key.split(".")
+    return parts[0] != "TRAINER" or parts[1] == trainer.upper()
+
+
+def compare(runs: Runs, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, list[Step]]:
+    """Steps of every row: method -> one run per seed."""
+    return {METHODS[m]: [runs.step(m, s) for s in (seeds[:1] if m == ZERO_SHOT else seeds)] for m in methods}
+
+
+def ablate(runs: Runs, seeds: Sequence[int], methods: Sequence[str] = ()) -> dict[str, list[Step]]:
+    """Steps of every row of the ablation."""
+    return {name: [runs.step("DCAR", s, tag, opts) for s in seeds] for name, (tag, opts) in ABLATION.items()}
+
+
+def rows_of(table: dict[str, list[Step]]) -> list[dict[str, str]]:
+    """Cells as text: the mean over seeds, with the standard deviation where there are several."""
+    rows = []
+    for name, steps in table.items():
+        results = [step.results() for step in steps]
+        cells = {title: spread([r["test"][key] for r in results]) for key, title in COLUMNS.items()}
+        checks = [r["train"] for r in results if "mean_r1_weights_on" in r.get("train", {})]
+        shortcut = {
+            f"train R@1, weights {way}": spread([c[f"mean_r1_weights_{way}"] for c in checks]) if checks else "" for way in ("on", "off")
+        }
+        rows.append({"method": name, "seeds": str(len(steps)), **cells, **shortcut})
+    return rows
+
+
+def spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    from tabulate import tabulate
+
+    kept = [c for c in rows[0] if any(row[c] for row in rows)]
+    return tabulate([[row[c] for c in kept] for row in rows], headers=kept, tablefmt="github", disable_numparse=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.run.retrieval", description=__doc__.split("\n\n")[1],
+        epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run they concern.",
+    )  # fmt: skip
+    p.add_argument("command", choices=("compare", "ablate"))
+    p.add_argument("--domain", required=True, help="one of FDRD's nine domains, or emoji (embedded)")
+    p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
+    p.add_argument("--shots", type=int, default=16, help="training pairs per class (default 16)")
+    p.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS, help="compare: methods (default all)")
+    p.add_argument("--cfg", default="", help="file in configs/trainers/<trainer> (default vit_b32_fdrd; emoji_tiny for emoji)")
+    p.add_argument("--root", default=os.environ.get("DATA", "data"), help="folder of the datasets (default $DATA or ./data)")
+    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
+    p.add_argument("--write", type=Path, help="also write the table as Markdown to this file")
+    p.add_argument("--quiet", action="store_true", help="what the runs print goes to console.txt in their folders")
+    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
+                   help="repeat finished runs (also FORCE=1)")  # fmt: skip
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    at = argv.index("--") if "--" in argv else len(argv)
+    args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1:])
+    try:
+        if len(opts) % 2:
+            raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")
+        runs = Runs(args.domain, args.shots, args.cfg, args.root, args.output, opts)
+        table = (compare if args.command == "compare" else ablate)(runs, args.seed, args.method)
+        execute([step for steps in table.values() for step in steps], force=args.force, quiet=args.quiet)
+    except StepFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = markdown(rows_of(table))
+    print(f"\n{args.domain}, {args.shots} shots, seeds {' '.join(map(str, args.seed))}\n\n{text}")
+    if args.write:
+        with atomic_path(args.write) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

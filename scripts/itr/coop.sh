@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# CoOpITR alone on one FDRD domain (or emoji): DOMAIN SEED [SHOTS]
+source "$(dirname "$0")/../lib.sh"
+usage "scripts/itr/coop.sh DOMAIN SEED [SHOTS=16] [KEY VALUE ...]" 2 "$@"
+"$(pick_python)" -m dassl_prompts.run.retrieval compare --method CoOpITR --domain "$1" --seed "$2" --shots "${3:-16}" -- "${@:4}"
