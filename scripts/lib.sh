@@ -25,9 +25,9 @@ usage() {
     fi
 }
 
-# run_protocol PROTOCOL OPTIONS...: one job through the protocol driver.
+# run_protocol PROTOCOL OPTIONS...: one job through the protocol driver; $OUTPUT is the root of the output tree.
 run_protocol() {
-    "$(pick_python)" -m dassl_prompts.run "$@"
+    "$(pick_python)" -m dassl_prompts.run "$1" --output "${OUTPUT:-output}" "${@:2}"
 }
 
 # A Python of at least 3.10 to make the environment with.

@@ -1,0 +1,42 @@
+"""Every configuration file is merged once with every kind of dataset file it can meet, and its trainer accepts it."""
+
+from pathlib import Path
+
+import pytest
+
+from dassl_prompts.engine import TRAINER_REGISTRY
+from dassl_prompts.train import parser, setup_cfg
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+METHODS = sorted((CONFIGS / "trainers").glob("*/*.yaml"))
+DATASETS = sorted((CONFIGS / "datasets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_method_files(path):
+    name = path.parent.name
+    dataset = CONFIGS / "datasets" / "emoji.yaml"
+    cfg = setup_cfg(parser().parse_args(
+        ["--trainer", name, "--config-file", str(path), "--dataset-config-file", str(dataset), "--seed", "1"]
+    ))  # fmt: skip
+    trainer = TRAINER_REGISTRY.get(name)
+    trainer.check_cfg(trainer.__new__(trainer), cfg)
+    assert cfg.MODEL.BACKBONE.NAME
+    size = 64 if cfg.MODEL.BACKBONE.NAME.startswith("emoji") else 224
+    assert tuple(cfg.INPUT.SIZE) in ((size, size), (384, 384))
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda p: p.stem)
+def test_dataset_files(path):
+    from dassl_prompts.engine import DATASET_REGISTRY
+
+    cfg = setup_cfg(parser().parse_args(["--trainer", "CoOp", "--dataset-config-file", str(path)]))
+    assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
+
+
+def test_shipped_files_are_those_of_the_recipes():
+    from dassl_prompts.run import job
+
+    for trainer, table in job.RECIPES.items():
+        for name in table.values():
+            assert (CONFIGS / "trainers" / trainer / f"{name}.yaml").is_file(), (trainer, name)

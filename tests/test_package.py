@@ -1,0 +1,81 @@
+"""What an installed copy looks like from outside."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dassl_prompts
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code, cwd):
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_trainers_and_datasets_stay_off_the_import_path(tmp_path):
+    for name in ("trainers", "datasets", "configs"):
+        assert "ModuleNotFoundError" in run(f"import {name}", tmp_path).stderr, name
+    assert run("import dassl_prompts.trainers.coop, dassl_prompts.datasets.caltech101, dassl_prompts.configs", tmp_path).returncode == 0
+
+
+def test_train_py_hides_its_own_folder():
+    code = "import runpy, sys; sys.argv = ['train.py', '--help']\ntry: runpy.run_path('train.py')\nfinally: import datasets"
+    assert "No module named 'datasets'" in run(code, ROOT).stderr
+
+
+def test_importing_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys, dassl_prompts\n"
+        "heavy = {'open_clip', 'torchvision', 'transformers', 'sklearn', 'matplotlib', 'tensorboard'} & set(sys.modules)\n"
+        "print(sorted(heavy))"
+    )
+    result = run(code, tmp_path)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_import_registers_all_trainers_and_opens_no_connection(tmp_path):
+    code = (
+        "import socket\n"
+        "def refuse(*a): raise AssertionError('network at import')\n"
+        "socket.socket.connect = refuse\n"
+        "import dassl_prompts\n"
+        "from dassl_prompts.engine import TRAINER_REGISTRY, DATASET_REGISTRY\n"
+        "print(*TRAINER_REGISTRY.registered_names(), *DATASET_REGISTRY.registered_names())"
+    )
+    names = run(code, tmp_path).stdout.split()
+    wanted = (
+        "ZeroshotCLIP ZeroshotCLIP2 CoOp CoCoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_MaPLe DPC_PromptSRC DPC_PromptKD "
+        "AttriPrompt DCAR TransAgg PVLF Caltech101 OxfordPets StanfordCars OxfordFlowers Food101 FGVCAircraft SUN397 "
+        "DescribableTextures EuroSAT UCF101 ImageNet ImageNetV2 ImageNetSketch ImageNetA ImageNetR Emoji FDRD CIRR FashionIQ LaionCIR"
+    )
+    assert not set(wanted.split()) - set(names)
+
+
+def test_two_lines_in_a_foreign_coop_checkout(tmp_path):
+    """Somebody's train.py on somebody's Dassl: their CoOp stays, DPC_CoOp is there and builds on ours."""
+    from tests.engine.vendored import make_dassl
+
+    make_dassl(tmp_path)
+    (tmp_path / "lab.py").write_text(
+        "from dassl.config import get_cfg_default\n"
+        "from dassl.engine import TRAINER_REGISTRY, TrainerX\n"
+        "from yacs.config import CfgNode as CN\n"
+        "@TRAINER_REGISTRY.register()\n"
+        "class CoOp(TrainerX): pass\n"
+        "cfg = get_cfg_default()\n"
+        "cfg.TRAINER.COOP = CN({'N_CTX': 4})\n"
+        "import dassl_prompts\n"
+        "dassl_prompts.extend_cfg(cfg)\n"
+        "assert TRAINER_REGISTRY.get('CoOp') is CoOp\n"
+        "dpc = TRAINER_REGISTRY.get('DPC_CoOp')\n"
+        "assert issubclass(dpc, TrainerX) and dpc.backbone is not CoOp\n"
+        "assert cfg.TRAINER.COOP.N_CTX == 4 and cfg.TRAINER.COOP.CSC is False and cfg.TRAINER.DPC.PRESET == 'paper'\n"
+    )
+    result = subprocess.run([sys.executable, "lab.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "trainer CoOp stays the one of" in result.stdout
+
+
+def test_version():
+    assert dassl_prompts.__version__ == (ROOT / "dassl_prompts" / "VERSION").read_text().strip()

@@ -1,0 +1,69 @@
+"""The command line of train.py."""
+
+import json
+
+import pytest
+
+from dassl_prompts.train import main, parser, setup_cfg
+
+EMOJI = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file", "configs/trainers/CoOp/emoji_tiny.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    from tests.conftest import ROOT
+
+    monkeypatch.chdir(ROOT)
+
+
+def cfg_of(*argv):
+    return setup_cfg(parser().parse_args(list(argv)))
+
+
+def test_flags_win_over_files_and_pairs_over_flags():
+    cfg = cfg_of(*EMOJI, "--trainer", "CoOp", "--seed", "0", "--backbone", "ViT-B/16", "OPTIM.MAX_EPOCH", "3")
+    assert (cfg.SEED, cfg.MODEL.BACKBONE.NAME, cfg.OPTIM.MAX_EPOCH) == (0, "ViT-B/16", 3)
+
+
+def test_an_integer_is_fine_for_a_float():
+    assert cfg_of(*EMOJI, "--trainer", "DPC_CoOp", "TRAINER.DPC.OMEGA_B", "1").TRAINER.DPC.OMEGA_B == 1.0
+
+
+@pytest.mark.parametrize("argv, message", [
+    ([*EMOJI], "TRAINER.NAME is empty: give --trainer"),
+    (["--trainer", "CoOp"], "DATASET.NAME is empty: give --dataset-config-file"),
+    ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTXX", "4"], "did you mean TRAINER.COOP.N_CTX"),
+    ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTX"], "KEY VALUE pairs"),
+])  # fmt: skip
+def test_wrong_input_is_one_line_and_exit_code_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_unknown_names_list_the_known_ones(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main([*EMOJI, "--trainer", "CoOpp", "--output-dir", str(tmp_path / "run")])
+    assert "do you mean" in capsys.readouterr().err
+    # the traceback is kept for whoever wants it
+    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_missing_dataset_names_the_folder(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["--dataset-config-file", "configs/datasets/caltech101.yaml", "--config-file", "configs/trainers/CoOp/vit_b16.yaml",
+              "--trainer", "CoOp", "--root", str(tmp_path), "--output-dir", str(tmp_path / "run")])  # fmt: skip
+    assert f"{tmp_path}/caltech-101 does not exist" in capsys.readouterr().err
+
+
+def test_train_then_evaluate_new_classes(tmp_path, capsys):
+    opts = ["--trainer", "CoOp", "--seed", "1", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "TRAINER.COOP.N_CTX", "2"]
+    main([*EMOJI, "--output-dir", str(tmp_path / "train"), *opts, "DATASET.SUBSAMPLE_CLASSES", "base"])
+    out = capsys.readouterr().out
+    assert "Finish training" in out and "* accuracy: " in out
+    main([*EMOJI, "--output-dir", str(tmp_path / "test"), "--model-dir", str(tmp_path / "train"), "--eval-only", *opts,
+          "DATASET.SUBSAMPLE_CLASSES", "new"])  # fmt: skip
+    results = json.loads((tmp_path / "test" / "results.json").read_text())
+    assert results["finished"] and results["classes"] == "new" and 0 <= results["test"]["accuracy"] <= 100
