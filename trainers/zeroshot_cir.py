@@ -1,16 +1,19 @@
-"""Composed retrieval without training: image only, text only, and their sum in both public definitions."""
+"""Composed retrieval without training: image only, text only, their sum in both public definitions; given weights, Pic2Word and SEARLE."""
 
 from __future__ import annotations
 
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.models.textual_inversion import inversion_query, load_inversion
 from dassl_prompts.models.tokens import load_token_encoder
 from dassl_prompts.retrieval.composed_trainer import ComposedTrainer
-from dassl_prompts.retrieval.query import BASELINES
+from dassl_prompts.retrieval.query import BASELINES, QueryFunction
 
 
 def extend_cfg(cfg):
     add_defaults(cfg, "TRAINER.ZEROSHOT_CIR", {
         "QUERIES": list(BASELINES),  # image, text, image+text; "image+text, normalised" is Pic2Word's definition of the sum
+        "PIC2WORD": "",  # file with a trained Pic2Word network; also evaluated when given
+        "SEARLE": "",  # file with a trained SEARLE network (Phi); also evaluated when given
     })  # fmt: skip
 
 
@@ -34,8 +37,17 @@ class ZeroshotCIR(ComposedTrainer):
 
     def test(self, split=None, label=""):
         values = []
-        for name in self.cfg.TRAINER.ZEROSHOT_CIR.QUERIES:
+        for name, query in self.queries().items():
             print(f"* {name}")
-            self.query = BASELINES[name](self.encoder)
+            self.query = query
             values.append(super().test(split, name))
         return values[-1]
+
+    def queries(self) -> dict[str, QueryFunction]:
+        """Name -> query function of everything that is evaluated."""
+        node = self.cfg.TRAINER.ZEROSHOT_CIR
+        queries = {name: BASELINES[name](self.encoder) for name in node.QUERIES}
+        for method, path in (("pic2word", node.PIC2WORD), ("searle", node.SEARLE)):
+            if path:
+                queries[method] = inversion_query(self.encoder, load_inversion(path, method).to(self.device), method)
+        return queries

@@ -270,12 +270,12 @@ class ComposedTrainer(PromptTrainer):
         return self.record(entry, results)
 
     def write_sheet(self, task: RetrievalTask, queries: Tensor, gallery: Tensor, label: str) -> None:
-        """A contact sheet of ``CIR.SHEET`` queries, evenly spread over the task, with their first five images."""
+        """A contact sheet of ``CIR.SHEET`` queries, evenly spread over the task: their first five images and the wanted one."""
         chosen = [i * len(task.queries) // self.cfg.CIR.SHEET for i in range(min(self.cfg.CIR.SHEET, len(task.queries)))]
         found = best(task, queries, gallery, 5)
         rows = [
-            Row(task.gallery[query.reference], query.texts[0], [task.gallery[name] for name in found[i]],
-                [f"{rank}. {name}" for rank, name in enumerate(found[i], 1)], right=task.gallery[query.target])
+            Row(task.gallery[query.reference], query.texts[0], [task.gallery[name] for name in (*found[i], query.target)],
+                [*(f"{rank}. {name}" for rank, name in enumerate(found[i], 1)), "wanted"], right=task.gallery[query.target])
             for i in chosen for query in [task.queries[i]]
         ]  # fmt: skip
         path = Path(self.output_dir) / f"sheet-{label.replace(' ', '-').replace(',', '')}{'-' if label else ''}{file_name(task)}.png"
