@@ -21,6 +21,7 @@ from methods import NOUNS
 from yacs.config import CfgNode
 
 from dassl_prompts.models import build_clip
+from dassl_prompts.models.pool import Retrieval
 from dassl_prompts.models.prompted import normalize
 from dassl_prompts.trainers.attriprompt import AttriPromptModel, extend_cfg
 
@@ -36,3 +37,167 @@ PATHS = {
     "trimmed": {"SHARE_PREFIX": False, "TRIM": True, "MEMO": False},
     "shared prefix": {"SHARE_PREFIX": True, "TRIM": True, "MEMO": False},
 }
+
+
+def make(clip, switches: dict | None = None, classes=NOUNS, **changes) -> AttriPromptModel:
+    """A model with the default options but for ``changes`` (``CLUSTER__K=8``) and switches of the text pass."""
+    cfg = CfgNode()
+    extend_cfg(cfg)
+    node = cfg.TRAINER.ATTRIPROMPT
+    node.TEXT.update(switches or {})
+    for key, value in changes.items():
+        group, _, leaf = key.partition("__")
+        node[group][leaf] = value
+    torch.manual_seed(0)
+    return AttriPromptModel(clip, list(classes), node).to(clip.logit_scale.device).eval()
+
+
+class Timer:
+    """Seconds of a function: CPU time of the process on a CPU (other processes do not count), wall clock on a GPU."""
+
+    def __init__(self, device: torch.device, repeats: int):
+        self.device, self.repeats = device, repeats
+
+    def now(self) -> float:
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __call__(self, function: Callable[[], object]) -> float:
+        function()
+        times = []
+        for _ in range(self.repeats):
+            start = self.now()
+            function()
+            times.append(self.now() - start)
+        return min(times)
+
+
+def count_rows(model, function: Callable[[], object]) -> float:
+    """Token-passes of the text tower during ``function``, divided by its number of blocks."""
+    rows = 0
+
+    def hook(module, inputs, output):
+        nonlocal rows
+        rows += inputs[0].numel() // inputs[0].shape[-1]
+
+    blocks = model.clip.text.transformer.resblocks
+    handles = [block.mlp.register_forward_hook(hook) for block in blocks]
+    function()
+    for handle in handles:
+        handle.remove()
+    return rows / len(blocks)
+
+
+@torch.no_grad()
+def passes_table(clip, batch: int) -> list[dict]:
+    """Token-passes per image for 50 classes and several numbers of slots; every image has retrieved something else."""
+    rows = []
+    for clusters, length in ((2, 2), (4, 2), (4, 4), (4, 8)):
+        model = make(clip, PATHS["shared prefix"], CLUSTER__K=clusters, POOL__LENGTH=length)
+        retrieval = Retrieval(torch.randint(model.pool.size, (batch, model.depth, model.slots)).to(clip.logit_scale.device), None)
+        prompts = model.class_prompts
+        trimmed = len(prompts) * (int(prompts.eot.max()) + 1)
+        ours = count_rows(model, lambda: model.encode(retrieval)) / batch
+        rows.append({
+            "slots": clusters * length, "77 positions": 77 * len(prompts), "trimmed to the longest": trimmed,
+            "shared prefix (counted)": f"{ours:.1f}", "fewer than 77": f"{77 * len(prompts) / ours:.1f}x",
+            "fewer than trimmed": f"{trimmed / ours:.1f}x",
+        })  # fmt: skip
+    return rows
+
+
+def training_step(model, view, labels) -> torch.Tensor:
+    """Loss and gradient of class-level cross-entropy plus the regulariser on given views."""
+    model.pool.prompts.grad = None
+    text = model.encode(model.retrieve(view))
+    logits = model.logits(view.feature, text)
+    loss = F.cross_entropy(logits, labels) + 25 * (text - model.text_target).abs().mean()
+    loss.backward()
+    return model.pool.prompts.grad
+
+
+def time_table(clip, images, timer: Timer) -> list[dict]:
+    """Text side of evaluation and of a training step on the three paths, and how far their results are apart."""
+    rows, reference = [], None
+    labels = torch.arange(len(images), device=images.device) * 7
+    for name, switches in PATHS.items():
+        model = make(clip, switches)
+        view = model.look(images)
+        retrieval = model.retrieve(view)
+        with torch.no_grad():
+            evaluation = timer(lambda: model.encode(retrieval))
+            text = model.encode(retrieval)
+        step = timer(lambda: training_step(model, view, labels))
+        gradient = training_step(model, view, labels)
+        reference = reference or (text, gradient, evaluation, step)
+        rows.append({
+            "text path": name, "evaluation, s": f"{evaluation:.3f}", "gain": f"{reference[2] / evaluation:.1f}x",
+            "training step, s": f"{step:.3f}", "gain ": f"{reference[3] / step:.1f}x",
+            "features differ by": f"{(text - reference[0]).abs().max():.0e}",
+            "gradients differ by (relative)": f"{(gradient - reference[1]).norm() / reference[1].norm():.0e}",
+        })  # fmt: skip
+    return rows
+
+
+@torch.no_grad()
+def cluster_table(clip, batch: int, timer: Timer) -> list[dict]:
+    """What the attribute queries add to a pass of the image tower."""
+    device = clip.logit_scale.device
+    images = torch.randn(batch, 3, clip.image_size, clip.image_size, device=device)
+    queries = make(clip).attributes
+    _, outputs = queries.outputs(images)
+    tower = timer(lambda: normalize(clip.encode_image(images)))
+    kmeans = timer(lambda: queries.centroids(outputs))
+    both = timer(lambda: queries.queries(outputs))
+    return [{
+        "batch": batch, "image tower, s": f"{tower:.3f}", "k-means of 12 layers, s": f"{kmeans:.3f}",
+        "share": f"{100 * kmeans / tower:.1f} %", "with the frozen head, s": f"{both:.3f}",
+    }]  # fmt: skip
+
+
+def report(args) -> str:
+    from tabulate import tabulate
+
+    device = torch.device(args.device)
+    timer = Timer(device, args.repeats)
+    clip = build_clip(VIT_B16, seed=0).to(device)
+    images = torch.randn(args.images, 3, clip.image_size, clip.image_size, device=device)
+    tables = [
+        (f"Token-passes per image, 50 classes, batch of {args.batch} images", passes_table(clip, args.batch)),
+        (f"Text side of {args.images} images x 50 classes, 8 slots", time_table(clip, images, timer)),
+        ("k-means (4 clusters, 10 iterations) beside the image tower", cluster_table(clip, args.batch, timer)),
+    ]
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    clock = "wall clock" if device.type == "cuda" else "CPU seconds of the process"
+    parts = [
+        "# AttriPrompt: cost of prompts per image\n",
+        f"Written by `python benchmarks/attriprompt.py --device {args.device} --images {args.images} --batch {args.batch} "
+        f"--repeats {args.repeats} --write`: {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32; "
+        f"{clock}, best of {args.repeats}. ViT-B/16 with random weights, first 50 class names of Caltech101, template "
+        '"a photo of a {}.".\n',
+    ]
+    parts += [f"## {title}\n\n{tabulate(rows, headers='keys', tablefmt='github')}\n" for title, rows in tables]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--images", type=int, default=2, help="images of the text benchmark (default 2)")
+    p.add_argument("--batch", type=int, default=32, help="images of the k-means benchmark (default 32)")
+    p.add_argument("--repeats", type=int, default=2)
+    p.add_argument("--threads", type=int, default=1 if not torch.cuda.is_available() else os.cpu_count())
+    p.add_argument("--write", action="store_true", help=f"renew {DOC.name} in docs/benchmarks")
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    text = report(args)
+    print(text)
+    if args.write:
+        DOC.parent.mkdir(parents=True, exist_ok=True)
+        DOC.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

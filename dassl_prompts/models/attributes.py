@@ -115,7 +115,8 @@ class AttributeQueries:
         group = max(1, CLUSTER_BYTES.get(outputs[0].device.type, CLUSTER_BYTES["cpu"]) // size)
         result = []
         for start in range(0, len(outputs), group):
-            tokens = torch.cat([self.in_space(self.clustered(x)) for x in outputs[start : start + group]])
+            parts = [self.in_space(self.clustered(x)) for x in outputs[start : start + group]]
+            tokens = torch.cat(parts) if len(parts) > 1 else parts[0]
             result += kmeans(tokens, self.k, self.iters, self.metric).centroids.split(batch)
         return result
 

@@ -59,17 +59,18 @@ def kmeans(points: Tensor, k: int, iters: int = 10, metric: str = "l2") -> Clust
     with torch.autocast(points.device.type, enabled=False):
         x = points if points.dtype is torch.float64 else points.float()
         cosine = metric == "cosine"
-        if cosine:
-            x = F.normalize(x, dim=-1)
         # Distances do not change under a shift, rounding does: channels that are large and equal for all tokens, which
         # CLIP has, would otherwise swamp the differences.
-        shifted = x if cosine else x - x[:, :1]
-        gram = shifted @ shifted.transpose(1, 2)
+        origin = 0 if cosine else x[:, :1]
+        x = F.normalize(x, dim=-1) if cosine else x - origin
+        gram = x @ x.transpose(1, 2)
         weights = maximin_start(gram, k)
         for _ in range(iters):
             weights = update(assign(gram, weights, cosine), weights)
         labels = assign(gram, weights, cosine)
-        return canonical(x, weights, labels, cosine)
+        clusters = canonical(x, weights, labels)
+        centroids = F.normalize(clusters.centroids, dim=-1) if cosine else clusters.centroids + origin
+        return clusters._replace(centroids=centroids)
 
 
 def maximin_start(gram: Tensor, k: int) -> Tensor:
@@ -107,7 +108,7 @@ def update(labels: Tensor, previous: Tensor) -> Tensor:
     return torch.where(count > 0, members / count.clamp_min(1), previous)
 
 
-def canonical(x: Tensor, weights: Tensor, labels: Tensor, cosine: bool) -> Clusters:
+def canonical(x: Tensor, weights: Tensor, labels: Tensor) -> Clusters:
     """Centroids, labels and sizes with the clusters in canonical order."""
     k, n_points = weights.shape[1:]
     members = membership(labels, k)
@@ -116,6 +117,4 @@ def canonical(x: Tensor, weights: Tensor, labels: Tensor, cosine: bool) -> Clust
     order = (first - sizes * (n_points + 1)).argsort(dim=1, stable=True)
     rank = order.argsort(dim=1)
     centroids = weights.gather(1, order[..., None].expand(-1, -1, n_points)) @ x
-    if cosine:
-        centroids = F.normalize(centroids, dim=-1)
     return Clusters(centroids, rank.gather(1, labels), sizes.gather(1, order))
