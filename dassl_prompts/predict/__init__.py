@@ -1,0 +1,5 @@
+"""Using trained runs: labels for images, exported class embeddings, the words nearest to a learned context."""
+
+from dassl_prompts.predict.run import TrainedRun, load_run
+
+__all__ = ["TrainedRun", "load_run"]

@@ -1,0 +1,211 @@
+"""``python -m dassl_prompts.predict RUN_DIR IMAGES...``: labels and scores from a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dassl_prompts.predict.export import export
+from dassl_prompts.predict.run import TrainedRun, load_run
+from dassl_prompts.predict.words import nearest_words
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+EPILOG = """\
+examples:
+  python -m dassl_prompts.predict output/.../CoOp/vit_b16/seed1 photo.jpg
+  python -m dassl_prompts.predict RUN_DIR pictures/ --classes cat dog "polar bear" --top 3 --output labels.csv
+  python -m dassl_prompts.predict RUN_DIR --export exported --classes-file classes.txt
+  python -m dassl_prompts.predict RUN_DIR --words
+
+exit codes: 0 done, 2 wrong input, 3 some images could not be read (the others are labelled), 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.predict",
+        description="Label images with a trained run, also with classes it was never trained on; export it; read its words.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("run", metavar="RUN_DIR", help="folder of a training run (with results.json and a checkpoint)")
+    p.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders (searched at any depth) or archive.zip::member")
+    p.add_argument("--classes", nargs="+", metavar="NAME", help="what to tell apart (default: the classes of the training)")
+    p.add_argument("--classes-file", type=Path, metavar="FILE", help="class names, one per line")
+    p.add_argument("--top", type=int, default=1, metavar="K", help="how many classes per image, 0 for all (default 1)")
+    p.add_argument("--output", type=Path, metavar="FILE", help="write to FILE, .csv or .json (default: CSV on the screen)")
+    p.add_argument("--export", type=Path, metavar="DIR", help="write class embeddings and prompts as safetensors with a JSON card")
+    p.add_argument("--with-backbone", action="store_true", help="export the frozen CLIP too, where open_clip does not have it")
+    p.add_argument("--words", nargs="?", type=int, const=3, metavar="K", help="print the K words nearest to every context token")
+    p.add_argument("--epoch", type=int, help="checkpoint to use (default: the best or newest)")
+    p.add_argument("--backbone", default="", help="the backbone's weights, if they moved since the training")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is one")
+    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default 64)")
+    return p
+
+
+# -- input ------------------------------------------------------------------------------------------------------------
+
+
+def find_images(names: Iterable[str]) -> Iterator[str]:
+    """The image files among files and folders, one at a time, folders in alphabetical order.
+
+    Raises:
+        FileNotFoundError: a name that does not exist, or a folder without images.
+    """
+    for name in names:
+        if not os.path.isdir(name):
+            if "::" not in name and not os.path.exists(name):
+                raise FileNotFoundError(f"there is no image {name}")
+            yield name
+            continue
+        found = False
+        for folder, subfolders, files in os.walk(name):
+            subfolders.sort()
+            for file in sorted(files):
+                if os.path.splitext(file)[1].lower() in SUFFIXES:
+                    found = True
+                    yield os.path.join(folder, file)
+        if not found:
+            raise FileNotFoundError(f"the folder {name} holds no images ({', '.join(sorted(SUFFIXES))})")
+
+
+def class_names(args: argparse.Namespace) -> list[str] | None:
+    if args.classes and args.classes_file:
+        raise ValueError("give --classes or --classes-file, not both")
+    if args.classes_file:
+        names = [line.strip() for line in args.classes_file.read_text(encoding="utf-8").splitlines()]
+        if not any(names):
+            raise ValueError(f"{args.classes_file} names no classes")
+        return [name for name in names if name]
+    return args.classes
+
+
+# -- output -----------------------------------------------------------------------------------------------------------
+
+
+class CsvWriter:
+    """``image,label,score`` or, for several classes, ``image,label_1,score_1,label_2,...``; errors in the last column."""
+
+    def __init__(self, file, top: int):
+        pairs = [("label", "score")] if top == 1 else [(f"label_{k}", f"score_{k}") for k in range(1, top + 1)]
+        self.columns = [name for pair in pairs for name in pair]
+        self.writer = csv.writer(file, lineterminator="\n")
+        self.writer.writerow(["image", *self.columns, "error"])
+
+    def write(self, row: dict) -> None:
+        cells = [cell for label, score in row["scores"] for cell in (label, f"{score:.6f}")]
+        self.writer.writerow([row["image"], *(cells or [""] * len(self.columns)), row.get("error", "")])
+
+    def end(self) -> None:
+        """Nothing to close."""
+
+
+class JsonWriter:
+    """A list of ``{"image", "label", "score", "scores": {label: score}}``, written item by item."""
+
+    def __init__(self, file, top: int):
+        self.file, self.lead = file, "["
+
+    def write(self, row: dict) -> None:
+        item = {"image": row["image"]}
+        if row["scores"]:
+            label, score = row["scores"][0]
+            item |= {"label": label, "score": score, "scores": dict(row["scores"])}
+        else:
+            item["error"] = row["error"]
+        self.file.write(f"{self.lead}\n{json.dumps(item, ensure_ascii=False)}")
+        self.lead = ","
+
+    def end(self) -> None:
+        self.file.write("[]\n" if self.lead == "[" else "\n]\n")
+
+
+@contextlib.contextmanager
+def writer(path: Path | None, top: int):
+    """A writer to a file, which appears when everything is written, or to the screen."""
+    if path is None:
+        yield CsvWriter(sys.stdout, top)
+        return
+    if path.suffix not in (".csv", ".json"):
+        raise ValueError(f"--output {path} has to end in .csv or .json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            out = (CsvWriter if path.suffix == ".csv" else JsonWriter)(file, top)
+            yield out
+            out.end()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
+    """Write a row per image; returns how many could not be read."""
+    from tqdm import tqdm
+
+    total = sum(1 for _ in find_images(args.images))
+    top = min(args.top or len(run.classnames), len(run.classnames))
+    broken = 0
+    with writer(args.output, top) as out, tqdm(total=total, unit="image", file=sys.stderr, disable=total < 2) as bar:
+        for path, scores in run.predict(find_images(args.images), args.batch_size):
+            if isinstance(scores, OSError):
+                broken += 1
+                out.write({"image": path, "scores": [], "error": str(scores)})
+            else:
+                values, index = scores.topk(top)
+                labels = [run.classnames[i] for i in index.tolist()]
+                out.write({"image": path, "scores": list(zip(labels, values.tolist()))})
+            bar.update()
+    if broken:
+        print(f"error: {broken} of {total} images could not be read; their rows say why", file=sys.stderr)
+    return broken
+
+
+def words_table(run: TrainedRun, count: int) -> str:
+    from tabulate import tabulate
+
+    rows = [{**row, "words": ", ".join(f"{word} ({distance:.3f})" for word, distance in row["words"])}
+            for row in nearest_words(run, count)]  # fmt: skip
+    return tabulate(rows, headers="keys", tablefmt="github")
+
+
+def work(args: argparse.Namespace) -> int:
+    if not args.images and args.export is None and args.words is None:
+        raise ValueError("nothing to do: give images, --export or --words")
+    for name, least in (("top", 0), ("batch_size", 1), ("words", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least {least}")
+    classes = class_names(args)
+    sum(1 for _ in zip(find_images(args.images), range(1)))  # a wrong name is told before the model is loaded
+    with contextlib.redirect_stdout(sys.stderr):  # labels on the screen must not mix with what loading prints
+        run = load_run(args.run, classes, device=args.device, backbone=args.backbone, epoch=args.epoch)
+    if args.words is not None:
+        print(words_table(run, args.words))
+    if args.export is not None:
+        for path in export(run, args.export, args.with_backbone):
+            print(f"wrote {path}")
+    return 3 if args.images and label_images(run, args) else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_intermixed_args(argv)
+    try:
+        return work(args)
+    except (ValueError, FileNotFoundError, PermissionError, KeyError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

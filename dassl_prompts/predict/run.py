@@ -1,0 +1,179 @@
+"""A trained run as a classifier for any class names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dassl_prompts.engine import TRAINER_REGISTRY, build_transform, get_cfg_default, read_json
+from dassl_prompts.engine.run_folder import RESULTS
+
+
+@dataclass
+class TrainedRun:
+    """A model with what it needs to score pictures.
+
+    Attributes:
+        folder: of the run. model: in evaluation mode; ``model(images [B, 3, S, S]) -> logits [B, C]``. classnames: the classes
+        that are scored. trained: those of the training. transform: PIL image -> ``[3, S, S]``. cfg: configuration of the run.
+    """
+
+    folder: Path
+    model: Any
+    classnames: list[str]
+    trained: list[str]
+    transform: Callable
+    cfg: Any
+    results: dict
+
+    @property
+    def device(self):
+        return self.model.clip.logit_scale.device
+
+    def scores(self, images: Iterable[Any]) -> Any:
+        """Class probabilities ``[B, C]`` of PIL images, on the CPU."""
+        import torch
+
+        batch = torch.stack([self.transform(image) for image in images]).to(self.device)
+        with torch.no_grad():
+            return self.model(batch).float().softmax(dim=1).cpu()
+
+    def predict(self, paths: Iterable[str], batch_size: int = 64, threads: int = 4) -> Iterator[tuple[str, Any]]:
+        """Score image files one batch after the other; memory does not grow with their number.
+
+        Yields:
+            ``(path, scores [C])``, or ``(path, error)`` with an ``OSError`` for a file that is not a readable image.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(threads) as pool:
+            for batch in batches(paths, batch_size):
+                read = list(pool.map(try_image, batch))
+                good = [image for image in read if not isinstance(image, OSError)]
+                found = iter(self.scores(good)) if good else iter(())
+                for path, image in zip(batch, read):
+                    yield path, image if isinstance(image, OSError) else next(found)
+
+
+def batches(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of ``size`` items, the last one shorter."""
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def try_image(path: str) -> Any:
+    """The RGB image, or the error that its reading ended with."""
+    from dassl_prompts.data.images import read_image
+
+    try:
+        return read_image(path)
+    except OSError as error:
+        return error
+
+
+def read_results(folder: Path) -> dict:
+    """results.json of a run that can classify.
+
+    Raises:
+        FileNotFoundError: the folder is no run folder.
+        ValueError: its run has no prompts of its own, or classifies nothing.
+    """
+    if not (folder / RESULTS).is_file():
+        raise FileNotFoundError(f"{folder} has no {RESULTS}: give the folder of a training run, such as .../CoOp/vit_b16/seed1")
+    results = read_json(folder / RESULTS)
+    lacking = [key for key in ("trainer", "config", "classnames") if key not in results]
+    if lacking:
+        raise ValueError(f"{folder / RESULTS} has no {lacking[0]!r}: the run was interrupted before it began, or is not one of ours")
+    zero_shot = results["trainer"].startswith("Zeroshot")
+    if results.get("kind") == "evaluation" and not zero_shot:
+        raise ValueError(f"{folder} is an evaluation and has no checkpoint: give the folder of the training run")
+    return results
+
+
+def check_classifier(name: str, folder: Path) -> None:
+    """
+    Raises:
+        ValueError: the trainer is unknown, or retrieves instead of classifying.
+    """
+    from dassl_prompts.engine import check_availability
+    from dassl_prompts.retrieval.trainer import RetrievalTrainer
+    from dassl_prompts.trainer import ClassificationTrainer
+
+    check_availability(name, TRAINER_REGISTRY.registered_names())
+    trainer = TRAINER_REGISTRY.get(name)
+    if not issubclass(trainer, ClassificationTrainer) or issubclass(trainer, RetrievalTrainer):
+        raise ValueError(f"{folder} is a run of {name}, which retrieves and has no classes to choose from")
+
+
+def read_config(flat: dict[str, str], source: str = "results.json"):
+    """The configuration that results.json holds as ``{key: repr(value)}``.
+
+    Keys that this version does not have are left out, with a warning; they belong to another version of a method.
+    """
+    import warnings
+
+    import dassl_prompts
+
+    cfg = get_cfg_default()
+    dassl_prompts.extend_cfg(cfg)
+    unknown = []
+    for key, text in flat.items():
+        *path, leaf = key.split(".")
+        node = cfg
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or leaf not in node:
+            unknown.append(key)
+        else:
+            node[leaf] = ast.literal_eval(text)
+    if unknown:
+        warnings.warn(f"{source} has settings that this version does not know: {', '.join(unknown)}", stacklevel=2)
+    return cfg
+
+
+def load_run(folder: str | Path, classnames: Sequence[str] | None = None, *, device: str = "", backbone: str = "",
+             epoch: int | None = None) -> TrainedRun:  # fmt: skip
+    """A trained run as a classifier.
+
+    Args:
+        folder: of the training run, or of a zero-shot evaluation.
+        classnames: what to tell apart, also classes never trained on; default: the run's own classes.
+        device: cpu or cuda; default: cuda where there is one.
+        backbone: where the backbone's weights are now, if not where the run had them.
+        epoch: which checkpoint; default the best or newest.
+
+    Raises:
+        FileNotFoundError: no run, no checkpoint, or no weights of the backbone.
+        ValueError: the run classifies nothing, or its prompts belong to its own classes.
+    """
+    import dassl_prompts
+
+    folder = Path(folder)
+    results = read_results(folder)
+    name, trained = results["trainer"], list(results["classnames"])
+    check_classifier(name, folder)
+    cfg = read_config(results["config"], str(folder / RESULTS))
+    wanted = [c.replace("_", " ") for c in classnames or trained]
+    if not wanted:
+        raise ValueError(f"{folder} names no classes: give --classes")
+    doubled = sorted({c for c in wanted if wanted.count(c) > 1})
+    if doubled:
+        raise ValueError(f"class name given twice: {', '.join(doubled)}")
+    cfg.MODEL.BACKBONE.NAME = backbone or cfg.MODEL.BACKBONE.NAME
+    cfg.USE_CUDA = device != "cpu"
+    known = {c.replace("_", " ") for c in trained}
+    if name.startswith("DPC_") and cfg.TRAINER.DPC.TASK == "auto":
+        cfg.TRAINER.DPC.TASK = "base" if set(wanted) <= known else "new"
+    cfg.freeze()
+    checkpoint = "" if name.startswith("Zeroshot") else str(folder)
+    model = dassl_prompts.build_model(cfg, wanted, checkpoint, epoch)
+    return TrainedRun(folder, model, wanted, trained, build_transform(cfg, is_train=False), cfg, results)

@@ -1,0 +1,40 @@
+"""The vocabulary words nearest to a learned context (Zhou et al. 2022, section 3.4: distances are large, read with care)."""
+
+from __future__ import annotations
+
+from dassl_prompts.predict.run import TrainedRun
+
+
+def nearest_words(run: TrainedRun, count: int = 3) -> list[dict]:
+    """For every context token, the ``count`` nearest token embeddings by Euclidean distance.
+
+    Returns:
+        rows ``{"slot": 1.., ["class": name,] "words": [(word, distance), ...]}``; classes only for class-specific contexts.
+
+    Raises:
+        ValueError: the run has no text context.
+    """
+    import torch
+
+    text = run.model.clip.text
+    context = learned_context(run.model)
+    if context is None:
+        raise ValueError(f"{run.results['trainer']} has no learned context in front of the class name")
+    table = text.token_embedding.weight.detach().float()
+    per_class = context.ndim == 3
+    rows = []
+    for index, tokens in enumerate(context if per_class else [context]):
+        distances, ids = torch.cdist(tokens.detach().float(), table).topk(count, largest=False)
+        for slot, (near, which) in enumerate(zip(distances.tolist(), ids.tolist()), 1):
+            words = [(text.tokenizer.decode([i]).strip() or f"<{i}>", d) for d, i in zip(near, which)]
+            rows.append({"slot": slot, **({"class": run.classnames[index]} if per_class else {}), "words": words})
+    return rows
+
+
+def learned_context(model):
+    """The layer-0 context ``[n, d_t]`` or ``[C, n, d_t]``; None if there is none or it depends on the image."""
+    try:
+        context = model.emit().text
+    except ValueError:
+        return None
+    return context if context is not None and context.ndim in (2, 3) else None

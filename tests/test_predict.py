@@ -1,0 +1,244 @@
+"""Trained runs as classifiers: labels equal to the trainer's, unseen classes, streaming, export, words, bad input."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dassl_prompts.predict import __main__ as command
+from dassl_prompts.predict.export import export
+from dassl_prompts.predict.run import batches, load_run, read_config
+from dassl_prompts.predict.words import nearest_words
+from tests.trainers import plain
+from tests.trainers.conftest import clip_file, load_once, make_cfg, state, train  # noqa: F401  (fixtures)
+
+#: the toy backbone has four layers
+SHALLOW = ("TRAINER.MAPLE.PROMPT_DEPTH", 3) + tuple(
+    item for node in ("IVLP", "PROMPTSRC") for side in ("TEXT", "VISION") for item in (f"TRAINER.{node}.PROMPT_DEPTH_{side}", 3)
+)
+#: CLIP's own preparation of pictures, which open_clip's transform has
+CLIP_PIXELS = ("INPUT.INTERPOLATION", "bicubic", "INPUT.PIXEL_MEAN", [0.48145466, 0.4578275, 0.40821073],
+               "INPUT.PIXEL_STD", [0.26862954, 0.26130258, 0.27577711])  # fmt: skip
+CLASSES = [name.replace("_", " ") for name in plain.CLASSES]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five small pictures in a folder and a folder in it."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    g = torch.Generator().manual_seed(3)
+    for i in range(5):
+        pixels = torch.randint(0, 255, (40, 48, 3), generator=g).byte().numpy()
+        Image.fromarray(pixels).save(folder / ("more" if i > 2 else "") / f"{i}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def read_csv(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "MaPLe", "IVLP", "PromptSRC"])
+def test_scores_are_those_of_the_trainer(train, trainer):  # noqa: F811
+    built = train(trainer, *SHALLOW)
+    run = load_run(built.output_dir, device="cpu")
+    assert run.classnames == run.trained == list(plain.CLASSES) or run.classnames == CLASSES
+    correct = total = 0
+    built.set_model_mode("eval")
+    for batch in built.test_loader:
+        images = [Image.open(path).convert("RGB") for path in batch["impath"]]
+        with torch.no_grad():
+            expected = built.model_inference(batch["img"]).float().softmax(1)
+        found = run.scores(images)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        correct += (found.argmax(1) == batch["label"]).sum().item()
+        total += len(images)
+    assert 100 * correct / total == pytest.approx(run.results["test"]["accuracy"])
+
+
+def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train, pictures):  # noqa: F811
+    first = train("CoOp", output="stage1")
+    second = train("DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2")
+    image = [Image.open(pictures / "0.png").convert("RGB")]
+    own = load_run(second.output_dir, CLASSES[:3], device="cpu")
+    coop = load_run(first.output_dir, CLASSES[:3], device="cpu")
+    p, p_prime = coop.model.prompt_learner.ctx, second.model.parallel.prompt_learner.ctx
+    assert not torch.equal(p, p_prime)
+    torch.testing.assert_close(own.model.emit().text, 0.2 * p_prime + 0.8 * p)
+    new = ["zebra", "violin"]
+    torch.testing.assert_close(
+        load_run(second.output_dir, new, device="cpu").scores(image), load_run(first.output_dir, new, device="cpu").scores(image)
+    )
+
+
+def test_labels_for_classes_never_trained_on(train, pictures, capsys):  # noqa: F811
+    folder = train("CoOp").output_dir
+    capsys.readouterr()
+    words = [folder, str(pictures), "--classes", "polar bear", "sea_horse", "violin", "--top", "0", "--device", "cpu"]
+    assert command.main(words) == 0
+    out, err = capsys.readouterr()
+    rows = read_csv(out)
+    assert [Path(r["image"]).name for r in rows] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    for row in rows:
+        assert {row[f"label_{k}"] for k in (1, 2, 3)} == {"polar bear", "sea horse", "violin"}
+        scores = [float(row[f"score_{k}"]) for k in (1, 2, 3)]
+        assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
+    assert "5/5" in err and "Loading weights" in err
+
+
+def test_files_and_their_formats(train, pictures, tmp_path, capsys):  # noqa: F811
+    folder = train("CoOp").output_dir
+    (pictures / "broken.png").write_bytes(b"no picture")
+    names = tmp_path / "classes.txt"
+    names.write_text("zebra\n\nviolin\n")
+    base = [folder, str(pictures), "--classes-file", str(names), "--device", "cpu", "--batch-size", "2"]
+    capsys.readouterr()
+    assert command.main([*base, "--output", str(tmp_path / "out" / "a.json"), "--top", "2"]) == 3
+    assert "1 of 6 images could not be read" in capsys.readouterr().err
+    items = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert len(items) == 6 and "cannot read image" in next(i for i in items if "broken" in i["image"])["error"]
+    assert items[0]["label"] in ("zebra", "violin") and sum(items[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert command.main([*base, "--output", str(tmp_path / "a.csv")]) == 3
+    rows = read_csv((tmp_path / "a.csv").read_text())
+    assert [r["label"] for r in rows if r["label"]] == [i["label"] for i in items if "label" in i]
+    assert not list(tmp_path.glob("**/.*.tmp"))
+
+
+def test_images_are_read_batch_by_batch():
+    taken = []
+
+    def paths():
+        for i in range(10):
+            taken.append(i)
+            yield i
+
+    stream = batches(paths(), 3)
+    assert next(stream) == [0, 1, 2] and taken == [0, 1, 2]
+    assert list(stream)[-1] == [9]
+
+
+def test_the_stream_never_holds_more_than_a_batch(train, pictures, monkeypatch):  # noqa: F811
+    run = load_run(train("CoOp").output_dir, device="cpu")
+    alive, most = set(), []
+
+    class Picture:
+        def __init__(self, path):
+            alive.add(id(self))
+
+        def __del__(self):
+            alive.discard(id(self))
+
+    def scores(images):
+        most.append(len(alive))
+        return torch.zeros(len(images), 2)
+
+    monkeypatch.setattr("dassl_prompts.predict.run.try_image", Picture)
+    monkeypatch.setattr(run, "scores", scores)
+    assert sum(1 for _ in run.predict((str(i) for i in range(40)), batch_size=4)) == 40
+    assert max(most) <= 8  # the batch at work and the one before it
+
+
+def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeypatch, capsys):  # noqa: F811
+    run = load_run(train("CoOp", *CLIP_PIXELS).output_dir, ["polar bear", "violin", "zebra"], device="cpu")
+    files = export(run, tmp_path / "exported", with_backbone=True)
+    assert {f.name for f in files} == {
+        "classes.safetensors", "prompts.safetensors", "backbone.json", "backbone.safetensors", "card.json"}  # fmt: skip
+    card = json.loads((tmp_path / "exported" / "card.json").read_text())
+    assert card["classes"] == run.classnames and card["usable_with_open_clip_alone"]
+    page = (Path(__file__).parent.parent / "docs" / "running.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "exported/card.json" in block]
+    assert "dassl_prompts" not in code and len(code.strip().splitlines()) <= 10
+    image = Image.open(pictures / "0.png").convert("RGB")
+    image.save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(code, "docs/running.md", "exec"), {})
+    said = capsys.readouterr().out.split()
+    scores = run.scores([image])[0]
+    assert " ".join(said[:-1]) == run.classnames[scores.argmax()]
+    assert float(said[-1]) == pytest.approx(scores.max().item(), abs=1e-4)
+
+
+def test_the_card_says_what_the_files_cannot_do_alone(train, tmp_path):  # noqa: F811
+    expected = {"CoOp": ("fixed", "frozen"), "MaPLe": ("fixed", "prompted"), "CoCoOp": ("per image", "frozen")}
+    for trainer, kind in expected.items():
+        run = load_run(train(trainer, *SHALLOW, output=trainer).output_dir, device="cpu")
+        export(run, tmp_path / trainer)
+        card = json.loads((tmp_path / trainer / "card.json").read_text())
+        assert (card["text"], card["image_tower"]) == kind and not card["usable_with_open_clip_alone"]
+        assert (tmp_path / trainer / "classes.safetensors").exists() == (kind[0] == "fixed")
+
+
+def test_nearest_words_find_the_words_a_context_started_from(train, capsys):  # noqa: F811
+    built = train("CoOp", "TRAINER.COOP.CTX_INIT", "a photo of a", "OPTIM.LR", 1e-12)
+    rows = nearest_words(load_run(built.output_dir, device="cpu"), 2)
+    assert [row["words"][0][0] for row in rows] == ["a", "photo", "of", "a"]
+    assert all(row["words"][0][1] < row["words"][1][1] for row in rows)
+    capsys.readouterr()
+    assert command.main([built.output_dir, "--words", "1", "--device", "cpu"]) == 0
+    assert "| photo (0.000)" in capsys.readouterr().out
+
+
+def test_class_specific_contexts_have_words_per_class_and_refuse_other_classes(train):  # noqa: F811
+    folder = train("CoOp", "TRAINER.COOP.CSC", True).output_dir
+    rows = nearest_words(load_run(folder, device="cpu"), 1)
+    assert len(rows) == 16 * len(CLASSES) and rows[0]["class"] == CLASSES[0]
+    with pytest.raises(ValueError, match="other shapes"):
+        load_run(folder, ["zebra"], device="cpu")
+
+
+def test_the_configuration_comes_back_from_results_json(make_cfg):  # noqa: F811
+    from dassl_prompts.engine.config import flatten
+
+    cfg = make_cfg("CoOp", "TRAINER.COOP.CSC", True, "INPUT.TRANSFORMS", ("normalize",))
+    flat = {key: repr(value) for key, value in flatten(cfg).items()}
+    assert flatten(read_config(flat)) == flatten(cfg)
+    with pytest.warns(UserWarning, match="TRAINER.GONE.KEY"):
+        read_config({**flat, "TRAINER.GONE.KEY": "1"})
+
+
+def test_wrong_input_is_one_line_and_code_2(train, pictures, tmp_path, capsys, monkeypatch):  # noqa: F811
+    folder = train("CoOp").output_dir
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    results = json.loads((Path(folder) / "results.json").read_text())
+    (evaluation / "results.json").write_text(json.dumps({**results, "kind": "evaluation"}))
+    retrieval = tmp_path / "retrieval"
+    retrieval.mkdir()
+    (retrieval / "results.json").write_text(json.dumps({**results, "trainer": "PVLF"}))
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "results.json").write_text('{"trainer": "CoOp"}')
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = {
+        "nothing to do": [folder],
+        "has no results.json": [str(tmp_path / "nowhere"), str(pictures)],
+        "is an evaluation": [str(evaluation), str(pictures)],
+        "retrieves": [str(retrieval), str(pictures)],
+        "has no 'config'": [str(half), str(pictures)],
+        "there is no image": [folder, str(pictures / "9.png")],
+        "holds no images": [folder, str(empty)],
+        "given twice: zebra": [folder, str(pictures), "--classes", "zebra", "zebra"],
+        "not both": [folder, str(pictures), "--classes", "a", "--classes-file", "b"],
+        "No such file": [folder, str(pictures), "--classes-file", str(tmp_path / "none.txt")],
+        "has to end in .csv or .json": [folder, str(pictures), "--output", str(tmp_path / "a.txt")],
+        "--batch-size is 0": [folder, str(pictures), "--batch-size", "0"],
+        "model.pth.tar": [folder, str(pictures), "--epoch", "99"],
+    }
+    for message, words in cases.items():
+        capsys.readouterr()
+        assert command.main([*words, "--device", "cpu"]) == 2, message
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("error: ") and message in last
+
+
+def test_help_tells_the_exit_codes(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    assert stop.value.code == 0 and "exit codes" in capsys.readouterr().out
