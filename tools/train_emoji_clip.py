@@ -3,8 +3,8 @@
     python tools/train_emoji_clip.py emoji-tiny
     python tools/train_emoji_clip.py emoji-base
 
-Each writes dassl_prompts/assets/models/<name>.safetensors.xz and beside it <name>.json: recipe, loss curve, results
-on the held-out style, seconds.
+Each writes dassl_prompts/assets/models/<name>.safetensors.xz and beside it <name>.json: recipe, loss curve,
+results on the held-out style, seconds.
 
 A plain contrastive training of open_clip's CLIP: pictures are decoded once into a uint8 tensor, captions
 tokenised once, the text tower sees only the positions up to the longest caption of the batch (exact: its
@@ -60,7 +60,7 @@ RECIPES = {
     },
     "emoji-base": {
         "iterations": 800,
-        "stop": 800,
+        "stop": 400,
         "batch": 384,
         "lr": 1.0e-3,
         "weight_decay": 0.1,
@@ -307,7 +307,7 @@ def can_flip(concept):
     words = set(concept.name.replace("-", " ").split())
     return not (
         words & {"left", "right", "leftwards", "rightwards", "facing"}
-        or concept.classname in ("letter or number", "button or arrow", "clock")
+        or concept.kind in ("letter or number", "button or arrow", "clock")
     )
 
 
@@ -327,11 +327,9 @@ def evaluate(model, captions, pixels, pictures):
             rows = [captions.tokens(s) for s in sentences]
             return torch.cat([encode_text(model, *pad(rows[i : i + 256])) for i in range(0, len(rows), 256)])
 
-        names = emoji.classnames()
+        names = list(emoji.CLASS_NAMES)  # the category words of the captions
         classes = F.normalize(sum(text([t.format(n) for n in names]) for t in PHOTO[:2]), dim=-1)
-        label = torch.tensor(
-            [names.index(p.concept.classname) if p.concept.classname else -1 for p in pictures]
-        )
+        label = torch.tensor([names.index(p.concept.kind) if p.concept.kind else -1 for p in pictures])
         base = torch.tensor([p.tone is None for p in pictures])
         test = torch.tensor([p.concept.split == "test" for p in pictures])
         chosen = base & test & (label >= 0)

@@ -16,9 +16,50 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
 VERSION = 1
 STYLES = ("noto", "twemoji", "openmoji", "fluent")
 HELD_OUT = "fluent"  # never shown to emoji-tiny and emoji-base
+# Category word of the captions -> class name of the classification task. The class names are plain words after
+# the CLDR subgroups and mostly not the category words: the backbones were trained on those for every concept,
+# and with them a few labelled pictures have nothing to add to zero-shot.
+CLASS_NAMES = {
+    "happy face": "smiling face",
+    "tired face": "neutral face",
+    "worried face": "concerned face",
+    "hand": "hand",
+    "person": "person",
+    "gesture": "person with a gesture",
+    "worker": "person at work",
+    "fantasy creature": "fantasy person",
+    "active person": "person in action",
+    "athlete": "person playing sport",
+    "mammal": "mammal",
+    "bird or reptile": "bird",
+    "fish or insect": "sea animal or bug",
+    "plant": "flower or plant",
+    "fruit or vegetable": "fruit",
+    "meal": "food",
+    "dessert or drink": "sweet food or drink",
+    "household item": "household",
+    "landscape": "place",
+    "building": "building",
+    "vehicle": "vehicle",
+    "clock": "time",
+    "weather": "sky",
+    "celebration": "celebration",
+    "sport": "sport",
+    "game": "game",
+    "clothing": "clothing",
+    "music": "sound",
+    "electronic device": "computer or phone",
+    "office supply": "office",
+    "book or letter": "book or mail",
+    "tool": "tool",
+    "button or arrow": "arrow",
+    "letter or number": "letter",
+    "geometric shape": "shape",
+}
 STYLE_WORDS = {"noto": "shaded", "twemoji": "plain", "openmoji": "outlined", "fluent": "flat"}
 RESTORE = (
-    "restore it with `git checkout -- dassl_prompts/assets/emoji` or rebuild it with `python tools/build_emoji.py`"
+    "restore it with `git checkout -- dassl_prompts/assets/emoji` "
+    "or rebuild it with `python tools/build_emoji.py`"
 )
 
 
@@ -37,7 +78,7 @@ class Concept:
     tags: tuple
     group: str
     subgroup: str
-    classname: str | None  # one of the classes of the classification task, or None
+    kind: str | None  # category word of the captions where the concept belongs to a class, or None
     family: str  # gender and direction variants share a family; a family never crosses a split
     split: str  # train, val or test
     gender: str | None
@@ -45,6 +86,11 @@ class Concept:
     facing: str | None
     tones: dict
     colours: dict
+
+    @property
+    def classname(self):
+        """Name of the concept's class in the classification task, or None."""
+        return CLASS_NAMES[self.kind] if self.kind else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +176,7 @@ def concepts():
     """All concepts in CLDR order."""
     return tuple(
         Concept(
-            classname=c["class"],
+            kind=c["class"],
             tags=tuple(c["tags"]),
             **{k: v for k, v in c.items() if k not in ("class", "tags")},
         )
@@ -163,10 +209,8 @@ def pictures(style, splits=("train", "val", "test"), tones=True, twins=False):
 
 
 def category(concept):
-    """The class of a concept, or its CLDR subgroup in words where it belongs to no class of the
-    classification task.
-    """
-    return concept.classname or concept.subgroup.replace("-", " ")
+    """Category word of the captions: the concept's kind, else its CLDR subgroup in words."""
+    return concept.kind or concept.subgroup.replace("-", " ")
 
 
 def description(picture):

@@ -133,6 +133,12 @@ def test_classes_are_large_enough_in_the_held_out_style():
     assert not {tuple(code_points(d.impath)) for d in train} & {tuple(code_points(d.impath)) for d in test}
 
 
+def test_class_names_are_distinct_and_name_every_kind():
+    assert list(emoji.CLASS_NAMES) and len(set(emoji.CLASS_NAMES.values())) == len(emoji.CLASS_NAMES)
+    assert set(emoji.CLASS_NAMES) == set(emoji.read_meta()["classes"])
+    assert sorted(emoji.classnames()) == sorted(emoji.CLASS_NAMES.values())
+
+
 def test_unknown_style_is_refused():
     with pytest.raises(ValueError, match="apple"):
         emoji.pictures("apple")
