@@ -23,6 +23,7 @@ FREE = {
     "DATALOADER.NUM_WORKERS", "DATALOADER.MAX_CORRUPT", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAIN.RESUME_FREQ",
     "TRAIN.CHECKPOINT_FULL", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.NO_TEST", "CIR.CACHE_DIR", "CIR.IMAGE_ROOTS",
 }  # fmt: skip
+SEED_FOLDER = re.compile(r"seed\d+")
 CLASS_SETS = ("base", "new")
 
 
@@ -67,8 +68,10 @@ class Run:
 
     @property
     def cfg(self) -> str:
-        """Name of the recipe, with the tag; of a folder with another form its own name."""
-        return self.layout.get("cfg") or self.folder.parent.name
+        """Name of the recipe, with the tag: the folder above the seed's, or below the method's."""
+        above = [folder.parent.name for folder in (self.folder, *self.folder.parents) if SEED_FOLDER.fullmatch(folder.name)]
+        names = (self.layout.get("cfg"), *above, self.folder.name if self.folder.parent.name == self.trainer else "")
+        return next(filter(None, names), self.folder.parent.name)
 
     @cached_property
     def config(self) -> dict[str, str]:

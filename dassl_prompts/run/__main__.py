@@ -100,7 +100,7 @@ def summary(sweep: Sweep) -> str:
                 rows.setdefault(repr(row), row)  # a backbone's row comes with every job that builds on it
         parts.append(table(list(rows.values())))
         if len({job.seed for job in jobs}) > 1:
-            keys = [key for key in next(iter(rows.values())) if key in ("dataset", "shots", "method")]
+            keys = [key for key in next(iter(rows.values())) if key in ("dataset", "shots", "method", "set")]
             measured = [row for row in rows.values() if row.get("method") != "difference"]
             parts.append("Mean over seeds\n\n" + table(mean_over_seeds(measured, *keys)))
     return "\n\n".join(parts)

@@ -192,6 +192,45 @@ def dg(job: Job) -> list[Step]:
     return transfer(job.recipe("dg"), dg_targets(job))
 
 
+# -- retrieval: the drivers of run/retrieval.py and run/composed.py know the runs; here they join the matrix ---------------
+
+
+def retrieval(job: Job) -> list[Step]:
+    """Few-shot image-text retrieval: train on captioned images of a domain, rank both ways."""
+    from dassl_prompts.run.retrieval import METHODS, Runs
+
+    if job.trainer not in METHODS:
+        raise ValueError(f"{job.trainer} is no method of image-text retrieval; known: {', '.join(METHODS)}")
+    runs = Runs(job.dataset.removeprefix("fdrd_"), job.shots, job.cfg, job.root, job.output, (*job.common, *job.opts))
+    return [runs.step(job.trainer, job.seed, job.tag)]
+
+
+def retrieval_rows(job: Job) -> list[dict]:
+    from dassl_prompts.run.retrieval import COLUMNS
+
+    values = retrieval(job)[0].results()["test"]
+    return [{"method": job.trainer, "dataset": job.dataset, **{title: values[key] for key, title in COLUMNS.items()}}]
+
+
+def composed(job: Job) -> list[Step]:
+    """Composed image retrieval: train on triplets and evaluate, or only evaluate the baselines."""
+    from dassl_prompts.run.composed import BASELINE, DATASETS, NODES, Plan
+
+    for value, known, what in ((job.trainer, (*NODES, BASELINE), "method"), (job.dataset, tuple(DATASETS), "training set")):
+        if value not in known:
+            raise ValueError(f"{value} is no {what} of composed retrieval; known: {', '.join(known)}")
+    runs = Plan(job.dataset, job.cfg or "blip", job.root, job.output, job.tag, (*job.common, *job.opts))
+    return [runs.baselines() if job.trainer == BASELINE else runs.train(job.trainer, job.seed)]
+
+
+def composed_rows(job: Job) -> list[dict]:
+    from dassl_prompts.run.composed import metric_rows
+
+    rows = metric_rows(composed(job)[0])
+    shown = [{k: v for k, v in row.items() if k not in ("query", "label", "set", "mean")} for row in rows]
+    return [{"method": f"{job.trainer} {row['label']}".strip(), "set": row["set"], **values} for row, values in zip(rows, shown)]
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How to run a job and how to read it."""
@@ -206,4 +245,6 @@ PROTOCOLS = {
     "fewshot": Protocol(fewshot, fewshot_rows, "train and test on all classes"),
     "xd": Protocol(xd, lambda job: transfer_rows(job.recipe("xd"), xd_targets(job)), "train on the source, test on ten other datasets"),
     "dg": Protocol(dg, lambda job: transfer_rows(job.recipe("dg"), dg_targets(job)), "train on the source, test on shifted versions of it"),
+    "retrieval": Protocol(retrieval, retrieval_rows, "image-text retrieval, e.g. --trainer DCAR --dataset fdrd_dtd or fdrd_emoji"),
+    "composed": Protocol(composed, composed_rows, "composed retrieval, e.g. --trainer PVLF --dataset laion_combined or emoji"),
 }

@@ -150,6 +150,14 @@ def test_a_teacher_is_not_said_to_lack_tests(tmp_path):
     assert TABLES.keys() & {m.protocol for m in group(runs)} == {"base2new"}  # distillation on all classes is no few-shot run
 
 
+def test_zero_shot_needs_one_seed(tmp_path):
+    base_new_pair(tmp_path, 50.0, 60.0, "ZeroshotCLIP", seed=1)
+    for seed in (1, 2):
+        base_new_pair(tmp_path, 80.0, 60.0, seed=seed)
+    runs, unfinished = find_runs(tmp_path)
+    assert "Missing" not in sections(group(runs), runs, unfinished, None)
+
+
 # -- half-written -----------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +293,16 @@ def test_composed_table_compares_fashioniq_by_training_triplets(tmp_path):
     write_run(tmp_path / "b", "composed/train", "PVLF", "LaionCIR", values=values, config=config, backbone="blip", shots=0)
     rows, table = rows_of(tmp_path / "b", "composed")
     assert len(rows) == 1  # the paper's CIRR numbers are on test1
+
+
+def test_recipes_in_other_layouts(tmp_path):
+    values = {"test": {"accuracy": 1.0}}
+    for path, cfg in (("composed/emoji/PVLF/blip/seed3/eval_cirr", "blip"), ("composed/emoji/PVLF/vit_l14", "vit_l14"), ("a/b", "a")):
+        folder = tmp_path / path
+        folder.mkdir(parents=True)
+        results = {"trainer": "PVLF", "dataset": "X", "seed": 3, "finished": True, **values}
+        (folder / "results.json").write_text(json.dumps(results))
+        assert [r.cfg for r in find_runs(tmp_path)[0] if r.folder == folder] == [cfg]
 
 
 # -- formats and plots ------------------------------------------------------------------------------------------------

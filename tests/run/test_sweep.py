@@ -121,6 +121,19 @@ def test_protocols_without_a_meaning_for_a_method_say_so(tmp_path):
             PROTOCOLS[protocol].steps(Job(trainer, "emoji", 1, output=tmp_path))
 
 
+def test_retrieval_methods_join_the_matrix(tmp_path):
+    (step,) = PROTOCOLS["retrieval"].steps(Job("DCAR", "fdrd_emoji", 2, output=tmp_path, common=("OPTIM.MAX_EPOCH", "1")))
+    assert step.output == tmp_path / "retrieval/train_all/fdrd_emoji/shots_16/DCAR/emoji_tiny/seed2"
+    assert step.config().OPTIM.MAX_EPOCH == 1 and step.config().SEED == 2
+    sweep = build({"protocol": "retrieval", "trainer": "ZeroshotITR", "dataset": "fdrd_dtd", "seed": [1, 2]}, {}, "data", tmp_path)
+    assert len(sweep.jobs) == 2 and len(sweep.nodes()) == 1  # no seed in zero-shot
+    (step,) = PROTOCOLS["composed"].steps(Job("PVLF", "emoji", 1, output=tmp_path, tag="t"))
+    assert step.output == tmp_path / "composed/emoji/PVLF/emoji_tiny_t/seed1"
+    for protocol, trainer, dataset in (("retrieval", "CoOp", "fdrd_dtd"), ("composed", "CoOp", "emoji"), ("composed", "PVLF", "dtd")):
+        with pytest.raises(ValueError, match="known"):
+            PROTOCOLS[protocol].steps(Job(trainer, dataset, 1, output=tmp_path))
+
+
 def test_own_yaml_files_give_the_folder_their_name(tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("OPTIM: {LR: 0.5}\n")
