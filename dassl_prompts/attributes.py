@@ -44,30 +44,22 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def load_run(run: Path, epoch: int | None):
-    """Configuration, dataset and model of a finished or unfinished run.
+def load_attriprompt(run: Path, epoch: int | None):
+    """A trained run (see :func:`dassl_prompts.predict.run.load_run`) of AttriPrompt with retrieval.
 
     Raises:
         FileNotFoundError: no results.json or no checkpoint.
         ValueError: the run is of another method, or without retrieval.
     """
-    import dassl_prompts
-    from dassl_prompts.engine import build_dataset, get_cfg_default, merge_opts, read_json
+    from dassl_prompts.predict.run import load_run, read_results
 
-    path = run / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} has no results.json: give the folder of a training run")
-    results = read_json(path)
-    cfg = get_cfg_default()
-    dassl_prompts.extend_cfg(cfg)
-    merge_opts(cfg, [item for pair in results["config"].items() for item in pair])
-    if cfg.TRAINER.NAME != "AttriPrompt":
-        raise ValueError(f"{run} is a run of {cfg.TRAINER.NAME}, not of AttriPrompt")
-    dataset = build_dataset(cfg)
-    model = dassl_prompts.build_model(cfg, dataset.classnames, str(run), epoch)
-    if model.static:
+    name = read_results(run)["trainer"]
+    if name != "AttriPrompt":
+        raise ValueError(f"{run} is a run of {name}, not of AttriPrompt")
+    trained = load_run(run, epoch=epoch)
+    if trained.model.static:
         raise ValueError(f"{run} was trained with RETRIEVAL.MODE static: there is no retrieval to look at")
-    return cfg, dataset, model
+    return trained
 
 
 def choose_images(dataset, split: str, classes: list[str], limit: int) -> list:
@@ -92,7 +84,7 @@ def sightings(model, images: Tensor, pictures: Tensor, layer: int) -> dict[int, 
         images: ``[N, 3, H, W]`` as the model takes them. pictures: the same, in 0 .. 1.
     """
     attributes = model.attributes
-    device = next(model.parameters()).device
+    device = model.clip.logit_scale.device
     found: dict[int, list[Sighting]] = {}
     per_cluster = model.options.RETRIEVAL.MODE == "per_cluster" and attributes.method == "kmeans"
     for image, picture in zip(images, pictures):
@@ -139,16 +131,16 @@ def cell(sighting: Sighting):
 
 def run(args) -> None:
     """Draw and save the sheet."""
-    from dassl_prompts.engine import DatasetWrapper, build_transform
+    from dassl_prompts.engine import build_dataset, read_image
     from dassl_prompts.engine.files import atomic_path
 
-    cfg, dataset, model = load_run(args.run, args.epoch)
+    trained = load_attriprompt(args.run, args.epoch)
+    cfg, model = trained.cfg, trained.model
     layer = args.layer or model.depth
     if not 1 <= layer <= model.depth:
         raise ValueError(f"--layer {layer}: this run has prompts in the text layers 1 to {model.depth}")
-    items = choose_images(dataset, args.split, args.classes, args.images)
-    wrapper = DatasetWrapper(cfg, items, transform=build_transform(cfg, is_train=False))
-    images = torch.stack([wrapper[i]["img"] for i in range(len(items))])
+    items = choose_images(build_dataset(cfg), args.split, args.classes, args.images)
+    images = torch.stack([trained.transform(read_image(item.impath)) for item in items])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
     pictures = images * std + mean if "normalize" in cfg.INPUT.TRANSFORMS else images
     found = sightings(model, images, pictures, layer - 1)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dassl_prompts.models.kmeans import kmeans
 
@@ -136,3 +137,14 @@ def test_half_precision_is_clustered_in_fp32_also_under_autocast():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kmeans(torch.zeros(1, 4, 2), *arguments)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_nothing_is_read_back_by_the_host(metric):
+    """On tensors without data, every question about a value fails."""
+    with FakeTensorMode():
+        points = torch.empty(6, 20, 8)
+        with pytest.raises(DataDependentOutputException):
+            points[0, 0, 0].item()
+        clusters = kmeans(points, 4, 10, metric)
+    assert clusters.centroids.shape == (6, 4, 8) and clusters.labels.shape == (6, 20)

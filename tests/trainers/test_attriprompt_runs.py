@@ -219,7 +219,13 @@ def test_the_sheet_needs_a_run_of_attriprompt(sheet, tmp_path, capsys):
     assert sheet("--class", "dog", run="nothing") == 2
     assert "has no results.json" in capsys.readouterr().err
     results = read_json(tmp_path / "run" / "results.json")
-    results["config"]["TRAINER.NAME"] = "'CoOp'"
+    results["trainer"] = "CoOp"
     (tmp_path / "run" / "results.json").write_text(json.dumps(results))
     assert sheet("--class", "dog") == 2
     assert "is a run of CoOp" in capsys.readouterr().err
+
+
+def test_the_sheet_needs_retrieval(train, tmp_path, capsys):
+    train("AttriPrompt", NODE + "RETRIEVAL.MODE", "static")
+    assert attributes.main([str(tmp_path / "run"), "--out", str(tmp_path / "sheet.png"), "--class", "dog"]) == 2
+    assert "RETRIEVAL.MODE static: there is no retrieval" in capsys.readouterr().err
