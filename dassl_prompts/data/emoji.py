@@ -16,9 +16,9 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
 VERSION = 1
 STYLES = ("noto", "twemoji", "openmoji", "fluent")
 HELD_OUT = "fluent"  # never shown to emoji-tiny and emoji-base
-# Category word of the captions -> class name of the classification task. The class names are plain words after
-# the CLDR subgroups and mostly not the category words: the backbones were trained on those for every concept,
-# and with them a few labelled pictures have nothing to add to zero-shot.
+# Category word of the captions -> class name of the classification task. The class names are plain words
+# after the CLDR subgroups and mostly not the category words: the backbones were trained on those for every
+# concept, and with them a few labelled pictures have nothing to add to zero-shot.
 CLASS_NAMES = {
     "happy face": "smiling face",
     "tired face": "neutral face",

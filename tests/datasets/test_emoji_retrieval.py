@@ -8,7 +8,7 @@ import pytest
 
 from dassl_prompts.data import emoji
 from dassl_prompts.data.images import read_image
-from dassl_prompts.datasets.emoji import main
+from dassl_prompts.emoji import main
 from dassl_prompts.datasets.emoji_retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
 
 TONES = {

@@ -1,0 +1,47 @@
+"""Look at the embedded emoji data (docs/emoji.md).
+
+    python -m dassl_prompts.emoji --sheet sheet.png        classes x styles
+    python -m dassl_prompts.emoji --triplets triplets.png  composed-retrieval queries
+    python -m dassl_prompts.emoji --cards                  the tables of docs/emoji.md, measured now
+    python -m dassl_prompts.emoji --write DIR              retrieval annotations as files
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.emoji", description="The embedded emoji data."
+    )
+    parser.add_argument("--sheet", metavar="PNG", help="draw classes x styles with captions")
+    parser.add_argument("--triplets", metavar="PNG", help="draw composed-retrieval triplets")
+    parser.add_argument("--cards", action="store_true", help="print the tables of docs/emoji.md")
+    parser.add_argument("--write", metavar="DIR", help="write the retrieval annotations below DIR")
+    args = parser.parse_args(argv)
+    if not any(vars(args).values()):
+        parser.error("say what to do: --sheet, --triplets, --cards or --write")
+    if args.sheet or args.triplets:
+        from dassl_prompts.data import emoji_sheets
+
+        for path, draw in (
+            (args.sheet, emoji_sheets.draw_classes),
+            (args.triplets, emoji_sheets.draw_triplets),
+        ):
+            if path:
+                draw(path)
+                print(f"wrote {path}")
+    if args.write:
+        from dassl_prompts.datasets.emoji_retrieval import write_annotations
+
+        for path in write_annotations(args.write):
+            print(f"wrote {path}")
+    if args.cards:
+        from dassl_prompts.data.emoji_cards import print_cards
+
+        print_cards()
+
+
+if __name__ == "__main__":
+    main()
