@@ -1,6 +1,8 @@
-"""Composed retrieval: search of a large index, training step with and without cached image features, evaluation.
+"""Composed retrieval: search of a large index, training step with and without cached image features,
+evaluation.
 
-    python benchmarks/composed.py search|step|evaluate|fusion ... [--write]      --write renews docs/benchmarks/composed.md
+    python benchmarks/composed.py search|step|evaluate|fusion ... [--write]      --write renews
+    docs/benchmarks/composed.md
 
 L/14-shaped random weights stand for the real ones: the times do not depend on their values.
 """
@@ -34,7 +36,8 @@ def peak_mb() -> float:
 
 
 def timed(work, repeat: int = 1) -> tuple[float, float]:
-    """Wall-clock and processor seconds of the fastest of ``repeat`` calls; the second hardly feels a busy machine."""
+    """Wall-clock and processor seconds of the fastest of ``repeat`` calls; the second hardly feels a busy
+    machine."""
     times = []
     for _ in range(repeat):
         start, cpu = time.perf_counter(), time.process_time()
@@ -50,26 +53,43 @@ def search() -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for n, width in ((100_000, 512), (1_000_000, 512)):
-            array = np.lib.format.open_memmap(f"{folder}/{n}.npy", mode="w+", dtype=np.float16, shape=(n, width))
+            array = np.lib.format.open_memmap(
+                f"{folder}/{n}.npy", mode="w+", dtype=np.float16, shape=(n, width)
+            )
             for start in range(0, n, CHUNK):
                 block = torch.randn(min(CHUNK, n - start), width)
                 array[start : start + CHUNK] = F.normalize(block, dim=-1).numpy().astype(np.float16)
             array.flush()
             del array
-            gallery, queries = np.load(f"{folder}/{n}.npy", mmap_mode="r"), F.normalize(torch.randn(100, width), dim=-1)
+            gallery, queries = (
+                np.load(f"{folder}/{n}.npy", mmap_mode="r"),
+                F.normalize(torch.randn(100, width), dim=-1),
+            )
             before = peak_mb()
             seconds, cpu = timed(lambda: chunked_topk(queries, gallery, 50))
-            rows.append({"index": f"{n:,} x {width}", "100 queries, top 50 (s)": round(seconds, 2), "processor (s)": round(cpu, 2),
-                         "growth of peak memory (MB)": round(peak_mb() - before), "index on disk (MB)": round(n * width * 2 / 1e6)})  # fmt: skip
-            del gallery
+            rows.append(
+                {
+                    "index": f"{n:,} x {width}",
+                    "100 queries, top 50 (s)": round(seconds, 2),
+                    "processor (s)": round(cpu, 2),
+                    "growth of peak memory (MB)": round(peak_mb() - before),
+                    "index on disk (MB)": round(n * width * 2 / 1e6),
+                }
+            )
     return rows
 
 
-def step(batch: int = 4) -> list[dict]:
-    """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the tower."""
+def step(batch: int = 2) -> list[dict]:
+    """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the
+    tower."""
     from dassl_prompts.models import build_clip
     from dassl_prompts.models.clip_tokens import ClipTokens
-    from dassl_prompts.models.fusion import AdaptiveAggregation, ComposedQueryEncoder, FusionTransformer, focal_info_nce
+    from dassl_prompts.models.fusion import (
+        AdaptiveAggregation,
+        ComposedQueryEncoder,
+        FusionTransformer,
+        focal_info_nce,
+    )
 
     encoder = ClipTokens(build_clip(L14, seed=0))
     head = ComposedQueryEncoder(FusionTransformer(encoder.width), AdaptiveAggregation(encoder.width))
@@ -83,7 +103,11 @@ def step(batch: int = 4) -> list[dict]:
 
         def one(cached: bool) -> None:
             with torch.no_grad():
-                reference, target = (kept[0].float(), kept[1]) if cached else (encoder.image_tokens(images[0]), encoder.image_features(images[1]))
+                reference, target = (
+                    (kept[0].float(), kept[1])
+                    if cached
+                    else (encoder.image_tokens(images[0]), encoder.image_features(images[1]))
+                )
             with torch.set_grad_enabled(tune != "none"):
                 text = encoder.text_tokens(captions)
             query = head(text.tokens, text.row, text.pad, reference)
@@ -93,8 +117,16 @@ def step(batch: int = 4) -> list[dict]:
 
         one(True)
         (live, live_cpu), (cached, cached_cpu) = timed(lambda: one(False)), timed(lambda: one(True), 3)
-        rows.append({"tuned towers": tune, "batch": batch, "live image tower (s)": round(live, 2), "cached (s)": round(cached, 2),
-                     "times faster": round(live / cached, 1), "in processor time": round(live_cpu / cached_cpu, 1)})  # fmt: skip
+        rows.append(
+            {
+                "tuned towers": tune,
+                "batch": batch,
+                "live image tower (s)": round(live, 2),
+                "cached (s)": round(cached, 2),
+                "times faster": round(live / cached, 1),
+                "in processor time": round(live_cpu / cached_cpu, 1),
+            }
+        )
     return rows
 
 
@@ -104,18 +136,37 @@ def evaluate() -> list[dict]:
     from dassl_prompts.retrieval.composed import evaluate as metrics
 
     names = [f"dev-{i}" for i in range(2297)]
-    queries = [Query(str(i), names[i % 2165], ("x",), names[(i % 2165) + 1], tuple(names[(i % 2165) + 1 : (i % 2165) + 6])) for i in range(4181)]
+    queries = [
+        Query(
+            str(i),
+            names[i % 2165],
+            ("x",),
+            names[(i % 2165) + 1],
+            tuple(names[(i % 2165) + 1 : (i % 2165) + 6]),
+        )
+        for i in range(4181)
+    ]
     task = RetrievalTask("CIRR val", "cirr", {name: name for name in names}, queries, True)
     features = [F.normalize(torch.randn(n, 768), dim=-1) for n in (4181, 2297)]
-    return [{"queries": 4181, "gallery": 2297, "width": 768, "all CIRR metrics (s)": round(timed(lambda: metrics(task, *features), 3)[0], 2)}]
+    return [
+        {
+            "queries": 4181,
+            "gallery": 2297,
+            "width": 768,
+            "all CIRR metrics (s)": round(timed(lambda: metrics(task, *features), 3)[0], 2),
+        }
+    ]
 
 
 def fusion(batch: int = 16) -> list[dict]:
-    """The fusion module at L/14 shape against torch's encoder on all rows and 77 text tokens, as TransAgg's code runs it."""
+    """The fusion module at L/14 shape against torch's encoder on all rows and 77 text tokens, as TransAgg's
+    code runs it."""
     from dassl_prompts.models.fusion import FusionTransformer
 
     ours = FusionTransformer(768, prompt_mode="none", separator=True, dropout=0.0)
-    layer = torch.nn.TransformerEncoderLayer(768, 8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    layer = torch.nn.TransformerEncoderLayer(
+        768, 8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
     official = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     text, image = torch.randn(batch, 77, 768), torch.randn(batch, 257, 768)
     row = torch.full((batch,), 11)
@@ -130,23 +181,34 @@ def fusion(batch: int = 16) -> list[dict]:
     def fused(columns: int):
         return lambda: sum(x.sum() for x in ours(text[:, :columns], row, pad[:, :columns], image)).backward()
 
-    cases = {"torch encoder, all rows, 77 text tokens": plain, "ours, last layer computes two rows": fused(77),
-             "ours, also hidden padding left out (12 tokens)": fused(12)}  # fmt: skip
+    cases = {
+        "torch encoder, all rows, 77 text tokens": plain,
+        "ours, last layer computes two rows": fused(77),
+        "ours, also hidden padding left out (12 tokens)": fused(12),
+    }
     measured = {title: timed(work, 3) for title, work in cases.items()}
     first, first_cpu = next(iter(measured.values()))
     return [
-        {"forward and backward": title, "seconds": round(wall, 2), "times faster": round(first / wall, 1),
-         "in processor time": round(first_cpu / cpu, 1)}
+        {
+            "forward and backward": title,
+            "seconds": round(wall, 2),
+            "times faster": round(first / wall, 1),
+            "in processor time": round(first_cpu / cpu, 1),
+        }
         for title, (wall, cpu) in measured.items()
-    ]  # fmt: skip
+    ]
 
 
 PARTS = {"search": search, "step": step, "evaluate": evaluate, "fusion": fusion}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"any of {', '.join(PARTS)} (default all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="*", default=list(PARTS), help=f"any of {', '.join(PARTS)} (default all)"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help=f"write the tables to {DOC}")
     args = parser.parse_args()

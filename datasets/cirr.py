@@ -1,7 +1,8 @@
 """CIRR, release rc2: composed retrieval among real-life images (Liu et al., ICCV 2021).
 
-Annotations in ``captions/cap.rc2.<split>.json`` and ``image_splits/split.rc2.<split>.json``. Images in any of three layouts: below
-``img_raw`` (official), beside the annotation folder (CLIP4Cir, SEARLE), or in NLVR2's ``images`` (TransAgg).
+Annotations in ``captions/cap.rc2.<split>.json`` and ``image_splits/split.rc2.<split>.json``. Images in any of
+three layouts: below ``img_raw`` (official), beside the annotation folder (CLIP4Cir, SEARLE), or in NLVR2's
+``images`` (TransAgg).
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ class CIRR(TripletDataset):
         ]
 
     def image_paths(self, split: str) -> dict[str, str]:
-        """Image name -> path of all images of a split ("train", "val", "test1"; val's names and folder are called dev).
+        """Image name -> path of all images of a split ("train", "val", "test1"; val's names and folder are
+        called dev).
 
         Raises:
             FileNotFoundError: no layout has the split's first image.
         """
-        relative = {name: os.path.normpath(path) for name, path in self.read("image_splits", f"split.rc2.{split}.json").items()}
+        relative = {
+            name: os.path.normpath(path)
+            for name, path in self.read("image_splits", f"split.rc2.{split}.json").items()
+        }
         first = next(iter(relative.values()))
         folders = self.image_folders("img_raw", "..", ".", "images", "nlvr2/images", "NLVR2/images")
         folder = self.find(folders, first, f"the images of split {split}")
@@ -49,10 +54,15 @@ class CIRR(TripletDataset):
     def task(self, split: str, gallery: dict[str, str]) -> RetrievalTask:
         """The task of a split ("val" or "test1") on a gallery of given paths."""
         entries = self.read("captions", f"cap.rc2.{split}.json")
-        return RetrievalTask(f"CIRR {split}", "cirr", gallery, [read_query(entry) for entry in entries], remove_reference=True)
+        return RetrievalTask(
+            f"CIRR {split}", "cirr", gallery, [read_query(entry) for entry in entries], remove_reference=True
+        )
 
 
 def read_query(entry: dict) -> Query:
-    """An entry of a caption file; ``target_soft`` is not used (spec: 42 val items contradict ``target_hard``)."""
+    """An entry of a caption file; ``target_soft`` is not used (spec: 42 val items contradict
+    ``target_hard``)."""
     members = tuple(name for name in entry["img_set"]["members"] if name != entry["reference"])
-    return Query(str(entry["pairid"]), entry["reference"], (entry["caption"],), entry.get("target_hard"), members)
+    return Query(
+        str(entry["pairid"]), entry["reference"], (entry["caption"],), entry.get("target_hard"), members
+    )

@@ -1,4 +1,5 @@
-"""Composed retrieval on the embedded emoji data: training triplets and CIRR-style queries, nothing to download."""
+"""Composed retrieval on the embedded emoji data: training triplets and CIRR-style queries, nothing to
+download."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from dassl_prompts.engine import register_dataset
 
 @register_dataset
 class EmojiCIR(TripletDataset):
-    """Trains on the training concepts in three styles; ``tasks("val")`` asks test concepts in the fourth, unseen style."""
+    """Trains on the training concepts in three styles; ``tasks("val")`` asks test concepts in the fourth,
+    unseen style."""
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -27,4 +29,6 @@ class EmojiCIR(TripletDataset):
     def tasks(self, split: str = "val") -> list[RetrievalTask]:
         data = emoji_cirr(split)
         queries = [read_query(entry) for entry in data["captions"]]
-        return [RetrievalTask(f"EmojiCIR {split}", "cirr", data["image_splits"], queries, remove_reference=True)]
+        return [
+            RetrievalTask(f"EmojiCIR {split}", "cirr", data["image_splits"], queries, remove_reference=True)
+        ]

@@ -1,7 +1,8 @@
 """FashionIQ: composed retrieval of fashion products (Wu et al., CVPR 2021).
 
-``captions/cap.<category>.<split>.json``, ``image_splits/split.<category>.<split>.json``, ``images/<asin>.png`` or ``.jpg``. Each of
-the three categories has a gallery of its own; the reference stays in it (published protocol).
+``captions/cap.<category>.<split>.json``, ``image_splits/split.<category>.<split>.json``,
+``images/<asin>.png`` or ``.jpg``. Each of the three categories has a gallery of its own; the reference stays
+in it (published protocol).
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ class FashionIQ(TripletDataset):
         super().__init__(cfg)
         unknown = [c for c in cfg.CIR.FIQ_CATEGORIES if c not in CATEGORIES]
         if unknown or not cfg.CIR.FIQ_CATEGORIES:
-            raise ValueError(f"CIR.FIQ_CATEGORIES is {cfg.CIR.FIQ_CATEGORIES}; choose from {', '.join(CATEGORIES)}")
-        choices = {"FIQ_GALLERY": ("original", "val_split"), "FIQ_CAPTION": CAPTION_ORDERS, "FIQ_EMPTY_CAPTION": ("keep", "drop")}
+            raise ValueError(
+                f"CIR.FIQ_CATEGORIES is {cfg.CIR.FIQ_CATEGORIES}; choose from {', '.join(CATEGORIES)}"
+            )
+        choices = {
+            "FIQ_GALLERY": ("original", "val_split"),
+            "FIQ_CAPTION": CAPTION_ORDERS,
+            "FIQ_EMPTY_CAPTION": ("keep", "drop"),
+        }
         for key, allowed in choices.items():
             if cfg.CIR[key] not in allowed:
                 raise ValueError(f"CIR.{key} is {cfg.CIR[key]!r}; choose one of {', '.join(allowed)}")
@@ -57,10 +64,13 @@ class FashionIQ(TripletDataset):
             used = {name for e in entries for name in (e["candidate"], e.get("target"))}
             names = [name for name in names if name in used]
         queries = [
-            Query(f"{category}-{i}", e["candidate"], self.texts(e["captions"]), e.get("target")) for i, e in enumerate(entries)
+            Query(f"{category}-{i}", e["candidate"], self.texts(e["captions"]), e.get("target"))
+            for i, e in enumerate(entries)
         ]
         gallery = {name: images.path(name) for name in names}
-        return RetrievalTask(f"FashionIQ {category} {split}", "fashioniq", gallery, queries, self.cfg.CIR.FIQ_REMOVE_REFERENCE)
+        return RetrievalTask(
+            f"FashionIQ {category} {split}", "fashioniq", gallery, queries, self.cfg.CIR.FIQ_REMOVE_REFERENCE
+        )
 
     def texts(self, captions: list[str]) -> tuple[str, ...]:
         return join_captions(captions, self.cfg.CIR.FIQ_CAPTION, self.cfg.CIR.FIQ_EMPTY_CAPTION)
@@ -70,7 +80,8 @@ def join_captions(captions: list[str], order: str = "and", empty: str = "keep") 
     """The two annotators' captions as query texts, cleaned as CLIP4Cir and TransAgg do it.
 
     Args:
-        order: "and": ``C1 and c2``; "and_rev": ``C2 and c1``; "both_avg": both, whose features the caller averages.
+        order: "and": ``C1 and c2``; "and_rev": ``C2 and c1``; "both_avg": both, whose features the caller
+            averages.
         empty: "keep" joins an empty caption too (a dangling "and"), "drop" leaves it out.
     """
     first, second = (caption.strip(".?, ") for caption in captions)

@@ -1,7 +1,7 @@
 """Laion-CIR: automatically built training triplets (TransAgg, BMVC 2023). No evaluation split.
 
-``laion_template_info.json`` (a list) and ``laion_llm_info.json`` (keyed by reference), 16,000 triplets each; ``images/<id>.png`` with
-seven-digit ids. "combined" is their concatenation.
+``laion_template_info.json`` (a list) and ``laion_llm_info.json`` (keyed by reference), 16,000 triplets each;
+``images/<id>.png`` with seven-digit ids. "combined" is their concatenation.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class LaionCIR(TripletDataset):
 
 
 def read_info(path: str) -> Iterator[tuple[str, str, str]]:
-    """``(reference id, caption, target id)`` of either file format; ids become seven-digit names (some are numbers in the file).
+    """``(reference id, caption, target id)`` of either file format; ids become seven-digit names (some are
+    numbers in the file).
 
     Raises:
         FileNotFoundError: no such file.
@@ -50,6 +51,12 @@ def read_info(path: str) -> Iterator[tuple[str, str, str]]:
         content = [{"ref_image_id": reference, **entry} for reference, entry in content.items()]
     try:
         for entry in content:
-            yield str(entry["ref_image_id"]).zfill(7), entry["relative_cap"], str(entry["tgt_image_id"]).zfill(7)
+            yield (
+                str(entry["ref_image_id"]).zfill(7),
+                entry["relative_cap"],
+                str(entry["tgt_image_id"]).zfill(7),
+            )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a Laion-CIR file (Template: list, LLM: dictionary of entries): {error!r}") from error
+        raise ValueError(
+            f"{path} is not a Laion-CIR file (Template: list, LLM: dictionary of entries): {error!r}"
+        ) from error

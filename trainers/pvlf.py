@@ -1,8 +1,8 @@
 """PVLF: prompted vision-language fusion for zero-shot composed image retrieval (Wang et al., ACML 2024).
 
-The reference image's and the caption's token features go through a small transformer with learnable prompts between them; the fused
-pair decides how text, image and fusion feature add up to the query. docs/pvlf.md says what is from the paper, what from TransAgg's
-code, and what is a reconstruction.
+The reference image's and the caption's token features go through a small transformer with learnable prompts
+between them; the fused pair decides how text, image and fusion feature add up to the query. docs/pvlf.md says
+what is from the paper, what from TransAgg's code, and what is a reconstruction.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULTS = {
         "ACT": "gelu",  # gelu or relu
         "BLOCK": "pre_ln",  # pre_ln (TransAgg's code), paper_literal (eqs. 10-11 as printed), post_ln
         "FINAL_NORM": False,  # LayerNorm after the last layer
-        "MASK_MODE": "bool",  # bool hides padding; official_bias adds +1 to its logits as TransAgg's code does; none
+        "MASK_MODE": "bool",  # bool hides padding; official_bias: +1 on its logits (TransAgg's code); none
         "SEPARATOR": False,  # TransAgg's separator token
         "TYPE_EMBED": False,  # learned vectors for text, prompts, image
         "POS_EMBED": False,  # learned positions of text and image tokens
@@ -86,17 +86,39 @@ def build_query_encoder(node, encoder: TokenEncoder) -> ComposedQueryEncoder:
     """The learnable part for the backbone's widths, from the method's config node."""
     f, p, a = node.FUSION, node.PROMPT, node.AGG
     fusion = FusionTransformer(
-        encoder.width, num_layers=f.NUM_LAYERS, heads=f.HEADS, ff_dim=f.FF_DIM, dropout=f.DROPOUT, act=f.ACT, block=f.BLOCK,
-        mask_mode=f.MASK_MODE, final_norm=f.FINAL_NORM, separator=f.SEPARATOR, type_embed=f.TYPE_EMBED, pos_embed=f.POS_EMBED,
-        max_text=encoder.max_text, max_image=encoder.n_image,
-        prompt_length=p.LENGTH, prompt_mode=p.MODE, prompt_depth=p.DEPTH, prompt_std=p.INIT_STD,
-    )  # fmt: skip
+        encoder.width,
+        num_layers=f.NUM_LAYERS,
+        heads=f.HEADS,
+        ff_dim=f.FF_DIM,
+        dropout=f.DROPOUT,
+        act=f.ACT,
+        block=f.BLOCK,
+        mask_mode=f.MASK_MODE,
+        final_norm=f.FINAL_NORM,
+        separator=f.SEPARATOR,
+        type_embed=f.TYPE_EMBED,
+        pos_embed=f.POS_EMBED,
+        max_text=encoder.max_text,
+        max_image=encoder.n_image,
+        prompt_length=p.LENGTH,
+        prompt_mode=p.MODE,
+        prompt_depth=p.DEPTH,
+        prompt_std=p.INIT_STD,
+    )
     if len(a.WEIGHT_BIAS_INIT) not in (0, 3):
-        raise ValueError(f"AGG.WEIGHT_BIAS_INIT is {a.WEIGHT_BIAS_INIT}; give three numbers (text, fused, image) or none")
+        raise ValueError(
+            f"AGG.WEIGHT_BIAS_INIT is {a.WEIGHT_BIAS_INIT}; give three numbers (text, fused, image) or none"
+        )
     aggregation = AdaptiveAggregation(
-        encoder.width, hidden_mult=a.HIDDEN_MULT, dropout=a.DROPOUT, mlp_input=a.MLP_INPUT, residual=a.RESIDUAL,
-        weight_act=a.WEIGHT_ACT, weight_bias=tuple(a.WEIGHT_BIAS_INIT) or None, normalize_inputs=a.NORMALIZE_INPUTS,
-    )  # fmt: skip
+        encoder.width,
+        hidden_mult=a.HIDDEN_MULT,
+        dropout=a.DROPOUT,
+        mlp_input=a.MLP_INPUT,
+        residual=a.RESIDUAL,
+        weight_act=a.WEIGHT_ACT,
+        weight_bias=tuple(a.WEIGHT_BIAS_INIT) or None,
+        normalize_inputs=a.NORMALIZE_INPUTS,
+    )
     return ComposedQueryEncoder(fusion, aggregation)
 
 
@@ -118,7 +140,8 @@ class ComposedModel(nn.Module):
 
 
 def build_composed_model(backbone: str, node, device="cpu") -> ComposedModel:
-    """Backbone and head of a method's config node, with the towers frozen or not as ``BACKBONE.TUNE`` says."""
+    """Backbone and head of a method's config node, with the towers frozen or not as ``BACKBONE.TUNE``
+    says."""
     encoder = load_token_encoder(backbone, device, node.BACKBONE.TEXT_DROPOUT)
     encoder.tune(node.BACKBONE.TUNE)
     return ComposedModel(encoder, build_query_encoder(node, encoder)).to(device)
@@ -153,7 +176,9 @@ class PVLF(ComposedTrainer):
             self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
 
         amp = resolve_precision(node.PREC, self.device) == "amp"
-        self.autocast_dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None
+        self.autocast_dtype = (
+            (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None
+        )
         self.scaler = torch.amp.GradScaler("cuda") if self.autocast_dtype is torch.float16 else None
 
         self.optim = build_optimizer(self.model, self.cfg.OPTIM, param_groups=self.param_groups())
@@ -163,23 +188,32 @@ class PVLF(ComposedTrainer):
         self.register_model("composed", self.model, self.optim, self.sched)
 
     def param_groups(self) -> list[dict]:
-        """New modules with OPTIM.LR, towers with a constant rate; biases, norms and prompts apart if they are not to decay."""
+        """New modules with OPTIM.LR, towers with a constant rate; biases, norms and prompts apart if they are
+        not to decay."""
         node = self.node
         towers = [("", p) for p in self.encoder.parameters() if p.requires_grad]
         groups = []
-        for parameters, rate in ((list(self.model.head.named_parameters()), {"lr": self.cfg.OPTIM.LR}),
-                                 (towers, {"lr": node.BACKBONE.LR, "constant": True})):  # fmt: skip
-            exempt = [] if node.OPTIM.DECAY_ALL else [p for name, p in parameters if p.ndim < 2 or "prompts" in name or "sep" in name]
+        for parameters, rate in (
+            (list(self.model.head.named_parameters()), {"lr": self.cfg.OPTIM.LR}),
+            (towers, {"lr": node.BACKBONE.LR, "constant": True}),
+        ):
+            exempt = (
+                []
+                if node.OPTIM.DECAY_ALL
+                else [p for name, p in parameters if p.ndim < 2 or "prompts" in name or "sep" in name]
+            )
             ids = {id(p) for p in exempt}
             groups.append({"params": [p for _, p in parameters if id(p) not in ids], **rate})
             groups.append({"params": exempt, "weight_decay": 0.0, **rate})
         return [group for group in groups if group["params"]]
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step --------------------------------------------------------------------------------------------
 
     def forward_backward(self, batch):
         with self.autocast():
-            references, targets = self.image_side(batch["reference"].to(self.device), batch["target"].to(self.device))
+            references, targets = self.image_side(
+                batch["reference"].to(self.device), batch["target"].to(self.device)
+            )
             queries = self.model(batch["caption"], references)
         targets = F.normalize(targets.float(), dim=-1)
         loss = self.loss(queries, targets, batch["target_id"].to(self.device))
@@ -188,7 +222,8 @@ class PVLF(ComposedTrainer):
         return {"loss": loss.item(), "acc": 100 * hits.float().mean().item()}
 
     def image_side(self, reference: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Token maps of the references and global features of the targets, from the cache's rows or from images."""
+        """Token maps of the references and global features of the targets, from the cache's rows or from
+        images."""
         if self.caches_images:
             return reference.float(), target
         node = self.node
@@ -201,9 +236,14 @@ class PVLF(ComposedTrainer):
         """Focal loss (PVLF) or cross-entropy (TransAgg) of the in-batch softmax, eqs. 14-15."""
         loss = self.node.LOSS
         return focal_info_nce(
-            queries, targets, tau=loss.TAU, alpha=loss.ALPHA, gamma=loss.GAMMA if loss.NAME == "focal" else 0.0,
-            symmetric=loss.SYMMETRIC, target_ids=target_ids if loss.MASK_DUP_TARGETS else None,
-        )  # fmt: skip
+            queries,
+            targets,
+            tau=loss.TAU,
+            alpha=loss.ALPHA,
+            gamma=loss.GAMMA if loss.NAME == "focal" else 0.0,
+            symmetric=loss.SYMMETRIC,
+            target_ids=target_ids if loss.MASK_DUP_TARGETS else None,
+        )
 
     def step(self, loss: Tensor) -> None:
         self.detect_anomaly(loss)
@@ -212,7 +252,9 @@ class PVLF(ComposedTrainer):
         if self.scaler is not None:
             self.scaler.unscale_(self.optim)
         if self.node.OPTIM.GRAD_CLIP > 0:
-            nn.utils.clip_grad_norm_((p for group in self.optim.param_groups for p in group["params"]), self.node.OPTIM.GRAD_CLIP)
+            nn.utils.clip_grad_norm_(
+                (p for group in self.optim.param_groups for p in group["params"]), self.node.OPTIM.GRAD_CLIP
+            )
         if self.scaler is None:
             self.optim.step()
         else:

@@ -34,7 +34,8 @@ def extend_cfg(cfg):
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head's tensors of a TransAgg checkpoint under our names; the rest (towers, momentum towers, queue) is left out."""
+    """The head's tensors of a TransAgg checkpoint under our names; the rest (towers, momentum towers, queue)
+    is left out."""
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in OFFICIAL_NAMES:

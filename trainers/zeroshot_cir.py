@@ -1,4 +1,5 @@
-"""Composed retrieval without training: image only, text only, their sum in both public definitions; given weights, Pic2Word and SEARLE."""
+"""Composed retrieval without training: image only, text only, their sum in both public definitions; given
+weights, Pic2Word and SEARLE."""
 
 from __future__ import annotations
 
@@ -10,11 +11,17 @@ from dassl_prompts.retrieval.query import BASELINES, QueryFunction
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.ZEROSHOT_CIR", {
-        "QUERIES": list(BASELINES),  # image, text, image+text; "image+text, normalised" is Pic2Word's definition of the sum
-        "PIC2WORD": "",  # file with a trained Pic2Word network; also evaluated when given
-        "SEARLE": "",  # file with a trained SEARLE network (Phi); also evaluated when given
-    })  # fmt: skip
+    add_defaults(
+        cfg,
+        "TRAINER.ZEROSHOT_CIR",
+        {
+            "QUERIES": list(
+                BASELINES
+            ),  # image, text, image+text; "image+text, normalised" is Pic2Word's definition of the sum
+            "PIC2WORD": "",  # file with a trained Pic2Word network; also evaluated when given
+            "SEARLE": "",  # file with a trained SEARLE network (Phi); also evaluated when given
+        },
+    )
 
 
 @register_trainer
@@ -49,5 +56,7 @@ class ZeroshotCIR(ComposedTrainer):
         queries = {name: BASELINES[name](self.encoder) for name in node.QUERIES}
         for method, path in (("pic2word", node.PIC2WORD), ("searle", node.SEARLE)):
             if path:
-                queries[method] = inversion_query(self.encoder, load_inversion(path, method).to(self.device), method)
+                queries[method] = inversion_query(
+                    self.encoder, load_inversion(path, method).to(self.device), method
+                )
         return queries

@@ -1,6 +1,8 @@
-"""``python -m dassl_prompts.data.cir_report CIRR FashionIQ LaionCIR --root DATA``: are the composed-retrieval data whole?
+"""``python -m dassl_prompts.data.cir_report CIRR FashionIQ LaionCIR --root DATA``: are the composed-retrieval
+data whole?
 
-Counts queries, images and their defects per split, finds missing and (with ``--read``) unreadable images before a run does.
+Counts queries, images and their defects per split, finds missing and (with ``--read``) unreadable images
+before a run does.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dassl_prompts.data.images import ImageReadError, missing_images, read_image
-from dassl_prompts.data.triplets import RetrievalTask, Triplet, TripletDataset
+from dassl_prompts.data.triplets import NoQueries, RetrievalTask, Triplet, TripletDataset
 
 SHOWN = 5
 
@@ -81,17 +83,21 @@ def id_types(dataset: TripletDataset) -> dict[str, int]:
 
 
 def report(dataset: TripletDataset, read: bool) -> int:
-    """Print the report of one dataset; returns the number of defective images."""
+    """Print the report of one dataset; returns the number of defects: images, and parts that cannot be
+    read."""
     parts: list[tuple[str, dict[str, int], Iterable[str]]] = []
     problems = 0
-    for title, collect in (("train", lambda: triplet_part(dataset)), ("val", lambda: task_parts(dataset, "val")),
-                           ("test", lambda: task_parts(dataset, "test"))):  # fmt: skip
+    for title, collect in (
+        ("train", lambda: triplet_part(dataset)),
+        ("val", lambda: task_parts(dataset, "val")),
+        ("test", lambda: task_parts(dataset, "test")),
+    ):
         try:
             parts += collect()
-        except FileNotFoundError as error:
+        except NoQueries:
+            continue
+        except (FileNotFoundError, ValueError) as error:  # also queries that do not fit their gallery
             problems += 1
-            print(f"{title}: {error}")
-        except ValueError as error:  # a dataset without evaluation queries, or queries that do not fit their gallery
             print(f"{title}: {error}")
     for title, counts, paths in parts:
         print(f"{title}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
@@ -125,7 +131,9 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Exit codes: 0 whole, 1 defects found, 2 wrong input.",
     )
     p.add_argument("datasets", nargs="+", choices=["CIRR", "FashionIQ", "LaionCIR"], help="which datasets")
-    p.add_argument("--root", default="data", type=Path, help="folder that holds the datasets (default ./data)")
+    p.add_argument(
+        "--root", default="data", type=Path, help="folder that holds the datasets (default ./data)"
+    )
     p.add_argument("--read", action="store_true", help="also decode every image (minutes)")
     p.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs, e.g. CIR.LAION_SET template")
     args = p.parse_args(argv)

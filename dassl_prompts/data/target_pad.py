@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def target_pad(image: Image.Image, ratio: float = 1.25) -> Image.Image:
-    """Pad with black until the longer side is at most ``ratio`` times the shorter one (640 x 480 -> 640 x 512)."""
+    """Pad with black until the longer side is at most ``ratio`` times the shorter one (640 x 480 -> 640 x
+    512)."""
     width, height = image.size
     if max(width, height) / min(width, height) < ratio:
         return image
@@ -24,7 +25,8 @@ class TargetPadTransform:
     """RGB image -> normalised tensor [3, size, size]; the same for training and evaluation.
 
     Attributes:
-        size: side of the square in pixels. mean, std: per channel. ratio: of :func:`target_pad`; 0 turns padding off (Pic2Word).
+        size: side of the square in pixels. mean, std: per channel. ratio: of :func:`target_pad`; 0 turns
+            padding off (Pic2Word).
     """
 
     size: int

@@ -1,8 +1,8 @@
 """Composed image retrieval data: (reference image, caption, target image) triplets, queries and galleries.
 
-A dataset for composed retrieval offers ``train_x`` (a list of :class:`Triplet`) and ``tasks(split)`` (a list of
-:class:`RetrievalTask`, such as the three categories of FashionIQ). Annotations are read at once; images are only looked for by the
-part that needs them, so a CIRR evaluation does not ask for the training images.
+A dataset for composed retrieval offers ``train_x`` (a list of :class:`Triplet`) and ``tasks(split)`` (a list
+of :class:`RetrievalTask`, such as the three categories of FashionIQ). Annotations are read at once; images
+are only looked for by the part that needs them, so a CIRR evaluation does not ask for the training images.
 """
 
 from __future__ import annotations
@@ -21,28 +21,33 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 def extend_cfg(cfg) -> None:
     """Keys that the composed-retrieval datasets read."""
-    add_defaults(cfg, "CIR", {
-        "EVAL": [],  # datasets to evaluate on, e.g. ["CIRR", "FashionIQ"]; empty = DATASET.NAME itself
-        "SPLIT": "val",  # split to evaluate; "test" of CIRR has no targets and gives submission files
-        "SHEET": 8,  # queries on the contact sheet that an evaluation writes; 0 = no sheet
-        "IMAGE_ROOTS": [],  # further folders in which to look for image folders, e.g. that of NLVR2
-        "MAX_MISSING": 0,  # training triplets that may be left out because an image is missing; evaluation never leaves one out
-        "TARGETPAD_RATIO": 1.25,  # pad images to at most this ratio of sides before the centre crop; 0 = no padding
-        "CACHE": True,  # keep image features of frozen image towers on disk, so that no image is encoded twice
-        "CACHE_DIR": "",  # "" = OUTPUT_DIR/features; runs with the same backbone may share a folder
-        "CACHE_DTYPE": "fp16",  # of cached token maps: fp16 rounds them (half the size), fp32 is exact
-        "LAION_SET": "combined",  # template, llm or combined (both, concatenated)
-        "FIQ_CATEGORIES": ["dress", "shirt", "toptee"],
-        "FIQ_GALLERY": "original",  # original, or val_split: the smaller union of references and targets of older work
-        "FIQ_REMOVE_REFERENCE": False,  # the published protocol keeps the reference in the gallery
-        "FIQ_CAPTION": "and",  # and: "c1 and c2"; and_rev: "c2 and c1"; both_avg: mean of both query features
-        "FIQ_EMPTY_CAPTION": "keep",  # keep leaves a dangling "and" as the official code does, drop uses the other caption alone
-    })  # fmt: skip
+    add_defaults(
+        cfg,
+        "CIR",
+        {
+            "EVAL": [],  # datasets to evaluate on, e.g. ["CIRR", "FashionIQ"]; empty = DATASET.NAME itself
+            "SPLIT": "val",  # split to evaluate; "test" of CIRR has no targets and gives submission files
+            "SHEET": 8,  # queries on the contact sheet that an evaluation writes; 0 = no sheet
+            "IMAGE_ROOTS": [],  # further folders in which to look for image folders, e.g. that of NLVR2
+            "MAX_MISSING": 0,  # training triplets that may lack an image and are left out; not in evaluation
+            "TARGETPAD_RATIO": 1.25,  # sides' ratio after padding, before the centre crop; 0 = no padding
+            "CACHE": True,  # keep features of frozen image towers on disk: nothing is encoded twice
+            "CACHE_DIR": "",  # "" = OUTPUT_DIR/features; runs with the same backbone may share a folder
+            "CACHE_DTYPE": "fp16",  # of cached token maps: fp16 rounds them (half the size), fp32 is exact
+            "LAION_SET": "combined",  # template, llm or combined (both, concatenated)
+            "FIQ_CATEGORIES": ["dress", "shirt", "toptee"],
+            "FIQ_GALLERY": "original",  # original, or val_split: references and targets only (easier, older work)
+            "FIQ_REMOVE_REFERENCE": False,  # the published protocol keeps the reference in the gallery
+            "FIQ_CAPTION": "and",  # and: "c1 and c2"; and_rev: "c2 and c1"; both_avg: mean of both features
+            "FIQ_EMPTY_CAPTION": "keep",  # keep: a dangling "and" (official code); drop: the other one alone
+        },
+    )
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """One training example: paths of reference and target image, and the caption that leads from one to the other."""
+    """One training example: paths of reference and target image, and the caption that leads from one to the
+    other."""
 
     reference: str
     caption: str
@@ -63,7 +68,8 @@ class Query:
     """One evaluation query.
 
     Attributes:
-        id: identifier in submissions. reference, target: gallery names; target is None where it is not public.
+        id: identifier in submissions. reference, target: gallery names; target is None where it is not
+            public.
         texts: wordings of the caption; query features of several are averaged.
         members: gallery names of the subset that the fine-grained metric ranks, without the reference.
     """
@@ -80,7 +86,8 @@ class RetrievalTask:
     """Queries against one gallery.
 
     Attributes:
-        name: such as "dress". protocol: "cirr" or "fashioniq", which fixes the metrics. gallery: name -> path, in ranking order.
+        name: such as "dress". protocol: "cirr" or "fashioniq", which fixes the metrics. gallery: name ->
+            path, in ranking order.
         remove_reference: the reference does not take part in its query's ranking.
     """
 
@@ -94,14 +101,20 @@ class RetrievalTask:
     def __post_init__(self):
         object.__setattr__(self, "index", {name: i for i, name in enumerate(self.gallery)})
         for query in self.queries:
-            for what, names in (("reference", [query.reference]), ("target", [query.target] if query.target else []),
-                                ("subset member", query.members)):  # fmt: skip
+            for what, names in (
+                ("reference", [query.reference]),
+                ("target", [query.target] if query.target else []),
+                ("subset member", query.members),
+            ):
                 absent = [name for name in names if name not in self.index]
                 if absent:
-                    raise ValueError(f"{self.name}: {what} {absent[0]} of query {query.id} is not in the gallery")
+                    raise ValueError(
+                        f"{self.name}: {what} {absent[0]} of query {query.id} is not in the gallery"
+                    )
 
     def check_images(self, hint: str = "") -> None:
-        """Raise FileNotFoundError, with counts and names, when gallery images are missing: evaluation never skips one."""
+        """Raise FileNotFoundError, with counts and names, when gallery images are missing: evaluation never
+        skips one."""
         require_images(list(self.gallery.values()), f"the gallery of {self.name}", hint)
 
 
@@ -113,6 +126,10 @@ def require_images(paths: Sequence[str], what: str, hint: str = "") -> None:
         raise FileNotFoundError(
             f"{len(missing):,} of the {len(paths):,} images of {what} are missing, such as {first}. {hint}".rstrip()
         )
+
+
+class NoQueries(ValueError):
+    """A dataset is for training only."""
 
 
 class TripletDataset:
@@ -141,7 +158,12 @@ class TripletDataset:
         return []
 
     def tasks(self, split: str) -> list[RetrievalTask]:
-        raise ValueError(f"{type(self).__name__} has no evaluation queries: set CIR.EVAL, e.g. \"['CIRR']\"")
+        """What to evaluate on ``split``.
+
+        Raises:
+            NoQueries: there is nothing to evaluate on.
+        """
+        raise NoQueries(f"{type(self).__name__} has no evaluation queries: set CIR.EVAL, e.g. \"['CIRR']\"")
 
     @cached_property
     def train_x(self) -> list[Triplet]:
@@ -152,7 +174,7 @@ class TripletDataset:
         """
         return present_triplets(self.read_triplets(), self.cfg.CIR.MAX_MISSING, type(self).__name__)
 
-    # -- helpers for subclasses -----------------------------------------------------------------------------------
+    # -- helpers for subclasses ------------------------------------------------------------------------------
 
     def find(self, candidates: Iterable[str], marker: str, what: str) -> str:
         """The first of ``candidates`` that contains ``marker``.
@@ -174,13 +196,19 @@ class TripletDataset:
         """A JSON file below the annotations."""
         path = os.path.join(self.annotations, *parts)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"{type(self).__name__}: {path} does not exist; docs/pvlf.md says where it comes from")
+            raise FileNotFoundError(
+                f"{type(self).__name__}: {path} does not exist; docs/pvlf.md says where it comes from"
+            )
         return read_json(path)
 
     def image_folders(self, *names: str) -> list[str]:
         """``names`` below the annotations, the root and every entry of CIR.IMAGE_ROOTS, in this order."""
         extra = [os.path.abspath(os.path.expanduser(folder)) for folder in self.cfg.CIR.IMAGE_ROOTS]
-        return [os.path.normpath(os.path.join(base, name)) for base in (*extra, self.annotations, self.root) for name in names]
+        return [
+            os.path.normpath(os.path.join(base, name))
+            for base in (*extra, self.annotations, self.root)
+            for name in names
+        ]
 
 
 def present_triplets(triplets: list[Triplet], allowed: int, name: str) -> list[Triplet]:
@@ -199,7 +227,9 @@ def present_triplets(triplets: list[Triplet], allowed: int, name: str) -> list[T
             f"such as {first}). Complete the images, or allow it with CIR.MAX_MISSING {left_out}"
         )
     if left_out:
-        print(f"{name}: left out {left_out:,} of {len(triplets):,} triplets, {len(missing):,} images are missing")
+        print(
+            f"{name}: left out {left_out:,} of {len(triplets):,} triplets, {len(missing):,} images are missing"
+        )
     return kept
 
 
@@ -211,8 +241,11 @@ class ImageFolder:
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         stems = ((os.path.splitext(name), name) for name in names)
         # in the order of IMAGE_SUFFIXES, so that a .png wins over a .jpg of the same name
-        found = [(IMAGE_SUFFIXES.index(suffix.lower()), stem, name) for (stem, suffix), name in stems
-                 if suffix.lower() in IMAGE_SUFFIXES]  # fmt: skip
+        found = [
+            (IMAGE_SUFFIXES.index(suffix.lower()), stem, name)
+            for (stem, suffix), name in stems
+            if suffix.lower() in IMAGE_SUFFIXES
+        ]
         self.names = {stem: name for _, stem, name in sorted(found, reverse=True)}
 
     def path(self, stem: str) -> str:

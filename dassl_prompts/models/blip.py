@@ -1,7 +1,8 @@
 """BLIP (image-text retrieval, base) through transformers, with the settings of the original model.
 
-transformers' defaults differ from BLIP's in three places that change features without any error; all three are set and then checked on
-the loaded modules: 12 text heads (not 8), LayerNorm eps 1e-6 in the vision tower (not 1e-5), text dropout 0.1 (not 0).
+transformers' defaults differ from BLIP's in three places that change features without any error; all three
+are set and then checked on the loaded modules: 12 text heads (not 8), LayerNorm eps 1e-6 in the vision tower
+(not 1e-5), text dropout 0.1 (not 0).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ MAX_TEXT = 35
 
 
 def is_blip(name: str) -> bool:
-    """Whether ``name`` means a BLIP: a known or hub name with "blip" in it, or a folder whose config.json says so."""
+    """Whether ``name`` means a BLIP: a known or hub name with "blip" in it, or a folder whose config.json
+    says so."""
     config = Path(name) / "config.json"
     if config.is_file():
         return read_json(config).get("model_type") == "blip"
@@ -34,7 +36,8 @@ def load_blip(name: str, text_dropout: float = 0.1) -> BlipTokens:
     """Load ``BlipForImageTextRetrieval`` and its tokenizer.
 
     Args:
-        name: "blip-itm-base-coco", another hub name, or a folder written by ``save_pretrained`` (model and tokenizer).
+        name: "blip-itm-base-coco", another hub name, or a folder written by ``save_pretrained`` (model and
+            tokenizer).
         text_dropout: of the text tower while it is trained.
 
     Raises:
@@ -60,7 +63,8 @@ def load_blip(name: str, text_dropout: float = 0.1) -> BlipTokens:
 
 
 def set_original(config, text_dropout: float) -> None:
-    """Set what is not stored in the weights and wrong by default; heads come from the file and are checked later."""
+    """Set what is not stored in the weights and wrong by default; heads come from the file and are checked
+    later."""
     config.vision_config.layer_norm_eps = VISION_EPS
     config.text_config.hidden_dropout_prob = text_dropout
     config.text_config.attention_probs_dropout_prob = text_dropout
@@ -82,17 +86,23 @@ def check_original(model: nn.Module, text_dropout: float) -> None:
         )
     eps = {m.eps for m in model.vision_model.modules() if isinstance(m, nn.LayerNorm)}
     if eps != {VISION_EPS}:
-        raise ValueError(f"BLIP's vision LayerNorms have eps {sorted(eps)} instead of {VISION_EPS}: transformers ignored the setting")
+        raise ValueError(
+            f"BLIP's vision LayerNorms have eps {sorted(eps)} instead of {VISION_EPS}: transformers ignored the setting"
+        )
     dropout = {m.p for m in model.text_encoder.modules() if isinstance(m, nn.Dropout)}
     if dropout != {text_dropout}:
-        raise ValueError(f"BLIP's text dropouts are {sorted(dropout)} instead of {text_dropout}: transformers ignored the setting")
+        raise ValueError(
+            f"BLIP's text dropouts are {sorted(dropout)} instead of {text_dropout}: transformers ignored the setting"
+        )
 
 
 class BlipTokens(TokenEncoder):
-    """Token features of BLIP's unimodal towers (projected width 256); the matching head and cross-attention are dropped.
+    """Token features of BLIP's unimodal towers (projected width 256); the matching head and cross-attention
+    are dropped.
 
     Args:
-        model: ``BlipForImageTextRetrieval``. tokenizer: its tokenizer. max_text: tokens per caption (official 35).
+        model: ``BlipForImageTextRetrieval``. tokenizer: its tokenizer. max_text: tokens per caption (official
+            35).
     """
 
     def __init__(self, model: nn.Module, tokenizer, max_text: int = MAX_TEXT):
@@ -112,10 +122,15 @@ class BlipTokens(TokenEncoder):
     def text_tokens(self, captions: Sequence[str], trim: bool = True) -> TextTokens:
         # trim pads to the longest caption of the batch, else to max_text as TransAgg does
         batch = self.tokenizer(
-            list(captions), padding="longest" if trim else "max_length", truncation=True, max_length=self.max_text,
+            list(captions),
+            padding="longest" if trim else "max_length",
+            truncation=True,
+            max_length=self.max_text,
             return_tensors="pt",
-        ).to(self.text_proj.weight.device)  # fmt: skip
-        hidden = self.text_encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        ).to(self.text_proj.weight.device)
+        hidden = self.text_encoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state
         row = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         return TextTokens(self.text_proj(hidden), row, batch.attention_mask == 0)
 

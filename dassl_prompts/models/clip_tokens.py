@@ -26,7 +26,9 @@ class ClipTokens(TokenEncoder):
     def __init__(self, clip: nn.Module):
         super().__init__()
         if not clip.is_vit:
-            raise ValueError("composed retrieval needs the patch tokens of a ViT: choose e.g. ViT-B/32 or ViT-L/14 instead of a ResNet")
+            raise ValueError(
+                "composed retrieval needs the patch tokens of a ViT: choose e.g. ViT-B/32 or ViT-L/14 instead of a ResNet"
+            )
         self.clip = clip
         self.width, self.image_size = clip.embed_dim, clip.image_size
         self.n_image, self.max_text = clip.vision.n_patches + 1, clip.text.context_length

@@ -1,12 +1,13 @@
 """Prompted vision-language fusion of PVLF (ACML 2024), of which TransAgg (BMVC 2023) is a special case.
 
-Text tokens, learnable prompts and image tokens share one small transformer; the fused image and text rows are mapped to a fusion
-feature, and three data-dependent weights combine it with the encoders' global features into one query vector::
+Text tokens, learnable prompts and image tokens share one small transformer; the fused image and text rows are
+mapped to a fusion feature, and three data-dependent weights combine it with the encoders' global features
+into one query vector::
 
     tokens, eot, pad, image -> FusionTransformer -> h_t, h_v -> AdaptiveAggregation -> q, ||q|| = 1
 
-TransAgg is PVLF-Shallow with one prompt row (its separator). Parameter names follow TransAgg's code, so that its checkpoints can be
-read by renaming a prefix.
+TransAgg is PVLF-Shallow with one prompt row (its separator). Parameter names follow TransAgg's code, so that
+its checkpoints can be read by renaming a prefix.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def one_of(value: str, choices, what: str) -> str:
 
 
 class FusionAttention(nn.Module):
-    """Multi-head attention with an explicit additive or boolean key mask; parameters as in ``nn.MultiheadAttention``.
+    """Multi-head attention with an explicit additive or boolean key mask; parameters as in
+    ``nn.MultiheadAttention``.
 
-    PyTorch's module treats a float key mask as a bias in some code paths and as a mask in others, which makes TransAgg's features
-    depend on the torch version. Here the mask means one thing.
+    PyTorch's module treats a float key mask as a bias in some code paths and as a mask in others, which makes
+    TransAgg's features depend on the torch version. Here the mask means one thing.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -55,7 +57,8 @@ class FusionAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """``queries`` [B,Q,d] attend to ``keys`` [B,L,d]; ``mask`` [B,1,1,L] is boolean (True = visible) or an additive bias."""
+        """``queries`` [B,Q,d] attend to ``keys`` [B,L,d]; ``mask`` [B,1,1,L] is boolean (True = visible) or
+        an additive bias."""
         width = queries.shape[-1]
         w_q, w_kv = self.in_proj_weight.split([width, 2 * width])
         b_q, b_kv = self.in_proj_bias.split([width, 2 * width])
@@ -63,7 +66,9 @@ class FusionAttention(nn.Module):
         q, k, v = (self._heads(x) for x in (F.linear(queries, w_q, b_q), k, v))
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -123,21 +128,40 @@ class FusionTransformer(nn.Module):
 
     Args:
         width: width d of the joint space.
-        prompt_length: p learnable rows; ``prompt_mode`` 'deep' gives the first ``prompt_depth`` layers rows of their own and lets the
-            last of them flow through any further layer, 'shallow' gives rows to layer 1 only, 'none' uses no prompts.
+        prompt_length: p learnable rows; ``prompt_mode`` 'deep' gives the first ``prompt_depth`` layers rows
+            of their own and lets the last of them flow through any further layer, 'shallow' gives rows to
+            layer 1 only, 'none' uses no prompts.
         separator: one further learnable row between text and prompts (TransAgg's).
         max_text, max_image: longest sequences, needed by ``pos_embed`` only.
-        block, mask_mode: see the module's constants. ``official_bias`` adds +1 to the attention logits of padding, which is what
-            TransAgg's code does on the torch it pins; ``bool`` hides padding. Prompts are never masked.
-        final_norm: LayerNorm after the last layer. type_embed: one learned vector each for text, prompts and image.
+        block, mask_mode: see the module's constants. ``official_bias`` adds +1 to the attention logits of
+            padding, which is what TransAgg's code does on the torch it pins; ``bool`` hides padding. Prompts
+            are never masked.
+        final_norm: LayerNorm after the last layer. type_embed: one learned vector each for text, prompts and
+            image.
     """
 
     def __init__(
-        self, width: int, *, num_layers: int = 2, heads: int = 8, ff_dim: int = 2048, dropout: float = 0.5, act: str = "gelu",
-        block: str = "pre_ln", mask_mode: str = "bool", final_norm: bool = False, separator: bool = False,
-        type_embed: bool = False, pos_embed: bool = False, max_text: int = 77, max_image: int = 0,
-        prompt_length: int = 25, prompt_mode: str = "deep", prompt_depth: int = 2, prompt_std: float = 0.02,
-    ):  # fmt: skip
+        self,
+        width: int,
+        *,
+        num_layers: int = 2,
+        heads: int = 8,
+        ff_dim: int = 2048,
+        dropout: float = 0.5,
+        act: str = "gelu",
+        block: str = "pre_ln",
+        mask_mode: str = "bool",
+        final_norm: bool = False,
+        separator: bool = False,
+        type_embed: bool = False,
+        pos_embed: bool = False,
+        max_text: int = 77,
+        max_image: int = 0,
+        prompt_length: int = 25,
+        prompt_mode: str = "deep",
+        prompt_depth: int = 2,
+        prompt_std: float = 0.02,
+    ):
         super().__init__()
         self.width, self.mask_mode = width, one_of(mask_mode, MASK_MODES, "FUSION.MASK_MODE")
         depth = prompt_depth_of(prompt_mode, prompt_length, prompt_depth, num_layers)
@@ -147,7 +171,9 @@ class FusionTransformer(nn.Module):
             layer = FusionBlock(width, heads, ff_dim, dropout, act, block)
             layer.load_state_dict(first.state_dict())  # TransAgg's layers start as copies of one
             self.layers.append(layer)
-        self.prompts = nn.ParameterList([nn.Parameter(torch.randn(prompt_length, width) * prompt_std) for _ in range(depth)])
+        self.prompts = nn.ParameterList(
+            [nn.Parameter(torch.randn(prompt_length, width) * prompt_std) for _ in range(depth)]
+        )
         self.sep_token = nn.Parameter(torch.randn(1, 1, width) * SEPARATOR_STD) if separator else None
         self.norm = nn.LayerNorm(width) if final_norm else None
         self.type_embed = nn.Parameter(torch.randn(3, width) * 0.02) if type_embed else None
@@ -161,13 +187,17 @@ class FusionTransformer(nn.Module):
         """Learnable rows between text and image."""
         return (self.sep_token is not None) + (len(self.prompts[0]) if len(self.prompts) else 0)
 
-    def forward(self, text: Tensor, text_row: Tensor, pad: Tensor, image: Tensor, rows_only: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Tensor, text_row: Tensor, pad: Tensor, image: Tensor, rows_only: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Fused text and image rows.
 
         Args:
-            text: [B,Lt,d] token features. text_row: [B] position of the global text row (EOT for CLIP, 0 for BLIP).
+            text: [B,Lt,d] token features. text_row: [B] position of the global text row (EOT for CLIP, 0 for
+                BLIP).
             pad: [B,Lt] True where a text row is padding. image: [B,Lv,d], row 0 is the class token.
-            rows_only: compute only the two rows that are returned in the last layer (exact, about half the work).
+            rows_only: compute only the two rows that are returned in the last layer (exact, about half the
+                work).
 
         Returns:
             ``(h_t, h_v)``, both [B,d].
@@ -224,7 +254,9 @@ def prompt_depth_of(mode: str, length: int, depth: int, num_layers: int) -> int:
     if length < 0:
         raise ValueError(f"PROMPT.LENGTH is {length}; it cannot be negative")
     if not 0 <= depth <= num_layers:
-        raise ValueError(f"PROMPT.DEPTH is {depth}; it must lie between 0 and FUSION.NUM_LAYERS = {num_layers}")
+        raise ValueError(
+            f"PROMPT.DEPTH is {depth}; it must lie between 0 and FUSION.NUM_LAYERS = {num_layers}"
+        )
     if mode == "none" or length == 0:
         return 0
     return min(depth, 1) if mode == "shallow" else depth
@@ -235,8 +267,9 @@ class AdaptiveAggregation(nn.Module):
 
         f_u = W2 Drop(ReLU(W1 [h_v; h_t] + b1)) + b2,   w = W3 f_u + b3,   q = w_0 t + w_1 f_u + w_2 v
 
-    ``t`` and ``v`` are the encoders' un-normalised globals (``residual='encoder'``) or the fused rows; the MLP reads the fused rows
-    or, as the paper's symbols can also be read, the encoders' globals (``mlp_input='encoder'``). The weights are TransAgg's order.
+    ``t`` and ``v`` are the encoders' un-normalised globals (``residual='encoder'``) or the fused rows; the
+    MLP reads the fused rows or, as the paper's symbols can also be read, the encoders' globals
+    (``mlp_input='encoder'``). The weights are TransAgg's order.
 
     Args:
         hidden_mult: hidden width of the MLP in multiples of ``width``.
@@ -246,9 +279,17 @@ class AdaptiveAggregation(nn.Module):
     """
 
     def __init__(
-        self, width: int, *, hidden_mult: int = 8, dropout: float = 0.5, mlp_input: str = "fused", residual: str = "encoder",
-        weight_act: str = "none", weight_bias: tuple[float, float, float] | None = None, normalize_inputs: bool = False,
-    ):  # fmt: skip
+        self,
+        width: int,
+        *,
+        hidden_mult: int = 8,
+        dropout: float = 0.5,
+        mlp_input: str = "fused",
+        residual: str = "encoder",
+        weight_act: str = "none",
+        weight_bias: tuple[float, float, float] | None = None,
+        normalize_inputs: bool = False,
+    ):
         super().__init__()
         self.mlp_input = one_of(mlp_input, ("fused", "encoder"), "AGG.MLP_INPUT")
         self.residual = one_of(residual, ("encoder", "fused"), "AGG.RESIDUAL")
@@ -295,15 +336,23 @@ class ComposedQueryEncoder(nn.Module):
 
 
 def focal_info_nce(
-    query: Tensor, target: Tensor, *, tau: float = 0.01, alpha: float = 1.0, gamma: float = 2.0, symmetric: bool = False,
+    query: Tensor,
+    target: Tensor,
+    *,
+    tau: float = 0.01,
+    alpha: float = 1.0,
+    gamma: float = 2.0,
+    symmetric: bool = False,
     target_ids: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Focal loss on the in-batch softmax from queries to targets (PVLF eqs. 14-15); gamma 0 is cross-entropy (TransAgg).
+) -> Tensor:
+    """Focal loss on the in-batch softmax from queries to targets (PVLF eqs. 14-15); gamma 0 is cross-entropy
+    (TransAgg).
 
     Args:
         query, target: [B,d], L2-normalised; row i of ``target`` is the answer of row i of ``query``.
         symmetric: average with the direction from targets to queries.
-        target_ids: [B] ids; other rows with the same target id are left out of the softmax. None compares with all rows.
+        target_ids: [B] ids; other rows with the same target id are left out of the softmax. None compares
+            with all rows.
 
     Returns:
         Mean over the batch, fp32.

@@ -1,7 +1,8 @@
 """Token features of CLIP and BLIP in the joint space, as composed retrieval fuses them.
 
-Every token of a tower's last layer goes through the tower's own final norm and contrastive projection, so text and image tokens have
-the width of the joint space and no new projection is learned. Features are not normalised.
+Every token of a tower's last layer goes through the tower's own final norm and contrastive projection, so
+text and image tokens have the width of the joint space and no new projection is learned. Features are not
+normalised.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class TextTokens(NamedTuple):
 
 
 class TokenEncoder(nn.Module):
-    """A pair of towers. Attributes: ``width`` d, ``image_size`` in pixels, ``n_image`` and ``max_text`` tokens."""
+    """A pair of towers. Attributes: ``width`` d, ``image_size`` in pixels, ``n_image`` and ``max_text``
+    tokens."""
 
     width: int
     image_size: int
@@ -50,7 +52,8 @@ class TokenEncoder(nn.Module):
         """Token features of captions; too long ones are cut.
 
         Args:
-            trim: leave out columns that are padding in every row. Their features are only needed where padding is not hidden.
+            trim: leave out columns that are padding in every row. Their features are only needed where
+                padding is not hidden.
         """
 
     @abstractmethod
@@ -100,7 +103,8 @@ class TokenEncoder(nn.Module):
 
 
 def load_token_encoder(name: str, device="cpu", text_dropout: float = 0.1) -> TokenEncoder:
-    """The backbone called ``name`` in fp32: a BLIP folder or hub name (contains "blip"), else a CLIP as ``load_clip`` knows it.
+    """The backbone called ``name`` in fp32: a BLIP folder or hub name (contains "blip"), else a CLIP as
+    ``load_clip`` knows it.
 
     Raises:
         ValueError, FileNotFoundError: it cannot be found or is not what it should be; says what to do.

@@ -49,7 +49,11 @@ def problems(submission: dict, task: RetrievalTask) -> list[str]:
     metric = submission.get("metric")
     if metric not in LENGTHS:
         return [f'"metric" is {metric!r}, not one of {", ".join(LENGTHS)}']
-    found = [] if submission.get("version") == VERSION else [f'"version" is {submission.get("version")!r}, not {VERSION!r}']
+    found = (
+        []
+        if submission.get("version") == VERSION
+        else [f'"version" is {submission.get("version")!r}, not {VERSION!r}']
+    )
     queries = {query.id: query for query in task.queries}
     given = set(submission) - {"version", "metric"}
     for what, keys in (("missing", set(queries) - given), ("unknown", given - set(queries))):
@@ -76,7 +80,9 @@ def list_fault(names, query, task: RetrievalTask, metric: str, length: int) -> s
         return "a name occurs twice"
     if query.reference in names:
         return f"contains its own reference {query.reference}"
-    allowed, where = (query.members, "its image set") if metric == "recall_subset" else (task.index, "the gallery")
+    allowed, where = (
+        (query.members, "its image set") if metric == "recall_subset" else (task.index, "the gallery")
+    )
     strange = [name for name in names if name not in allowed]
     return f"{strange[0]} is not in {where}" if strange else ""
 
@@ -86,7 +92,9 @@ def check(submission: dict, task: RetrievalTask, source: str = "submission") -> 
     found = problems(submission, task)
     if found:
         more = f"\n  ... and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-        raise ValueError(f"{source} is not valid for {task.name}:\n  " + "\n  ".join(found[:MAX_SHOWN]) + more)
+        raise ValueError(
+            f"{source} is not valid for {task.name}:\n  " + "\n  ".join(found[:MAX_SHOWN]) + more
+        )
 
 
 def write(task: RetrievalTask, queries: Tensor, gallery: Tensor, folder: str | Path) -> list[Path]:
@@ -131,7 +139,10 @@ def main(argv: list[str] | None = None) -> int:
         for path in args.files:
             found = problems(read_json(path), task)
             faulty += bool(found)
-            print(f"{path}: " + ("fine" if not found else "\n  ".join([f"{len(found)} problems", *found[:MAX_SHOWN]])))
+            print(
+                f"{path}: "
+                + ("fine" if not found else "\n  ".join([f"{len(found)} problems", *found[:MAX_SHOWN]]))
+            )
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

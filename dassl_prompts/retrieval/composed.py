@@ -23,13 +23,19 @@ def targets_of(task: RetrievalTask) -> Tensor:
         ValueError: targets are not public.
     """
     if any(query.target is None for query in task.queries):
-        raise ValueError(f"{task.name} has no public targets: write a submission file instead (scripts/pvlf/submit_cirr.sh)")
+        raise ValueError(
+            f"{task.name} has no public targets: write a submission file instead (scripts/pvlf/submit_cirr.sh)"
+        )
     return torch.tensor([task.index[query.target] for query in task.queries])
 
 
 def references_of(task: RetrievalTask) -> Tensor | None:
     """Gallery index of every query's reference [Q] where it takes no part in the ranking, else None."""
-    return torch.tensor([task.index[query.reference] for query in task.queries]) if task.remove_reference else None
+    return (
+        torch.tensor([task.index[query.reference] for query in task.queries])
+        if task.remove_reference
+        else None
+    )
 
 
 def members_of(task: RetrievalTask) -> Tensor:
@@ -49,7 +55,8 @@ def evaluate(task: RetrievalTask, queries: Tensor, gallery: Tensor) -> dict[str,
     """Metrics of one task in percent.
 
     Args:
-        queries: [Q, d], row i belongs to ``task.queries[i]``. gallery: [G, d] in the order of ``task.gallery``.
+        queries: [Q, d], row i belongs to ``task.queries[i]``. gallery: [G, d] in the order of
+            ``task.gallery``.
 
     Returns:
         CIRR: R@1/5/10/50, Rs@1/2/3 (subset), ``average`` = (R@5 + Rs@1) / 2. FashionIQ: R@10, R@50.
@@ -69,9 +76,12 @@ def evaluate(task: RetrievalTask, queries: Tensor, gallery: Tensor) -> dict[str,
 
 
 def subset_ranks(queries: Tensor, gallery: Tensor, target: Tensor, members: Tensor) -> Tensor:
-    """1-based rank [Q] of each target among the ``members`` [Q, M] of its image set (padded with -1); scores only these pairs."""
+    """1-based rank [Q] of each target among the ``members`` [Q, M] of its image set (padded with -1); scores
+    only these pairs."""
     members, target = members.to(gallery.device), target.to(gallery.device)
-    scores = torch.einsum("qmd,qd->qm", gallery[members.clamp_min(0)].float(), queries.to(gallery.device).float())
+    scores = torch.einsum(
+        "qmd,qd->qm", gallery[members.clamp_min(0)].float(), queries.to(gallery.device).float()
+    )
     is_target = members == target[:, None]
     if not bool(is_target.any(1).all()):
         raise ValueError(f"target of query {int((~is_target.any(1)).nonzero()[0])} is not in its image set")
@@ -92,7 +102,8 @@ def check_shapes(task: RetrievalTask, queries: Tensor, gallery: Tensor) -> None:
 def summarise(tasks: Sequence[RetrievalTask], results: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The flat results of a dataset; the first value, ``mean``, is TransAgg's criterion for the best epoch.
 
-    CIRR: ``mean`` of the seven recalls, then its metrics. FashionIQ: ``mean`` of the averages over categories, the averages, and
+    CIRR: ``mean`` of the seven recalls, then its metrics. FashionIQ: ``mean`` of the averages over
+        categories, the averages, and
     every category's values.
     """
     if tasks[0].protocol == "cirr":
@@ -100,7 +111,9 @@ def summarise(tasks: Sequence[RetrievalTask], results: Sequence[Mapping[str, flo
         recalls = [metrics[f"R@{k}"] for k in CIRR_KS] + [metrics[f"Rs@{k}"] for k in CIRR_SUBSET_KS]
         return {"mean": sum(recalls) / len(recalls), **metrics}
     averages = {f"R@{k}": sum(m[f"R@{k}"] for m in results) / len(results) for k in FIQ_KS}
-    per_task = {f"{task.name.split()[1]} {key}": value for task, m in zip(tasks, results) for key, value in m.items()}
+    per_task = {
+        f"{task.name.split()[1]} {key}": value for task, m in zip(tasks, results) for key, value in m.items()
+    }
     return {"mean": sum(averages.values()) / len(averages), **averages, **per_task}
 
 

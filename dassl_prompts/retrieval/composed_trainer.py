@@ -1,4 +1,5 @@
-"""What the composed-retrieval methods share as Dassl trainers: triplets, cached image features, evaluation, schedule."""
+"""What the composed-retrieval methods share as Dassl trainers: triplets, cached image features, evaluation,
+schedule."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from dassl_prompts.data.images import ImageReadError, read_image
 from dassl_prompts.data.target_pad import TargetPadTransform
+from dassl_prompts.data.triplet_loading import CachedTriplets, TripletImages
 from dassl_prompts.data.triplets import RetrievalTask, Triplet
 from dassl_prompts.engine import DATASET_REGISTRY, PromptTrainer, build_dataset, check_availability
 from dassl_prompts.engine.loading import count_corrupt
@@ -29,10 +30,12 @@ from dassl_prompts.retrieval.sheet import Row, contact_sheet
 class StepCosine(LRScheduler):
     """Cosine decay per optimiser step: step s uses ``end + (lr - end) (1 + cos(pi s / total)) / 2``.
 
-    Groups with ``constant: True`` keep their rate, as the encoders' groups do in TransAgg (there lr and end are both 1e-6).
+    Groups with ``constant: True`` keep their rate, as the encoders' groups do in TransAgg (there lr and end
+        are both 1e-6).
 
     Args:
-        epochs: of the whole run. steps: per epoch; may be set later, before the first step. end_ratio: end / lr.
+        epochs: of the whole run. steps: per epoch; may be set later, before the first step. end_ratio: end /
+            lr.
     """
 
     def __init__(self, optimizer, epochs: int, steps: int = 0, end_ratio: float = 0.01):
@@ -40,7 +43,8 @@ class StepCosine(LRScheduler):
         super().__init__(optimizer)
 
     def load_state_dict(self, state: dict) -> None:
-        """Also takes ``{"last_epoch": epochs done}``, with which the engine resumes from a checkpoint without a resume file."""
+        """Also takes ``{"last_epoch": epochs done}``, with which the engine resumes from a checkpoint without
+        a resume file."""
         if "steps" not in state:
             state = {"last_epoch": state["last_epoch"] * self.steps}
         super().load_state_dict(state)
@@ -53,75 +57,32 @@ class StepCosine(LRScheduler):
         return [base if group.get("constant") else base * factor for base, group in groups]
 
 
-class TripletImages(Dataset):
-    """Triplets as images, for training without a cache; an unreadable one is replaced by the next, up to a limit."""
-
-    def __init__(self, triplets: Sequence[Triplet], target_ids: Sequence[int], transform, replace: bool):
-        self.triplets, self.target_ids, self.transform, self.replace = triplets, target_ids, transform, replace
-
-    def __len__(self) -> int:
-        return len(self.triplets)
-
-    def __getitem__(self, index: int) -> dict:
-        broken = []
-        for step in range(len(self.triplets) if self.replace else 1):
-            at = (index + step) % len(self.triplets)
-            item = self.triplets[at]
-            try:
-                images = {key: self.transform(read_image(path)) for key, path in
-                          (("reference", item.reference), ("target", item.target))}  # fmt: skip
-            except ImageReadError as error:
-                if not self.replace:
-                    raise
-                broken.append(error.path)
-            else:
-                return {**images, "caption": item.caption, "target_id": self.target_ids[at], "corrupt": "\n".join(broken)}
-        raise ImageReadError(f"no training image can be read, such as {broken[0]}")
-
-
-class CachedTriplets:
-    """Shuffled batches of cached features; the last incomplete batch is left out if there is a complete one.
-
-    Args:
-        references: [R, n_image, d], targets: [T, d]; memory maps. rows: (reference row, target row, caption) per triplet.
-    """
-
-    def __init__(self, references: np.ndarray, targets: np.ndarray, rows: Sequence[tuple[int, int, str]], batch_size: int):
-        self.references, self.targets, self.rows = references, targets, rows
-        self.batch_size = min(batch_size, len(rows))
-
-    def __len__(self) -> int:
-        return len(self.rows) // self.batch_size
-
-    def __iter__(self) -> Iterator[dict]:
-        order = torch.randperm(len(self.rows)).tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            references, targets, captions = zip(*[self.rows[i] for i in order[start : start + self.batch_size]])
-            yield {
-                "reference": torch.from_numpy(self.references[list(references)]),
-                "target": torch.from_numpy(self.targets[list(targets)]),
-                "caption": list(captions),
-                "target_id": torch.tensor(targets),
-            }
-
-
 class ComposedTrainer(PromptTrainer):
-    """Base of PVLF, TransAgg and the baselines. A method sets ``self.encoder`` and ``self.query`` in ``build_model``."""
+    """Base of PVLF, TransAgg and the baselines. A method sets ``self.encoder`` and ``self.query`` in
+    ``build_model``."""
 
     encoder: TokenEncoder
     #: (captions, token maps) -> query features, in evaluation mode
     query: QueryFunction
     sched: StepCosine
 
-    # -- data -----------------------------------------------------------------------------------------------------
+    # -- data ------------------------------------------------------------------------------------------------
 
     def build_data_loader(self) -> None:
         """Only the dataset: batches need the backbone's cached features, see :meth:`before_train`."""
         dataset = build_dataset(self.cfg)
-        self.use_data_manager(SimpleNamespace(
-            dataset=dataset, train_loader_x=None, train_loader_u=None, val_loader=None, test_loader=None,
-            num_classes=0, num_source_domains=0, lab2cname={},
-        ))  # fmt: skip
+        self.use_data_manager(
+            SimpleNamespace(
+                dataset=dataset,
+                train_loader_x=None,
+                train_loader_u=None,
+                val_loader=None,
+                test_loader=None,
+                num_classes=0,
+                num_source_domains=0,
+                lab2cname={},
+            )
+        )
 
     def check_size(self) -> None:
         """Raise ValueError unless INPUT.SIZE is what the backbone takes."""
@@ -138,7 +99,9 @@ class ComposedTrainer(PromptTrainer):
         for name in names:
             check_availability(name, DATASET_REGISTRY.registered_names())
         own = self.cfg.DATASET.NAME
-        return {name: self.dm.dataset if name == own else DATASET_REGISTRY.get(name)(self.cfg) for name in names}
+        return {
+            name: self.dm.dataset if name == own else DATASET_REGISTRY.get(name)(self.cfg) for name in names
+        }
 
     @property
     def transform(self) -> TargetPadTransform:
@@ -149,17 +112,30 @@ class ComposedTrainer(PromptTrainer):
         """Whether the image tower is constant and its features may be kept."""
         return self.cfg.CIR.CACHE and self.encoder.tuning != "both"
 
-    def cache(self, name: str, paths: Sequence[str], tokens: bool, skip_unreadable: bool = False) -> FeatureCache:
+    def cache(
+        self, name: str, paths: Sequence[str], tokens: bool, skip_unreadable: bool = False
+    ) -> FeatureCache:
         """Cached token maps [N, n_image, d] or global features [N, d] of images."""
         encoder, cfg = self.encoder, self.cfg
-        encode, shape = (encoder.image_tokens, (encoder.n_image, encoder.width)) if tokens else (
-            encoder.image_features, (encoder.width,))  # fmt: skip
+        encode, shape = (
+            (encoder.image_tokens, (encoder.n_image, encoder.width))
+            if tokens
+            else (encoder.image_features, (encoder.width,))
+        )
         return cached_features(
-            cfg.CIR.CACHE_DIR or Path(self.output_dir) / "features", f"{name}-{'tokens' if tokens else 'global'}", paths,
-            self.in_eval_mode(encode), self.transform, weights=encoder.image_fingerprint(), shape=shape,
-            dtype=cfg.CIR.CACHE_DTYPE if tokens else "fp32", skip_unreadable=skip_unreadable,
-            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, workers=cfg.DATALOADER.NUM_WORKERS, device=self.device,
-        )  # fmt: skip
+            cfg.CIR.CACHE_DIR or Path(self.output_dir) / "features",
+            f"{name}-{'tokens' if tokens else 'global'}",
+            paths,
+            self.in_eval_mode(encode),
+            self.transform,
+            weights=encoder.image_fingerprint(),
+            shape=shape,
+            dtype=cfg.CIR.CACHE_DTYPE if tokens else "fp32",
+            skip_unreadable=skip_unreadable,
+            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+            workers=cfg.DATALOADER.NUM_WORKERS,
+            device=self.device,
+        )
 
     def in_eval_mode(self, encode):
         """``encode`` without gradients, dropout and autocast side effects."""
@@ -176,7 +152,7 @@ class ComposedTrainer(PromptTrainer):
         dtype = getattr(self, "autocast_dtype", None)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    # -- training -------------------------------------------------------------------------------------------------
+    # -- training --------------------------------------------------------------------------------------------
 
     def before_train(self) -> None:
         triplets = self.dm.dataset.train_x
@@ -187,7 +163,9 @@ class ComposedTrainer(PromptTrainer):
         loader = self.cached_loader(triplets) if self.caches_images else self.image_loader(triplets)
         self.train_loader_x = self.dm.train_loader_x = loader
         self.sched.steps = len(loader)
-        print(f"{len(triplets):,} triplets, {len(loader)} steps per epoch, image features {'cached' if self.caches_images else 'live'}")
+        print(
+            f"{len(triplets):,} triplets, {len(loader)} steps per epoch, image features {'cached' if self.caches_images else 'live'}"
+        )
         super().before_train()
 
     def check_eval_images(self) -> None:
@@ -205,9 +183,14 @@ class ComposedTrainer(PromptTrainer):
         globals_ = self.cache("train-targets", targets, tokens=False, skip_unreadable=limit > 0)
         broken = {references[i] for i in tokens.unreadable} | {targets[i] for i in globals_.unreadable}
         count_corrupt({"corrupt": sorted(broken)}, self.corrupt_images, limit)
-        reference_row, target_row = ({path: i for i, path in enumerate(paths)} for paths in (references, targets))
-        rows = [(reference_row[t.reference], target_row[t.target], t.caption) for t in triplets
-                if t.reference not in broken and t.target not in broken]  # fmt: skip
+        reference_row, target_row = (
+            {path: i for i, path in enumerate(paths)} for paths in (references, targets)
+        )
+        rows = [
+            (reference_row[t.reference], target_row[t.target], t.caption)
+            for t in triplets
+            if t.reference not in broken and t.target not in broken
+        ]
         if len(rows) < len(triplets):
             print(f"Left out {len(triplets) - len(rows)} triplets with unreadable images")
         return CachedTriplets(tokens.array, globals_.array, rows, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
@@ -218,10 +201,18 @@ class ComposedTrainer(PromptTrainer):
         data = TripletImages(triplets, ids, self.transform, replace=self.cfg.DATALOADER.MAX_CORRUPT > 0)
         size = min(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, len(data))
         workers = self.cfg.DATALOADER.NUM_WORKERS
-        return DataLoader(data, size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=self.device.type == "cuda")
+        return DataLoader(
+            data,
+            size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+        )
 
     def after_train(self) -> None:
-        """Test the last step's weights and, where validation chose a best epoch, that one too; both are noted."""
+        """Test the last step's weights and, where validation chose a best epoch, that one too; both are
+        noted."""
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
             self.test(label="last")
@@ -234,11 +225,12 @@ class ComposedTrainer(PromptTrainer):
                 self.test(label="best")
         self.close_writer()
 
-    # -- evaluation -----------------------------------------------------------------------------------------------
+    # -- evaluation ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def test(self, split: str | None = None, label: str = "") -> float:
-        """Evaluate on ``CIR.EVAL``, split ``CIR.SPLIT``; CIRR's test split gives submission files instead of metrics.
+        """Evaluate on ``CIR.EVAL``, split ``CIR.SPLIT``; CIRR's test split gives submission files instead of
+        metrics.
 
         Args:
             split: ignored, the protocols fix it (kept for Dassl's signature).
@@ -250,13 +242,14 @@ class ComposedTrainer(PromptTrainer):
         with self.folder.lock():
             self.folder.check_owner()
             self.set_model_mode("eval")
-            values = [self.test_dataset(name, dataset, label) for name, dataset in self.eval_datasets().items()]
+            values = [
+                self.test_dataset(name, dataset, label) for name, dataset in self.eval_datasets().items()
+            ]
         return values[0]
 
     def test_dataset(self, name: str, dataset, label: str) -> float:
         tasks = dataset.tasks(self.cfg.CIR.SPLIT)
-        entry = f"{label} {tasks[0].name}" if label else tasks[0].name
-        entry = entry if len(tasks) == 1 else f"{f'{label} ' if label else ''}{name} {self.cfg.CIR.SPLIT}"
+        entry = " ".join(filter(None, (label, name, self.cfg.CIR.SPLIT)))
         print(f"Evaluate on {name} {self.cfg.CIR.SPLIT}: {sum(len(t.queries) for t in tasks):,} queries")
         features = [self.task_features(task) for task in tasks]
         if any(query.target is None for query in tasks[0].queries):
@@ -270,15 +263,28 @@ class ComposedTrainer(PromptTrainer):
         return self.record(entry, results)
 
     def write_sheet(self, task: RetrievalTask, queries: Tensor, gallery: Tensor, label: str) -> None:
-        """A contact sheet of ``CIR.SHEET`` queries, evenly spread over the task: their first five images and the wanted one."""
-        chosen = [i * len(task.queries) // self.cfg.CIR.SHEET for i in range(min(self.cfg.CIR.SHEET, len(task.queries)))]
+        """A contact sheet of ``CIR.SHEET`` queries, evenly spread over the task: their first five images and
+        the wanted one."""
+        chosen = [
+            i * len(task.queries) // self.cfg.CIR.SHEET
+            for i in range(min(self.cfg.CIR.SHEET, len(task.queries)))
+        ]
         found = best(task, queries, gallery, 5)
         rows = [
-            Row(task.gallery[query.reference], query.texts[0], [task.gallery[name] for name in (*found[i], query.target)],
-                [*(f"{rank}. {name}" for rank, name in enumerate(found[i], 1)), "wanted"], right=task.gallery[query.target])
-            for i in chosen for query in [task.queries[i]]
-        ]  # fmt: skip
-        path = Path(self.output_dir) / f"sheet-{label.replace(' ', '-').replace(',', '')}{'-' if label else ''}{file_name(task)}.png"
+            Row(
+                task.gallery[query.reference],
+                query.texts[0],
+                [task.gallery[name] for name in (*found[i], query.target)],
+                [*(f"{rank}. {name}" for rank, name in enumerate(found[i], 1)), "wanted"],
+                right=task.gallery[query.target],
+            )
+            for i in chosen
+            for query in [task.queries[i]]
+        ]
+        path = (
+            Path(self.output_dir)
+            / f"sheet-{label.replace(' ', '-').replace(',', '')}{'-' if label else ''}{file_name(task)}.png"
+        )
         contact_sheet(rows, path)
         print(f"Contact sheet: {path}")
 
@@ -286,8 +292,12 @@ class ComposedTrainer(PromptTrainer):
         if task.protocol != "cirr":
             raise ValueError(f"{task.name} has no public targets and no test server: evaluate CIR.SPLIT val")
         paths = cirr_submission.write(task, queries, gallery, self.output_dir)
-        print(f"Wrote and checked {' and '.join(map(str, paths))}: upload them at https://cirr.cecs.anu.edu.au/test_process")
-        self.write_results({**self.description(), "finished": True, "submission": [str(path) for path in paths]})
+        print(
+            f"Wrote and checked {' and '.join(map(str, paths))}: upload them at https://cirr.cecs.anu.edu.au/test_process"
+        )
+        self.write_results(
+            {**self.description(), "finished": True, "submission": [str(path) for path in paths]}
+        )
 
     def task_features(self, task: RetrievalTask) -> tuple[Tensor, Tensor]:
         """Query features [Q, d] and gallery features [G, d] of a task, normalised, on the CPU."""
@@ -308,7 +318,9 @@ class ComposedTrainer(PromptTrainer):
 
     def batches(self, paths: Sequence[str]) -> Iterator[Tensor]:
         images = ImageList(paths, self.transform)
-        for batch in image_batches(images, self.cfg.DATALOADER.TEST.BATCH_SIZE, self.cfg.DATALOADER.NUM_WORKERS):
+        for batch in image_batches(
+            images, self.cfg.DATALOADER.TEST.BATCH_SIZE, self.cfg.DATALOADER.NUM_WORKERS
+        ):
             yield torch.stack(batch).to(self.device)
 
     def query_features(self, task: RetrievalTask) -> Tensor:
@@ -323,7 +335,9 @@ class ComposedTrainer(PromptTrainer):
             names = references[start : start + len(maps)]
             start += len(maps)
             indices = [i for name in names for i in asked[name]]
-            rows = torch.tensor([row for row, name in enumerate(names) for _ in asked[name]], device=self.device)
+            rows = torch.tensor(
+                [row for row, name in enumerate(names) for _ in asked[name]], device=self.device
+            )
             with torch.no_grad(), self.autocast():
                 found = mean_over_wordings(self.query, [task.queries[i].texts for i in indices], maps[rows])
             for index, feature in zip(indices, found.float().cpu()):
@@ -331,7 +345,8 @@ class ComposedTrainer(PromptTrainer):
         return torch.stack(features)
 
     def token_maps(self, name: str, paths: Sequence[str]) -> Iterator[Tensor]:
-        """Token maps [B, n_image, d] of images, batch by batch, from the cache where the image tower is constant."""
+        """Token maps [B, n_image, d] of images, batch by batch, from the cache where the image tower is
+        constant."""
         if not self.caches_images:
             encode = self.in_eval_mode(self.encoder.image_tokens)
             yield from (encode(batch).float() for batch in self.batches(paths))

@@ -1,6 +1,7 @@
 """Image features on disk: encoded once, found again by a fingerprint of images, weights and transform.
 
-A cache is one ``.npy`` file, read through a memory map, and a manifest. Writing goes on where an interrupted run stopped.
+A cache is one ``.npy`` file, read through a memory map, and a manifest. Writing goes on where an interrupted
+run stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
 class ImageList(Dataset):
-    """Transformed images of a list of paths; an unreadable one becomes its error message where that is wanted."""
+    """Transformed images of a list of paths; an unreadable one becomes its error message where that is
+    wanted."""
 
     def __init__(self, paths: Sequence[str], transform: Callable, skip_unreadable: bool = False):
         self.paths, self.transform, self.skip_unreadable = paths, transform, skip_unreadable
@@ -51,7 +53,8 @@ def image_batches(images: ImageList, batch_size: int, workers: int = 0) -> Itera
 
 
 def images_digest(paths: Sequence[str]) -> str:
-    """Digest of names, sizes and modification times, in order; members of an archive count with their archive."""
+    """Digest of names, sizes and modification times, in order; members of an archive count with their
+    archive."""
     digest, seen = hashlib.sha256(), {}
     for path in paths:
         file, member = split_member(path)
@@ -88,9 +91,16 @@ class FeatureCache:
         return True
 
     def fill(
-        self, images: ImageList, encode: Callable[[Tensor], Tensor], shape: Sequence[int], dtype: str = "fp16",
-        batch_size: int = 64, workers: int = 0, title: str = "", device="cpu",
-    ) -> None:  # fmt: skip
+        self,
+        images: ImageList,
+        encode: Callable[[Tensor], Tensor],
+        shape: Sequence[int],
+        dtype: str = "fp16",
+        batch_size: int = 64,
+        workers: int = 0,
+        title: str = "",
+        device="cpu",
+    ) -> None:
         """Encode what is missing.
 
         Args:
@@ -163,10 +173,22 @@ def fingerprint(**parts) -> str:
 
 
 def cached_features(
-    folder: str | Path, name: str, paths: Sequence[str], encode: Callable[[Tensor], Tensor], transform: Callable, *, weights: str,
-    shape: Sequence[int], dtype: str = "fp16", skip_unreadable: bool = False, batch_size: int = 64, workers: int = 0, device="cpu",
-) -> FeatureCache:  # fmt: skip
-    """Features of images, from ``folder`` if they were encoded before with the same images, weights and transform.
+    folder: str | Path,
+    name: str,
+    paths: Sequence[str],
+    encode: Callable[[Tensor], Tensor],
+    transform: Callable,
+    *,
+    weights: str,
+    shape: Sequence[int],
+    dtype: str = "fp16",
+    skip_unreadable: bool = False,
+    batch_size: int = 64,
+    workers: int = 0,
+    device="cpu",
+) -> FeatureCache:
+    """Features of images, from ``folder`` if they were encoded before with the same images, weights and
+    transform.
 
     Args:
         name: of the files, next to the fingerprint, for people who clean up.
@@ -175,13 +197,21 @@ def cached_features(
     Raises:
         FileNotFoundError, ImageReadError, OSError, ValueError: as :meth:`FeatureCache.fill`.
     """
-    key = fingerprint(images=images_digest(paths), weights=weights, transform=repr(transform), dtype=dtype, shape=list(shape))
+    key = fingerprint(
+        images=images_digest(paths),
+        weights=weights,
+        transform=repr(transform),
+        dtype=dtype,
+        shape=list(shape),
+    )
     cache = FeatureCache(Path(folder) / f"{name}-{key[:16]}", key)
     if not cache.is_complete():
         with exclusive(cache.path):  # runs that share the folder wait for whoever encodes
             if not cache.is_complete():
                 images = ImageList(paths, transform, skip_unreadable)
-                cache.fill(images, encode, shape, dtype, batch_size, workers, title=f"encoding {name}", device=device)
+                cache.fill(
+                    images, encode, shape, dtype, batch_size, workers, title=f"encoding {name}", device=device
+                )
     return cache
 
 

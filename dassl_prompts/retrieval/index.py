@@ -1,4 +1,5 @@
-"""A searchable folder of images: features in a memory map, exact top-k in chunks, FAISS for very large ones."""
+"""A searchable folder of images: features in a memory map, exact top-k in chunks, FAISS for very large
+ones."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def chunked_topk(queries: Tensor, gallery: np.ndarray, k: int, chunk: int = CHUN
     """Exact top-k by inner product over a gallery that need not fit into memory.
 
     Args:
-        queries: [Q, d]. gallery: [N, d] array or memory map of any float type. k: results per query, at most N.
+        queries: [Q, d]. gallery: [N, d] array or memory map of any float type. k: results per query, at most
+            N.
         chunk: gallery rows in memory at a time (as fp32), so the memory is about chunk * (d + Q) * 4 bytes.
 
     Returns:
@@ -60,9 +62,11 @@ def list_folder(folder: str | Path) -> list[str]:
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder}")
     paths = sorted(
-        os.path.join(base, name) for base, _, names in os.walk(folder) for name in names
+        os.path.join(base, name)
+        for base, _, names in os.walk(folder)
+        for name in names
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    )  # fmt: skip
+    )
     if not paths:
         raise FileNotFoundError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
     return paths
@@ -70,10 +74,12 @@ def list_folder(folder: str | Path) -> list[str]:
 
 @dataclass
 class ImageIndex:
-    """An index folder: manifest, features [N, d] (normalised, fp16) and, where it was asked for, a FAISS index.
+    """An index folder: manifest, features [N, d] (normalised, fp16) and, where it was asked for, a FAISS
+    index.
 
     Attributes:
-        folder: of the index. manifest: ``paths``, ``model`` (how the features were made), ``weights``, ``unreadable``.
+        folder: of the index. manifest: ``paths``, ``model`` (how the features were made), ``weights``,
+            ``unreadable``.
     """
 
     folder: Path
@@ -81,27 +87,56 @@ class ImageIndex:
 
     @classmethod
     def build(
-        cls, folder: str | Path, paths: Sequence[str], encode: Callable[[Tensor], Tensor], transform: Callable, *, weights: str,
-        width: int, model: dict, faiss: str = "", batch_size: int = 64, workers: int = 0, device="cpu",
-    ) -> ImageIndex:  # fmt: skip
+        cls,
+        folder: str | Path,
+        paths: Sequence[str],
+        encode: Callable[[Tensor], Tensor],
+        transform: Callable,
+        *,
+        weights: str,
+        width: int,
+        model: dict,
+        faiss: str = "",
+        batch_size: int = 64,
+        workers: int = 0,
+        device="cpu",
+    ) -> ImageIndex:
         """Encode the images (only if they or the weights changed) and write the index.
 
         Args:
-            paths: images; unreadable ones are left out and listed. encode: images [B, 3, S, S] -> features [B, d].
-            model: what :func:`open` has to know to ask the index. faiss: factory string such as "HNSW32"; "" = exact search.
+            paths: images; unreadable ones are left out and listed. encode: images [B, 3, S, S] -> features
+                [B, d].
+            model: what :func:`open` has to know to ask the index. faiss: factory string such as "HNSW32"; ""
+                = exact search.
 
         Raises:
             ValueError: no image can be read. ImportError: FAISS is asked for and not installed.
         """
         folder = Path(folder)
         cache = cached_features(
-            folder, "images", paths, lambda x: F.normalize(encode(x).float(), dim=-1), transform, weights=weights, shape=(width,),
-            dtype="fp16", skip_unreadable=True, batch_size=batch_size, workers=workers, device=device,
-        )  # fmt: skip
+            folder,
+            "images",
+            paths,
+            lambda x: F.normalize(encode(x).float(), dim=-1),
+            transform,
+            weights=weights,
+            shape=(width,),
+            dtype="fp16",
+            skip_unreadable=True,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+        )
         if len(cache.unreadable) == len(paths):
             raise ValueError(f"none of the {len(paths)} images can be read, such as {paths[0]}")
-        manifest = {"paths": list(map(os.path.abspath, paths)), "unreadable": cache.unreadable, "model": model, "weights": weights,
-                    "features": cache.path.name, "faiss": faiss}  # fmt: skip
+        manifest = {
+            "paths": list(map(os.path.abspath, paths)),
+            "unreadable": cache.unreadable,
+            "model": model,
+            "weights": weights,
+            "features": cache.path.name,
+            "faiss": faiss,
+        }
         index = cls(folder, manifest)
         if faiss:
             index.build_faiss(faiss)
@@ -117,10 +152,14 @@ class ImageIndex:
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} is not an index ({path} is missing): make one with `search index`")
+            raise FileNotFoundError(
+                f"{folder} is not an index ({path} is missing): make one with `search index`"
+            )
         index = cls(Path(folder), read_json(path))
         if not (index.folder / f"{index.manifest['features']}.npy").is_file():
-            raise FileNotFoundError(f"{folder} lacks its features {index.manifest['features']}.npy: index the images again")
+            raise FileNotFoundError(
+                f"{folder} lacks its features {index.manifest['features']}.npy: index the images again"
+            )
         return index
 
     @property
@@ -128,15 +167,23 @@ class ImageIndex:
         return np.load(self.folder / f"{self.manifest['features']}.npy", mmap_mode="r")
 
     def search(self, queries: Tensor, k: int, exclude: Sequence[str] = ()) -> list[list[tuple[str, float]]]:
-        """``(path, score)`` of the best ``k`` images for every query [Q, d], without the paths in ``exclude``."""
+        """``(path, score)`` of the best ``k`` images for every query [Q, d], without the paths in
+        ``exclude``."""
         paths, hidden = self.manifest["paths"], {os.path.abspath(path) for path in exclude}
         hidden |= {paths[i] for i in self.manifest["unreadable"]}
         wanted = min(k + sum(path in hidden for path in paths) if hidden else k, len(paths))
-        scores, rows = self.search_faiss(queries, wanted) if self.manifest["faiss"] else chunked_topk(queries, self.features, wanted)
-        found = [[(paths[r], s) for r, s in zip(*pair) if paths[r] not in hidden] for pair in zip(rows.tolist(), scores.tolist())]
+        scores, rows = (
+            self.search_faiss(queries, wanted)
+            if self.manifest["faiss"]
+            else chunked_topk(queries, self.features, wanted)
+        )
+        found = [
+            [(paths[r], s) for r, s in zip(*pair) if paths[r] not in hidden]
+            for pair in zip(rows.tolist(), scores.tolist())
+        ]
         return [row[:k] for row in found]
 
-    # -- FAISS ----------------------------------------------------------------------------------------------------
+    # -- FAISS -----------------------------------------------------------------------------------------------
 
     def build_faiss(self, factory: str) -> None:
         faiss = import_faiss()
@@ -144,7 +191,9 @@ class ImageIndex:
         try:
             index = faiss.index_factory(features.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            raise ValueError(f"FAISS does not know the index {factory!r}, use e.g. HNSW32 or IVF4096,Flat") from error
+            raise ValueError(
+                f"FAISS does not know the index {factory!r}, use e.g. HNSW32 or IVF4096,Flat"
+            ) from error
         if not index.is_trained:
             index.train(np.array(features[: 50 * CHUNK], dtype=np.float32))
         for start in range(0, len(features), CHUNK):
@@ -173,5 +222,7 @@ def import_faiss():
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("FAISS is not installed: pip install 'dassl-prompts[faiss]', or leave --faiss out for exact search") from error
+        raise ImportError(
+            "FAISS is not installed: pip install 'dassl-prompts[faiss]', or leave --faiss out for exact search"
+        ) from error
     return faiss

@@ -25,7 +25,8 @@ def text_only(encoder: TokenEncoder) -> QueryFunction:
 
 
 def image_text_sum(encoder: TokenEncoder, normalize_first: bool = False) -> QueryFunction:
-    """Sum of both features, of the un-normalised ones (CLIP4Cir, SEARLE's authors) or the normalised ones (Pic2Word)."""
+    """Sum of both features, of the un-normalised ones (CLIP4Cir, SEARLE's authors) or the normalised ones
+    (Pic2Word)."""
 
     def query(captions: Sequence[str], images: Tensor) -> Tensor:
         text, image = encoder.text_tokens(captions).features.float(), images[:, 0].float()
@@ -45,7 +46,8 @@ BASELINES: dict[str, Callable[[TokenEncoder], QueryFunction]] = {
 
 
 def mean_over_wordings(query: QueryFunction, wordings: Sequence[Sequence[str]], images: Tensor) -> Tensor:
-    """Query features [B, d] averaged over each query's wordings (FashionIQ's two caption orders) and normalised.
+    """Query features [B, d] averaged over each query's wordings (FashionIQ's two caption orders) and
+    normalised.
 
     Args:
         wordings: B tuples of equal length. images: [B, n_image, d].
@@ -53,5 +55,7 @@ def mean_over_wordings(query: QueryFunction, wordings: Sequence[Sequence[str]], 
     counts = torch.tensor([len(texts) for texts in wordings], device=images.device)
     owner = torch.repeat_interleave(torch.arange(len(wordings), device=images.device), counts)
     features = query([text for texts in wordings for text in texts], images[owner])
-    total = torch.zeros(len(wordings), features.shape[1], device=features.device).index_add_(0, owner, features)
+    total = torch.zeros(len(wordings), features.shape[1], device=features.device).index_add_(
+        0, owner, features
+    )
     return total if int(counts.max()) == 1 else F.normalize(total, dim=-1)

@@ -1,7 +1,8 @@
 """Search a folder of images with an image and a sentence.
 
-``python -m dassl_prompts.retrieval.search index FOLDER --index INDEX`` encodes a folder once; ``... ask INDEX --image X --text "in red"``
-prints the best images and writes a contact sheet. ``--run`` asks with a trained PVLF or TransAgg, else image and text features are added.
+``python -m dassl_prompts.retrieval.search index FOLDER --index INDEX`` encodes a folder once; ``... ask INDEX
+--image X --text "in red"`` prints the best images and writes a contact sheet. ``--run`` asks with a trained
+PVLF or TransAgg, else image and text features are added.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, 
     """Encoder, query function and padding ratio.
 
     Args:
-        model: ``{"run": folder}`` of a trained PVLF or TransAgg, or ``{"backbone": name, "query": a baseline}``.
+        model: ``{"run": folder}`` of a trained PVLF or TransAgg, or ``{"backbone": name, "query": a
+            baseline}``.
     """
     if model.get("run"):
         return load_run(model["run"], device)
@@ -46,11 +48,17 @@ def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float
 
     results = PromptTrainer.read_run(run)
     if results.get("trainer") not in NODES:
-        raise ValueError(f"{run} is not a run of {' or '.join(NODES)} (its results.json says {results.get('trainer')})")
+        raise ValueError(
+            f"{run} is not a run of {' or '.join(NODES)} (its results.json says {results.get('trainer')})"
+        )
     cfg = get_cfg_default()
     extend_cfg(cfg)
     node = f"TRAINER.{NODES[results['trainer']]}."
-    wanted = {k: v for k, v in results["config"].items() if k.startswith((node, "MODEL.BACKBONE.NAME", "CIR.TARGETPAD_RATIO"))}
+    wanted = {
+        k: v
+        for k, v in results["config"].items()
+        if k.startswith((node, "MODEL.BACKBONE.NAME", "CIR.TARGETPAD_RATIO"))
+    }
     cfg.merge_from_list([part for key, value in wanted.items() for part in (key, ast.literal_eval(value))])
     model = build_composed_model(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[NODES[results["trainer"]]], device)
     path = find_checkpoint(Path(run) / "composed", None)
@@ -69,9 +77,18 @@ def index(args) -> None:
     paths = list_folder(args.folder)
     encoder, _, ratio = load_model(model, device)
     built = ImageIndex.build(
-        args.index, paths, torch.no_grad()(encoder.image_features), transform_of(encoder, ratio), weights=encoder.image_fingerprint(),
-        width=encoder.width, model=model, faiss=args.faiss, batch_size=args.batch_size, workers=args.workers, device=device,
-    )  # fmt: skip
+        args.index,
+        paths,
+        torch.no_grad()(encoder.image_features),
+        transform_of(encoder, ratio),
+        weights=encoder.image_fingerprint(),
+        width=encoder.width,
+        model=model,
+        faiss=args.faiss,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=device,
+    )
     bad = [paths[i] for i in built.manifest["unreadable"]]
     print(f"Indexed {len(paths) - len(bad):,} images of {args.folder} in {args.index}")
     if bad:
@@ -90,9 +107,13 @@ def ask(args) -> None:
             model = only_one_part(model, "image" if args.image else "text")
     encoder, query, ratio = load_model(model, device)
     if encoder.image_fingerprint() != opened.manifest["weights"]:
-        raise ValueError(f"{args.index} was made with other weights than {model.get('run') or model['backbone']} has now: index again")
+        raise ValueError(
+            f"{args.index} was made with other weights than {model.get('run') or model['backbone']} has now: index again"
+        )
     if args.image:
-        images = encoder.image_tokens(transform_of(encoder, ratio)(read_image(args.image))[None].to(device)).float()
+        images = encoder.image_tokens(
+            transform_of(encoder, ratio)(read_image(args.image))[None].to(device)
+        ).float()
     else:
         images = torch.zeros(1, 1, encoder.width, device=device)
     features = query([args.text], images).float().cpu()
@@ -114,16 +135,31 @@ def only_one_part(model: dict, query: str) -> dict:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m dassl_prompts.retrieval.search", description=__doc__.split("\n\n")[0],
-                                epilog="Exit codes: 0 done, 2 wrong input.")  # fmt: skip
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.retrieval.search",
+        description=__doc__.split("\n\n")[0],
+        epilog="Exit codes: 0 done, 2 wrong input.",
+    )
     sub = p.add_subparsers(dest="command", required=True)
     i = sub.add_parser("index", help="encode a folder of images")
     i.add_argument("folder", help="images, also in sub-folders")
     i.add_argument("--index", required=True, help="folder of the index to write")
-    i.add_argument("--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco")
-    i.add_argument("--query", default="image+text", choices=BASELINES, help="how image and sentence are combined without --run")
+    i.add_argument(
+        "--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco"
+    )
+    i.add_argument(
+        "--query",
+        default="image+text",
+        choices=BASELINES,
+        help="how image and sentence are combined without --run",
+    )
     i.add_argument("--run", default="", help="folder of a PVLF or TransAgg run to ask with")
-    i.add_argument("--faiss", default="", metavar="FACTORY", help='approximate search, e.g. "HNSW32" (needs the extra dassl-prompts[faiss])')
+    i.add_argument(
+        "--faiss",
+        default="",
+        metavar="FACTORY",
+        help='approximate search, e.g. "HNSW32" (needs the extra dassl-prompts[faiss])',
+    )
     i.add_argument("--batch-size", type=int, default=64)
     i.add_argument("--workers", type=int, default=0, help="processes that read images")
     i.set_defaults(run_command=index)

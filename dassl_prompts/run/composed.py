@@ -1,8 +1,8 @@
 """``python -m dassl_prompts.run.composed``: composed retrieval from start to table.
 
-``train`` runs the baselines and one method; ``eval`` asks a trained run on another benchmark; ``submit`` writes CIRR's server files;
-``compare`` runs baselines, TransAgg and PVLF with the same data and tuning mode over several seeds; ``ablate`` varies one thing.
-Finished runs are skipped.
+``train`` runs the baselines and one method; ``eval`` asks a trained run on another benchmark; ``submit``
+writes CIRR's server files; ``compare`` runs baselines, TransAgg and PVLF with the same data and tuning mode
+over several seeds; ``ablate`` varies one thing. Finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -59,16 +59,28 @@ class Plan:
 
     def args(self, trainer: str, seed: int, *extra: str, dataset: str = "") -> tuple[str, ...]:
         file, options = DATASETS[dataset or self.dataset]
-        job = Job(trainer, file, seed, cfg=self.baseline_config() if trainer == BASELINE else self.config, root=self.root)
+        job = Job(
+            trainer,
+            file,
+            seed,
+            cfg=self.baseline_config() if trainer == BASELINE else self.config,
+            root=self.root,
+        )
         shared = ("CIR.CACHE_DIR", str(self.output / "composed" / "features"))
-        opts = tuple(o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair)
+        opts = tuple(
+            o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair
+        )
         return job.args(*extra, *shared, *options, *opts)
 
     def baseline_config(self) -> str:
         return self.config.removesuffix("_repro")
 
     def train(self, trainer: str, seed: int, *opts: str) -> Step:
-        return Step(f"{trainer} on {self.dataset}, seed {seed}", self.folder(trainer, seed), self.args(trainer, seed, *opts))
+        return Step(
+            f"{trainer} on {self.dataset}, seed {seed}",
+            self.folder(trainer, seed),
+            self.args(trainer, seed, *opts),
+        )
 
     def baselines(self, dataset: str = "") -> Step:
         dataset = dataset or self.dataset
@@ -80,7 +92,11 @@ class Plan:
         extra = ("--model-dir", str(run), "--eval-only")
         title = f"{trainer}, trained on {self.dataset}, seed {seed}: {name} on {dataset}"
         # CIR.EVAL of the training configuration must not redirect the evaluation
-        return Step(title, run / f"{name}_{dataset}", self.args(trainer, seed, *extra, "CIR.EVAL", "[]", *opts, dataset=dataset))
+        return Step(
+            title,
+            run / f"{name}_{dataset}",
+            self.args(trainer, seed, *extra, "CIR.EVAL", "[]", *opts, dataset=dataset),
+        )
 
 
 def fits(key: str, trainer: str) -> bool:
@@ -90,13 +106,16 @@ def fits(key: str, trainer: str) -> bool:
 
 
 def metric_rows(step: Step, name: str = "") -> list[dict]:
-    """The evaluations in a run's results: ``{"query": ..., "set": ..., metrics}``; ``name`` instead of the label."""
+    """The evaluations in a run's results: ``{"query": ..., "set": ..., metrics}``; ``name`` instead of the
+    label."""
     rows = []
     for key, values in (step.results() or {}).items():
         if isinstance(values, dict) and "mean" in values:
             *label, dataset, split = key.split(" ")
             label = " ".join(label)
-            rows.append({"query": name or label or step.title, "label": label, "set": f"{dataset} {split}", **values})
+            rows.append(
+                {"query": name or label or step.title, "label": label, "set": f"{dataset} {split}", **values}
+            )
     return rows
 
 
@@ -114,18 +133,22 @@ def table(rows: Sequence[dict], style: str = "github") -> str:
 
 
 def over_seeds(rows: Sequence[dict]) -> list[dict]:
-    """Mean and standard deviation per method and set, as text; baselines have no seed and stay as they are."""
+    """Mean and standard deviation per method and set, as text; baselines have no seed and stay as they
+    are."""
     merged = []
     for key in dict.fromkeys((row["query"], row["set"]) for row in rows):
         group = [row for row in rows if (row["query"], row["set"]) == key]
         metrics = [k for k in group[0] if k not in ("query", "set", "label")]
         values = {k: [row[k] for row in group] for k in metrics}
-        shown = {k: f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if len(v) > 1 else f"{v[0]:.2f}" for k, v in values.items()}
+        shown = {
+            k: f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if len(v) > 1 else f"{v[0]:.2f}"
+            for k, v in values.items()
+        }
         merged.append({"query": key[0], "set": key[1], **shown})
     return merged
 
 
-# -- commands ---------------------------------------------------------------------------------------------------------
+# -- commands ------------------------------------------------------------------------------------------------
 
 
 def train(plan: Plan, args) -> list[dict]:
@@ -143,11 +166,15 @@ def run_and_read(steps: list[Step], args) -> list[dict]:
 
 
 def evaluate(plan: Plan, args) -> list[dict]:
-    return run_and_read([plan.baselines(args.on), *(plan.evaluate(args.trainer, seed, args.on) for seed in args.seed)], args)
+    return run_and_read(
+        [plan.baselines(args.on), *(plan.evaluate(args.trainer, seed, args.on) for seed in args.seed)], args
+    )
 
 
 def submit(plan: Plan, args) -> list[dict]:
-    steps = [plan.evaluate(args.trainer, seed, "cirr", "CIR.SPLIT", "test", name="submit") for seed in args.seed]
+    steps = [
+        plan.evaluate(args.trainer, seed, "cirr", "CIR.SPLIT", "test", name="submit") for seed in args.seed
+    ]
     execute(steps, force=args.force)
     for step in steps:
         print("\n".join(step.results()["submission"]))
@@ -156,20 +183,30 @@ def submit(plan: Plan, args) -> list[dict]:
 
 def compare(plan: Plan, args) -> list[dict]:
     """Like for like: both methods with the same triplets, backbone, tuning mode, steps and seeds."""
-    steps = [(f"{trainer} ({args.tune} tuned)", plan.train(trainer, seed, f"TRAINER.{NODES[trainer]}.BACKBONE.TUNE", args.tune))
-             for trainer in ("TransAgg", "PVLF") for seed in args.seed]  # fmt: skip
+    steps = [
+        (
+            f"{trainer} ({args.tune} tuned)",
+            plan.train(trainer, seed, f"TRAINER.{NODES[trainer]}.BACKBONE.TUNE", args.tune),
+        )
+        for trainer in ("TransAgg", "PVLF")
+        for seed in args.seed
+    ]
     execute([plan.baselines(), *(step for _, step in steps)], force=args.force)
     rows = metric_rows(plan.baselines()) + [row for name, step in steps for row in last_rows(step, name)]
     return over_seeds(rows)
 
 
 def ablation(what: str) -> dict[str, tuple[tuple[str, str], ...]]:
-    """Folder tag -> keys below TRAINER.<node>. Layers and prompt depth are separate axes (the paper varies both at once)."""
+    """Folder tag -> keys below TRAINER.<node>. Layers and prompt depth are separate axes (the paper varies
+    both at once)."""
     if what == "length":
         return {f"length{n}": (("PROMPT.LENGTH", str(n)),) for n in (5, 10, 15, 20, 25, 30, 35)}
     if what == "depth":
-        return {f"layers{layers}_depth{depth}": (("FUSION.NUM_LAYERS", str(layers)), ("PROMPT.DEPTH", str(depth)))
-                for layers in (1, 2, 3) for depth in range(layers + 1)}  # fmt: skip
+        return {
+            f"layers{layers}_depth{depth}": (("FUSION.NUM_LAYERS", str(layers)), ("PROMPT.DEPTH", str(depth)))
+            for layers in (1, 2, 3)
+            for depth in range(layers + 1)
+        }
     return {f"{tune}-tuned": (("BACKBONE.TUNE", tune),) for tune in ("none", "text", "both")}
 
 
@@ -195,22 +232,46 @@ COMMANDS = {"train": train, "eval": evaluate, "submit": submit, "compare": compa
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.run.composed", description=__doc__.split("\n\n")[1],
+        prog="python -m dassl_prompts.run.composed",
+        description=__doc__.split("\n\n")[1],
         epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run.",
-    )  # fmt: skip
+    )
     p.add_argument("command", choices=COMMANDS)
     p.add_argument("--trainer", default="PVLF", choices=NODES, help="method (default PVLF)")
     p.add_argument("--dataset", required=True, choices=DATASETS, help="training set")
-    p.add_argument("--on", default="", choices=["", "cirr", "fashioniq", "emoji"], help="eval: benchmark to evaluate on")
+    p.add_argument(
+        "--on", default="", choices=["", "cirr", "fashioniq", "emoji"], help="eval: benchmark to evaluate on"
+    )
     p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
-    p.add_argument("--cfg", default="blip", help="file in configs/trainers/<trainer>: blip, vit_l14, vit_b32, or one with _repro")
-    p.add_argument("--tune", default="none", choices=["none", "text", "both"], help="compare: towers that both methods train")
-    p.add_argument("--what", default="length", choices=["length", "depth", "tuning"], help="ablate: what varies")
-    p.add_argument("--root", default=os.environ.get("DATA", "data"), help="folder of the datasets (default $DATA or ./data)")
-    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
+    p.add_argument(
+        "--cfg",
+        default="blip",
+        help="file in configs/trainers/<trainer>: blip, vit_l14, vit_b32, or one with _repro",
+    )
+    p.add_argument(
+        "--tune",
+        default="none",
+        choices=["none", "text", "both"],
+        help="compare: towers that both methods train",
+    )
+    p.add_argument(
+        "--what", default="length", choices=["length", "depth", "tuning"], help="ablate: what varies"
+    )
+    p.add_argument(
+        "--root",
+        default=os.environ.get("DATA", "data"),
+        help="folder of the datasets (default $DATA or ./data)",
+    )
+    p.add_argument(
+        "--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)"
+    )
     p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
-    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
-                   help="repeat finished runs (also FORCE=1)")  # fmt: skip
+    p.add_argument(
+        "--force",
+        action="store_true",
+        default=os.environ.get("FORCE", "0") not in ("", "0"),
+        help="repeat finished runs (also FORCE=1)",
+    )
     return p
 
 
@@ -218,7 +279,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     at = argv.index("--") if "--" in argv else len(argv)
     args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1 :])
-    tag = "_".join(part for part in (args.tag, f"{args.tune}-tuned" if args.command == "compare" else "") if part)
+    tag = "_".join(
+        part for part in (args.tag, f"{args.tune}-tuned" if args.command == "compare" else "") if part
+    )
     plan = Plan(args.dataset, args.cfg, args.root, args.output, tag, opts)
     try:
         if len(opts) % 2:

@@ -42,4 +42,7 @@ def test_whole_transform_equals_torchvision(size):
 
 def test_without_padding():
     image = noise(100, 40)
-    assert not torch.equal(TargetPadTransform(32, (0,) * 3, (1,) * 3, ratio=0)(image), TargetPadTransform(32, (0,) * 3, (1,) * 3)(image))
+    assert not torch.equal(
+        TargetPadTransform(32, (0,) * 3, (1,) * 3, ratio=0)(image),
+        TargetPadTransform(32, (0,) * 3, (1,) * 3)(image),
+    )

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WORDS = ["red", "green", "blue", "two dogs", "a larger one", "without the hat", "in the snow", "seen from above"]
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "two dogs",
+    "a larger one",
+    "without the hat",
+    "in the snow",
+    "seen from above",
+]
 
 
 def picture(path: Path, seed: int) -> None:
@@ -21,12 +30,24 @@ def dump(path: Path, content) -> None:
 
 
 def cirr(root: Path, layout: str = "official") -> None:
-    """``layout``: official (img_raw), searle (images beside the annotation folder) or transagg (an NLVR2 folder)."""
+    """``layout``: official (img_raw), searle (images beside the annotation folder) or transagg (an NLVR2
+    folder)."""
     base = root / ("cirr_dataset" if layout == "searle" else "") / "cirr"
-    images = {"official": base / "img_raw", "searle": root / "cirr_dataset", "transagg": root / "nlvr2" / "images"}[layout]
-    for split, prefix, folder in (("train", "train", "train/7"), ("val", "dev", "dev"), ("test1", "test1", "test1")):
+    images = {
+        "official": base / "img_raw",
+        "searle": root / "cirr_dataset",
+        "transagg": root / "nlvr2" / "images",
+    }[layout]
+    for split, prefix, folder in (
+        ("train", "train", "train/7"),
+        ("val", "dev", "dev"),
+        ("test1", "test1", "test1"),
+    ):
         names = [f"{prefix}-{i}-0-img{i % 2}" for i in range(8)]
-        dump(base / "image_splits" / f"split.rc2.{split}.json", {name: f"./{folder}/{name}.png" for name in names})
+        dump(
+            base / "image_splits" / f"split.rc2.{split}.json",
+            {name: f"./{folder}/{name}.png" for name in names},
+        )
         for i, name in enumerate(names):
             picture(images / folder / f"{name}.png", i)
         entries = []
@@ -60,10 +81,14 @@ def fashioniq(root: Path, suffix: str = ".jpg") -> None:
 
 def laion_cir(root: Path) -> None:
     base = root / "laion_cir"
-    template = [{"ref_image_id": str(i), "relative_cap": WORDS[i], "tgt_image_id": str(i + 1)} for i in range(6)]
+    template = [
+        {"ref_image_id": str(i), "relative_cap": WORDS[i], "tgt_image_id": str(i + 1)} for i in range(6)
+    ]
     template[4]["tgt_image_id"] = 5  # full target statements have numbers
     dump(base / "laion_template_info.json", template)
-    llm = {str(i): {"tgt_image_id": str(i + 2), "relative_cap": WORDS[i + 1], "tgt_cap": "x"} for i in range(4)}
+    llm = {
+        str(i): {"tgt_image_id": str(i + 2), "relative_cap": WORDS[i + 1], "tgt_cap": "x"} for i in range(4)
+    }
     dump(base / "laion_llm_info.json", llm)
     for i in range(8):
         picture(base / "images" / f"{i:07d}.png", i)

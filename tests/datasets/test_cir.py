@@ -27,7 +27,7 @@ def test_registered():
         assert DATASET_REGISTRY.get(cls.__name__) is cls
 
 
-# -- the real annotations ---------------------------------------------------------------------------------------------
+# -- the real annotations ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("split", "queries", "images", "references", "blank"), [
@@ -38,7 +38,11 @@ def test_real_cirr(shared_data, split, queries, images, references, blank):
     names = dataset.read("image_splits", f"split.rc2.{split}.json")
     task = dataset.task(split, names)
     counts = describe_task(task)
-    assert (counts["queries"], counts["gallery images"], counts["references"]) == (queries, images, references)
+    assert (counts["queries"], counts["gallery images"], counts["references"]) == (
+        queries,
+        images,
+        references,
+    )
     assert counts["empty captions"] == blank
     assert counts["queries without a target"] == (queries if split == "test1" else 0)
     for query in task.queries:
@@ -56,7 +60,9 @@ def test_real_fashioniq(shared_data, category):
     queries, original, small = FIQ_COUNTS[category]
     task = FashionIQ(config(shared_data)).task(category, "val", ImageFolder("none"))
     assert (len(task.queries), len(task.gallery), task.remove_reference) == (queries, original, False)
-    task = FashionIQ(config(shared_data, "CIR.FIQ_GALLERY", "val_split")).task(category, "val", ImageFolder("none"))
+    task = FashionIQ(config(shared_data, "CIR.FIQ_GALLERY", "val_split")).task(
+        category, "val", ImageFolder("none")
+    )
     assert (len(task.queries), len(task.gallery)) == (queries, small)
 
 
@@ -73,7 +79,7 @@ def test_real_laion_cir(shared_data):
     assert sum(isinstance(e["tgt_image_id"], int) for e in with_number) == 2000
 
 
-# -- small trees ------------------------------------------------------------------------------------------------------
+# -- small trees ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["official", "searle", "transagg"])
@@ -136,7 +142,7 @@ def test_laion_cir_tree(tmp_path, name, count):
         LaionCIR(config(tmp_path)).tasks("val")
 
 
-# -- defects ----------------------------------------------------------------------------------------------------------
+# -- defects -------------------------------------------------------------------------------------------------
 
 
 def test_missing_image_in_evaluation_is_an_error(tmp_path):

@@ -1,4 +1,5 @@
-"""BLIP's token features against plain formulas, on a tiny random checkpoint of the published format; the three traps."""
+"""BLIP's token features against plain formulas, on a tiny random checkpoint of the published format; the
+three traps."""
 
 import json
 import math
@@ -18,14 +19,21 @@ def folder(tmp_path_factory):
 
 
 def write_tiny_blip(path, heads=2):
-    """Two layers, text width 128 with two heads, images of 32 px; a folder as ``save_pretrained`` writes it."""
+    """Two layers, text width 128 with two heads, images of 32 px; a folder as ``save_pretrained`` writes
+    it."""
     from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
     torch.manual_seed(0)
     size = {"num_hidden_layers": 2, "intermediate_size": 64}
     config = BlipConfig(
         text_config={"hidden_size": 128, "num_attention_heads": heads, "vocab_size": len(WORDS), **size},
-        vision_config={"hidden_size": 32, "num_attention_heads": 4, "image_size": 32, "patch_size": 16, **size},
+        vision_config={
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 16,
+            **size,
+        },
         image_text_hidden_size=16,
     )
     model = BlipForImageTextRetrieval(config)
@@ -37,7 +45,7 @@ def write_tiny_blip(path, heads=2):
     return path
 
 
-# -- an independent implementation from the state dict, float64 -------------------------------------------------------
+# -- an independent implementation from the state dict, float64 ----------------------------------------------
 
 
 def norm(x, weight, bias, eps):
@@ -62,7 +70,10 @@ def slow_text(s, ids, heads):
     lin = lambda x, name: x @ s[f"{name}.weight"].T + s[f"{name}.bias"]  # noqa: E731
     ln = lambda x, name: norm(x, s[f"{name}.weight"], s[f"{name}.bias"], 1e-12)  # noqa: E731
     e = "text_encoder.embeddings"
-    x = ln(s[f"{e}.word_embeddings.weight"][ids] + s[f"{e}.position_embeddings.weight"][: len(ids)], f"{e}.LayerNorm")
+    x = ln(
+        s[f"{e}.word_embeddings.weight"][ids] + s[f"{e}.position_embeddings.weight"][: len(ids)],
+        f"{e}.LayerNorm",
+    )
     for i in range(2):
         p = f"text_encoder.encoder.layer.{i}"
         a = attend(*(lin(x, f"{p}.attention.self.{n}") for n in ("query", "key", "value")), heads)
@@ -76,7 +87,11 @@ def slow_image(s, image, eps):
     lin = lambda x, name: x @ s[f"{name}.weight"].T + s[f"{name}.bias"]  # noqa: E731
     ln = lambda x, name: norm(x, s[f"{name}.weight"], s[f"{name}.bias"], eps)  # noqa: E731
     e = "vision_model.embeddings"
-    patches = [lin_patch(s, e, image[:, 16 * r : 16 * r + 16, 16 * c : 16 * c + 16]) for r in range(2) for c in range(2)]
+    patches = [
+        lin_patch(s, e, image[:, 16 * r : 16 * r + 16, 16 * c : 16 * c + 16])
+        for r in range(2)
+        for c in range(2)
+    ]
     x = torch.stack([s[f"{e}.class_embedding"].flatten(), *patches]) + s[f"{e}.position_embedding"][0]
     for i in range(2):
         p = f"vision_model.encoder.layers.{i}"
@@ -116,8 +131,12 @@ def test_image_tokens(encoder):
     tokens = encoder.image_tokens(images)
     assert tokens.shape == (2, 5, 16) == (2, encoder.n_image, encoder.width)
     for image, ours in zip(images, tokens):
-        torch.testing.assert_close(ours, slow_image(dict(encoder.state_dict()), image, 1e-6), atol=1e-10, rtol=0)
-        assert (ours - slow_image(dict(encoder.state_dict()), image, 1e-5)).abs().max() > 1e-9  # the default eps would show
+        torch.testing.assert_close(
+            ours, slow_image(dict(encoder.state_dict()), image, 1e-6), atol=1e-10, rtol=0
+        )
+        assert (
+            ours - slow_image(dict(encoder.state_dict()), image, 1e-5)
+        ).abs().max() > 1e-9  # the default eps would show
     torch.testing.assert_close(encoder.image_features(images), tokens[:, 0])
 
 
@@ -167,7 +186,9 @@ def test_tuning_modes_and_dropout(folder):
 def test_every_trained_tensor_gets_a_gradient(folder):
     encoder = load_blip(str(folder))
     trained = encoder.tune("both")
-    loss = encoder.text_tokens(CAPTIONS).features.sum() + encoder.image_features(torch.randn(2, 3, 32, 32)).sum()
+    loss = (
+        encoder.text_tokens(CAPTIONS).features.sum() + encoder.image_features(torch.randn(2, 3, 32, 32)).sum()
+    )
     loss.backward()
     assert all(p.grad is not None for p in trained)
 

@@ -39,11 +39,21 @@ def test_all_rows_equal_open_clip():
     images, ids = torch.randn(2, 3, 32, 32), encoder.clip.tokenize(CAPTIONS)
     with torch.no_grad():
         out = twin.visual.forward_intermediates(
-            images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
+            images,
+            indices=1,
+            normalize_intermediates=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+            intermediates_only=True,
         )
-        rows = torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1) @ twin.visual.proj
+        rows = (
+            torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1)
+            @ twin.visual.proj
+        )
         torch.testing.assert_close(encoder.image_tokens(images), rows, atol=1e-5, rtol=0)
-        rows = twin.forward_intermediates(text=ids, text_indices=1, normalize_intermediates=True)["text_intermediates"][0]
+        rows = twin.forward_intermediates(text=ids, text_indices=1, normalize_intermediates=True)[
+            "text_intermediates"
+        ][0]
         rows = rows @ twin.text_projection
         whole = encoder.text_tokens(CAPTIONS, trim=False)
         assert whole.tokens.shape[1] == 77
@@ -70,7 +80,10 @@ def test_tuning_modes(encoder, mode):
     assert {id(p) for p in trained} == {id(p) for p in encoder.parameters() if p.requires_grad}
     if mode == "none":
         return
-    loss = encoder.text_tokens(CAPTIONS).features.sum() + encoder.image_tokens(torch.randn(2, 3, 32, 32)).square().sum()
+    loss = (
+        encoder.text_tokens(CAPTIONS).features.sum()
+        + encoder.image_tokens(torch.randn(2, 3, 32, 32)).square().sum()
+    )
     loss.backward()
     with_grad = {id(p) for p in encoder.parameters() if p.grad is not None}
     assert with_grad == {id(p) for p in trained}
@@ -94,4 +107,8 @@ def test_resnet_is_refused():
 
 def test_embedded_backbone():
     encoder = load_token_encoder("emoji-tiny")
-    assert encoder.image_tokens(torch.randn(1, 3, encoder.image_size, encoder.image_size)).shape == (1, encoder.n_image, encoder.width)
+    assert encoder.image_tokens(torch.randn(1, 3, encoder.image_size, encoder.image_size)).shape == (
+        1,
+        encoder.n_image,
+        encoder.width,
+    )

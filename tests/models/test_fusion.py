@@ -33,7 +33,7 @@ def build(dtype=torch.float64, **options):
     return fusion.to(dtype)
 
 
-# -- an independent, slow implementation: loops over samples, heads and queries ---------------------------------------
+# -- an independent, slow implementation: loops over samples, heads and queries ------------------------------
 
 
 def layer_norm(x, norm):
@@ -53,7 +53,10 @@ def attention(rows, keys, bias, hidden, attn):
             q = (w[:D] @ row + b[:D])[part]
             ks = [(w[D : 2 * D] @ key + b[D : 2 * D])[part] for key in keys]
             vs = [(w[2 * D :] @ key + b[2 * D :])[part] for key in keys]
-            scores = [torch.exp(q @ k / math.sqrt(size) + bias[j]) * (0.0 if hidden[j] else 1.0) for j, k in enumerate(ks)]
+            scores = [
+                torch.exp(q @ k / math.sqrt(size) + bias[j]) * (0.0 if hidden[j] else 1.0)
+                for j, k in enumerate(ks)
+            ]
             heads.append(sum(s * v for s, v in zip(scores, vs)) / sum(scores))
         result.append(attn.out_proj.weight @ torch.cat(heads) + attn.out_proj.bias)
     return result
@@ -122,7 +125,9 @@ def compare(fusion, inputs, atol=1e-9):
         out = torch.stack(run(text_in, row, pad, image_in))
         leaves = [text_in, image_in, *fusion.parameters()]
         grads = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
-        results.append((out.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)]))
+        results.append(
+            (out.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)])
+        )
     (ours, our_grads), (slow, slow_grads) = results
     torch.testing.assert_close(ours, slow, atol=atol, rtol=0)
     for a, b in zip(our_grads, slow_grads):
@@ -179,7 +184,8 @@ def transagg_official(layers, text, pad, sep, image):
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_transagg_on_current_torch(grad):
-    """D1, D2: with gradients torch adds the mask to the logits; its fused inference path hides the padding."""
+    """D1, D2: with gradients torch adds the mask to the logits; its fused inference path hides the
+    padding."""
     fusion = build(torch.float32, prompt_mode="none", separator=True)
     layers = torch.nn.ModuleList()
     for ours in fusion.layers:
@@ -234,10 +240,14 @@ def test_order_of_tokens_does_not_matter():
     expected = fusion(text, row, pad, image)
     shuffled = torch.randperm(text.shape[1])
     moved_row = torch.stack([(shuffled == r).nonzero()[0, 0] for r in row])
-    torch.testing.assert_close(fusion(text[:, shuffled], moved_row, pad[:, shuffled], image), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        fusion(text[:, shuffled], moved_row, pad[:, shuffled], image), expected, atol=1e-12, rtol=0
+    )
     zero = torch.zeros(3, dtype=torch.long)
     no_pad = torch.zeros(image.shape[:2], dtype=torch.bool)
-    text_first = torch.stack([torch.roll(t, -int(r), 0) for t, r in zip(text, row)])  # the global text row comes first
+    text_first = torch.stack(
+        [torch.roll(t, -int(r), 0) for t, r in zip(text, row)]
+    )  # the global text row comes first
     h_image, h_text = fusion(image, zero, no_pad, text_first)
     torch.testing.assert_close((h_text, h_image), expected, atol=1e-12, rtol=0)
 
@@ -247,7 +257,11 @@ def test_padding_is_invisible_only_in_bool_mode():
     other = torch.where(pad[..., None], torch.randn_like(text), text)
     for mode, equal in (("bool", True), ("official_bias", False), ("none", False)):
         fusion = build(mask_mode=mode)
-        difference = (torch.stack(fusion(text, row, pad, image)) - torch.stack(fusion(other, row, pad, image))).abs().max()
+        difference = (
+            (torch.stack(fusion(text, row, pad, image)) - torch.stack(fusion(other, row, pad, image)))
+            .abs()
+            .max()
+        )
         assert (difference < 1e-12) == equal, mode
 
 
@@ -271,7 +285,7 @@ def test_layers_start_equal_and_dropout_acts_in_training():
     assert torch.equal(fusion(*inputs)[0], fusion(*inputs)[0])
 
 
-# -- aggregation ------------------------------------------------------------------------------------------------------
+# -- aggregation ---------------------------------------------------------------------------------------------
 
 
 def slow_aggregation(agg, h_t, h_v, t, v):
@@ -344,7 +358,7 @@ def test_query_uses_unfused_globals():
     torch.testing.assert_close(query.norm(dim=-1), torch.ones(3, dtype=torch.float64))
 
 
-# -- loss -------------------------------------------------------------------------------------------------------------
+# -- loss ----------------------------------------------------------------------------------------------------
 
 
 def unit(*shape):
@@ -402,7 +416,7 @@ def test_focal_is_finite_for_certain_rows(gamma, sign):
     assert torch.isfinite(loss) and torch.isfinite(query.grad).all()
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("options", "key"), [

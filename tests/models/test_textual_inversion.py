@@ -1,4 +1,5 @@
-"""Pic2Word's and SEARLE's networks and queries against plain formulas and open_clip's text tower step by step."""
+"""Pic2Word's and SEARLE's networks and queries against plain formulas and open_clip's text tower step by
+step."""
 
 import pytest
 import torch
@@ -25,7 +26,10 @@ def searle_state():
 
 def save(tmp_path, method):
     state = pic2word_state() if method == "pic2word" else searle_state()
-    torch.save({"state_dict_img2text": state, "epoch": 3} if method == "pic2word" else {"Phi": state}, tmp_path / "w.pt")
+    torch.save(
+        {"state_dict_img2text": state, "epoch": 3} if method == "pic2word" else {"Phi": state},
+        tmp_path / "w.pt",
+    )
     return str(tmp_path / "w.pt"), state
 
 

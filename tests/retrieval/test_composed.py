@@ -25,7 +25,10 @@ def config(root, *opts):
 def toy(n=8, protocol="cirr", remove=True):
     names = [f"img{i}" for i in range(n)]
     members = tuple(names[:6])
-    queries = [Query(str(i), names[i], ("t",), names[(i + 1) % 6], tuple(m for m in members if m != names[i])) for i in range(6)]
+    queries = [
+        Query(str(i), names[i], ("t",), names[(i + 1) % 6], tuple(m for m in members if m != names[i]))
+        for i in range(6)
+    ]
     return RetrievalTask("toy val", protocol, {name: f"{name}.png" for name in names}, queries, remove)
 
 
@@ -60,7 +63,9 @@ def assert_equals_brute_force(task, queries, gallery):
     for key, value in ours.items():
         if key != "average":
             kind, k = key.split("@")
-            assert value == pytest.approx(recall(ranks["subset" if kind == "Rs" else "recall"], int(k)), abs=1e-9), key
+            assert value == pytest.approx(
+                recall(ranks["subset" if kind == "Rs" else "recall"], int(k)), abs=1e-9
+            ), key
     return ours
 
 
@@ -68,7 +73,9 @@ def test_real_cirr_val_equals_brute_force(shared_data):
     dataset = CIRR(config(shared_data))
     task = dataset.task("val", dataset.read("image_splits", "split.rc2.val.json"))
     ours = assert_equals_brute_force(task, *mixed_features(task))
-    assert 5 < ours["R@1"] < ours["R@5"] < ours["R@10"] < ours["R@50"] < 100  # the features must be able to show an error
+    assert (
+        5 < ours["R@1"] < ours["R@5"] < ours["R@10"] < ours["R@50"] < 100
+    )  # the features must be able to show an error
     assert 20 < ours["Rs@1"] < ours["Rs@2"] < ours["Rs@3"] < 100
     assert ours["average"] == (ours["R@5"] + ours["Rs@1"]) / 2
 
@@ -86,7 +93,9 @@ def test_a_case_worked_by_hand():
     gallery = torch.eye(8)
     queries = torch.stack([gallery[task.index[q.target]] for q in task.queries])
     assert evaluate(task, queries, gallery)["R@1"] == 100
-    queries[0] = gallery[7]  # outside the image set: misses R@1, while the subset's ranking is a tie won by index
+    queries[0] = gallery[
+        7
+    ]  # outside the image set: misses R@1, while the subset's ranking is a tie won by index
     metrics = evaluate(task, queries, gallery)
     assert metrics["R@1"] == pytest.approx(100 * 5 / 6) and metrics["Rs@1"] == 100
 
@@ -110,7 +119,10 @@ def test_ties_go_to_the_smaller_index():
 
 def test_summary():
     fiq = [toy(protocol="fashioniq") for _ in range(2)]
-    fiq = [RetrievalTask(f"FashionIQ {c} val", t.protocol, t.gallery, t.queries, False) for c, t in zip(("dress", "shirt"), fiq)]
+    fiq = [
+        RetrievalTask(f"FashionIQ {c} val", t.protocol, t.gallery, t.queries, False)
+        for c, t in zip(("dress", "shirt"), fiq)
+    ]
     values = summarise(fiq, [{"R@10": 10.0, "R@50": 40.0}, {"R@10": 20.0, "R@50": 60.0}])
     assert values == {"mean": 32.5, "R@10": 15.0, "R@50": 50.0, "dress R@10": 10.0, "dress R@50": 40.0,
                       "shirt R@10": 20.0, "shirt R@50": 60.0}  # fmt: skip
@@ -130,7 +142,7 @@ def test_wrong_features_and_missing_targets():
         evaluate(plain, torch.randn(1, 4), torch.randn(8, 4))
 
 
-# -- submissions ------------------------------------------------------------------------------------------------------
+# -- submissions ---------------------------------------------------------------------------------------------
 
 
 def real_test1(shared_data):

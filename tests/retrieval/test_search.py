@@ -34,7 +34,9 @@ def test_equals_full_sort(chunk, k):
     queries = torch.randn(4, 16)
     scores, rows = chunked_topk(queries, gallery, k, chunk)
     assert rows.tolist() == full_sort(queries, gallery, k)
-    expected = torch.stack([queries[i] @ torch.from_numpy(gallery[r].astype(np.float32)).T for i, r in enumerate(rows.numpy())])
+    expected = torch.stack(
+        [queries[i] @ torch.from_numpy(gallery[r].astype(np.float32)).T for i, r in enumerate(rows.numpy())]
+    )
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
 
 
@@ -45,13 +47,15 @@ def test_ties_go_to_the_smaller_row(chunk):
     assert chunked_topk(queries, gallery, 8, chunk)[1].tolist() == full_sort(queries, gallery, 8)
 
 
-@pytest.mark.parametrize(("k", "chunk", "match"), [(0, 5, "0 results"), (11, 5, "holds 10 images"), (3, 0, "chunk is 0")])
+@pytest.mark.parametrize(
+    ("k", "chunk", "match"), [(0, 5, "0 results"), (11, 5, "holds 10 images"), (3, 0, "chunk is 0")]
+)
 def test_wrong_arguments(k, chunk, match):
     with pytest.raises(ValueError, match=match):
         chunked_topk(torch.randn(2, 4), np.zeros((10, 4), np.float16), k, chunk)
 
 
-# -- the index --------------------------------------------------------------------------------------------------------
+# -- the index -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -73,7 +77,10 @@ def test_index_and_ask(folder, blip, tmp_path, capsys):
     assert "Indexed 9 images" in (out := capsys.readouterr().out) and "broken.jpg" in out
     query = str(folder / "0.png")
     sheet = tmp_path / "found.png"
-    assert search.main(["ask", index, "--image", query, "--text", "a red dog", "-k", "4", "--sheet", str(sheet)]) == 0
+    assert (
+        search.main(["ask", index, "--image", query, "--text", "a red dog", "-k", "4", "--sheet", str(sheet)])
+        == 0
+    )
     found = lines(capsys)
     assert len(found) == 4 and query not in found
     assert Image.open(sheet).size[0] > 4 * 128
@@ -82,7 +89,9 @@ def test_index_and_ask(folder, blip, tmp_path, capsys):
     transform = search.transform_of(encoder, ratio)
     paths = [p for p in list_folder(folder) if "broken" not in p and p != query]
     with torch.no_grad():
-        features = {p: F.normalize(encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] for p in paths}
+        features = {
+            p: F.normalize(encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] for p in paths
+        }
         wanted = ask(["a red dog"], encoder.image_tokens(transform(Image.open(query))[None]))[0]
     assert found == sorted(paths, key=lambda p: -float(features[p] @ wanted))[:4]
 
@@ -124,7 +133,13 @@ def test_trained_run(folder, blip, tmp_path, capsys):
     with torch.no_grad():
         transform = trainer.transform
         wanted = trainer.query(["two"], trainer.encoder.image_tokens(transform(Image.open(query))[None]))[0]
-        score = {p: float(F.normalize(trainer.encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] @ wanted) for p in found}
+        score = {
+            p: float(
+                F.normalize(trainer.encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0]
+                @ wanted
+            )
+            for p in found
+        }
     assert len(found) == 8 and found == sorted(found, key=lambda p: -score[p])
     assert search.main(["ask", index, "--text", "two"]) == 2
 
@@ -158,7 +173,9 @@ def test_empty_folder(tmp_path):
 def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
     pytest.importorskip("faiss")
     search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
-    search.main(["index", str(folder), "--index", str(tmp_path / "b"), "--backbone", blip, "--faiss", "HNSW16"])
+    search.main(
+        ["index", str(folder), "--index", str(tmp_path / "b"), "--backbone", blip, "--faiss", "HNSW16"]
+    )
     queries = F.normalize(torch.randn(3, 16), dim=-1)
     exact, approximate = (ImageIndex.open(tmp_path / name).search(queries, 5) for name in "ab")
     assert [[p for p, _ in row] for row in exact] == [[p for p, _ in row] for row in approximate]
@@ -166,7 +183,12 @@ def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
 
 def test_faiss_missing(folder, blip, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip, "--faiss", "HNSW16"]) == 2
+    assert (
+        search.main(
+            ["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip, "--faiss", "HNSW16"]
+        )
+        == 2
+    )
     assert "dassl-prompts[faiss]" in capsys.readouterr().err
     assert not (tmp_path / "a" / "index.json").exists()
 

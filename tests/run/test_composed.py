@@ -1,4 +1,5 @@
-"""The composed-retrieval driver: its runs in this process, on generated trees with a tiny BLIP; one script as a user calls it."""
+"""The composed-retrieval driver: its runs in this process, on generated trees with a tiny BLIP; one script as
+a user calls it."""
 
 import json
 import os
@@ -66,8 +67,14 @@ def test_train_evaluate_submit(place, in_process, capsys):
     assert drive(place, "eval", "--on", "fashioniq") == 0
     assert "dress R@10" in capsys.readouterr().out
     assert drive(place, "submit") == 0
-    files = [Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json") and line.startswith("/")]
-    assert {f.name for f in files} == {"cirr_recall.json", "cirr_recall_subset.json"} and all(f.is_file() for f in files)
+    files = [
+        Path(line)
+        for line in capsys.readouterr().out.splitlines()
+        if line.endswith(".json") and line.startswith("/")
+    ]
+    assert {f.name for f in files} == {"cirr_recall.json", "cirr_recall_subset.json"} and all(
+        f.is_file() for f in files
+    )
     before = len(in_process)
     drive(place, "train")
     assert len(in_process) == before
@@ -84,7 +91,9 @@ def test_compare_and_ablate(place, in_process, capsys):
 
 
 def test_options_go_to_the_method_that_they_name():
-    plan = composed.Plan("emoji", "blip", "data", Path("out"), opts=("TRAINER.PVLF.PREC", "fp32", "OPTIM.LR", "1e-3"))
+    plan = composed.Plan(
+        "emoji", "blip", "data", Path("out"), opts=("TRAINER.PVLF.PREC", "fp32", "OPTIM.LR", "1e-3")
+    )
     pvlf, transagg = plan.train("PVLF", 1).args, plan.train("TransAgg", 1).args
     assert "TRAINER.PVLF.PREC" in pvlf and "TRAINER.PVLF.PREC" not in transagg and "OPTIM.LR" in transagg
     assert any(arg.endswith("emoji_tiny.yaml") for arg in pvlf)

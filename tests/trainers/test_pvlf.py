@@ -61,7 +61,9 @@ def count_images(monkeypatch):
 
     seen = []
     original = BlipTokens.image_tokens
-    monkeypatch.setattr(BlipTokens, "image_tokens", lambda self, x: (seen.append(len(x)), original(self, x))[1])
+    monkeypatch.setattr(
+        BlipTokens, "image_tokens", lambda self, x: (seen.append(len(x)), original(self, x))[1]
+    )
     return seen
 
 
@@ -79,7 +81,9 @@ def test_training_and_results(blip, data, tmp_path, trainer, tune):
     towers = {"none": set(), "text": {"encoder.text_encoder", "encoder.text_proj"}}
     towers["both"] = towers["text"] | {"encoder.vision_model", "encoder.vision_proj"}
     assert parts == {"head.fusion", "head.aggregation"} | towers[tune]
-    assert built.sched.last_epoch == 2 * 2 and built.optim.param_groups[-1]["lr"] == (1e-6 if tune != "none" else pytest.approx(1e-5))
+    assert built.sched.last_epoch == 2 * 2 and built.optim.param_groups[-1]["lr"] == (
+        1e-6 if tune != "none" else pytest.approx(1e-5)
+    )
 
 
 def test_cache_leaves_no_image_pass_for_training(blip, data, tmp_path, monkeypatch):
@@ -109,7 +113,10 @@ def test_cached_step_equals_live_step(blip, data, tmp_path):
         built = one_step(blip, data, tmp_path / cache, "CIR.CACHE", cache, "CIR.CACHE_DTYPE", "fp32",
                          "TRAINER.PVLF.BACKBONE.TUNE", "text")  # fmt: skip
         triplets = built.dm.dataset.train_x[:4]
-        images = {k: torch.stack([built.transform(read_image(getattr(t, k))) for t in triplets]) for k in ("reference", "target")}
+        images = {
+            k: torch.stack([built.transform(read_image(getattr(t, k))) for t in triplets])
+            for k in ("reference", "target")
+        }
         if cache == "True":
             loader, rows = built.train_loader_x, built.train_loader_x.rows[:4]
             images = {"reference": torch.from_numpy(np.array(loader.references[[r for r, _, _ in rows]])),
@@ -118,7 +125,9 @@ def test_cached_step_equals_live_step(blip, data, tmp_path):
         queries = built.model([t.caption for t in triplets], reference)
         loss = built.loss(queries, F.normalize(target, dim=-1), torch.arange(4))
         loss.backward()
-        results.append((loss.detach(), {n: p.grad for n, p in built.model.named_parameters() if p.requires_grad}))
+        results.append(
+            (loss.detach(), {n: p.grad for n, p in built.model.named_parameters() if p.requires_grad})
+        )
     (a, grads_a), (b, grads_b) = results
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     assert grads_a.keys() == grads_b.keys() and "head.fusion.prompts.1" in grads_a
@@ -139,17 +148,23 @@ def test_gradient_reaches_targets_unless_stopped(blip, data, tmp_path):
 
 def test_one_adamw_step_equals_plain_formula(blip, data, tmp_path):
     """D13: two groups, decay on everything, clipped gradient, first step of the cosine."""
-    built = one_step(blip, data, tmp_path, "TRAINER.PVLF.BACKBONE.TUNE", "text", "TRAINER.PVLF.OPTIM.GRAD_CLIP", "0.5")
+    built = one_step(
+        blip, data, tmp_path, "TRAINER.PVLF.BACKBONE.TUNE", "text", "TRAINER.PVLF.OPTIM.GRAD_CLIP", "0.5"
+    )
     before = {n: p.detach().clone() for n, p in built.model.named_parameters() if p.requires_grad}
     batch = next(iter(built.train_loader_x))
     built.forward_backward(batch)
     grads = {n: p.grad for n, p in built.model.named_parameters() if p.requires_grad}
-    assert math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values())) == pytest.approx(0.5, rel=1e-4)
+    assert math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values())) == pytest.approx(
+        0.5, rel=1e-4
+    )
     for name, parameter in built.model.named_parameters():
         if name in before:
             lr = 1e-6 if name.startswith("encoder.") else 1e-3
             g = grads[name]
-            expected = before[name] * (1 - lr * 0.05) - lr * g / (g.abs() + 1e-8)  # Adam's first step, bias-corrected
+            expected = before[name] * (1 - lr * 0.05) - lr * g / (
+                g.abs() + 1e-8
+            )  # Adam's first step, bias-corrected
             torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=0)
 
 
@@ -160,12 +175,16 @@ def test_exempting_norms_biases_and_prompts(blip, data, tmp_path):
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.05, 0.0]
     assert all("bias" in n or "norm" in n or "prompts" in n or "embedding" in n.lower() or "LayerNorm" in n
                for g in groups[1::2] for n in (names[id(p)] for p in g["params"]))  # fmt: skip
-    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in built.model.parameters() if p.requires_grad}
+    assert {id(p) for g in groups for p in g["params"]} == {
+        id(p) for p in built.model.parameters() if p.requires_grad
+    }
 
 
 def test_cosine_per_step():
     head, tower = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
-    optim = torch.optim.AdamW([{"params": [head], "lr": 1e-4}, {"params": [tower], "lr": 1e-6, "constant": True}])
+    optim = torch.optim.AdamW(
+        [{"params": [head], "lr": 1e-4}, {"params": [tower], "lr": 1e-6, "constant": True}]
+    )
     sched = StepCosine(optim, epochs=3, steps=7)
     for step in range(21):
         expected = 1e-6 + (1e-4 - 1e-6) * (1 + math.cos(math.pi * (step / 7) / 3)) / 2
@@ -183,13 +202,20 @@ def test_resumed_run_equals_uninterrupted(blip, data, tmp_path, monkeypatch):
     _, straight = run("PVLF", blip, data, tmp_path / "a", "TRAINER.PVLF.BACKBONE.TUNE", "text")
     built = build_trainer(config("PVLF", blip, data, tmp_path / "b", "TRAINER.PVLF.BACKBONE.TUNE", "text"))
     after_epoch = type(built).after_epoch
-    monkeypatch.setattr(type(built), "before_epoch", lambda self: (_ for _ in ()).throw(KeyboardInterrupt) if self.epoch == 1 else None)
+    monkeypatch.setattr(
+        type(built),
+        "before_epoch",
+        lambda self: (_ for _ in ()).throw(KeyboardInterrupt) if self.epoch == 1 else None,
+    )
     with pytest.raises(KeyboardInterrupt):
         built.train()
     monkeypatch.undo()
     assert type(built).after_epoch is after_epoch
     _, resumed = run("PVLF", blip, data, tmp_path / "b", "TRAINER.PVLF.BACKBONE.TUNE", "text")
-    states = [torch.load(tmp_path / d / "composed" / "model.pth.tar-2", weights_only=True)["state_dict"] for d in "ab"]
+    states = [
+        torch.load(tmp_path / d / "composed" / "model.pth.tar-2", weights_only=True)["state_dict"]
+        for d in "ab"
+    ]
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name]), name
     assert straight["last CIRR val"] == resumed["last CIRR val"]
@@ -210,15 +236,21 @@ def test_evaluation_of_a_checkpoint_on_both_benchmarks(blip, data, tmp_path):
     built = build_trainer(config("PVLF", blip, data, tmp_path / "eval", *opts, dataset="CIRR", evaluate="[]"))
     built.load_model(tmp_path / "train")
     assert built.test() == results["last CIRR val"]["mean"]
-    assert json.loads((tmp_path / "eval" / "results.json").read_text())["CIRR val"] == results["last CIRR val"]
+    assert (
+        json.loads((tmp_path / "eval" / "results.json").read_text())["CIRR val"] == results["last CIRR val"]
+    )
 
 
 def test_features_equal_a_plain_loop(blip, data, tmp_path):
     """Query features in the order of the queries, whatever the batches; gallery features normalised."""
-    built = build_trainer(config("PVLF", blip, data, tmp_path, "CIR.CACHE_DTYPE", "fp32", "CIR.FIQ_CAPTION", "both_avg"))
+    built = build_trainer(
+        config("PVLF", blip, data, tmp_path, "CIR.CACHE_DTYPE", "fp32", "CIR.FIQ_CAPTION", "both_avg")
+    )
     built.set_model_mode("eval")
     for name, task in (("CIRR", 0), ("FashionIQ", 1)):
-        dataset = build_trainer(config("PVLF", blip, data, tmp_path / name, dataset=name, evaluate="[]")).dm.dataset
+        dataset = build_trainer(
+            config("PVLF", blip, data, tmp_path / name, dataset=name, evaluate="[]")
+        ).dm.dataset
         dataset.cfg = built.cfg
         task = dataset.tasks("val")[task]
         queries, gallery = built.task_features(task)
@@ -235,7 +267,8 @@ def test_features_equal_a_plain_loop(blip, data, tmp_path):
 
 
 def test_transagg_equals_shallow_pvlf(blip, data, tmp_path):
-    """D3 as trainers: the same weights give the same queries, and cross-entropy is focal loss with gamma 0."""
+    """D3 as trainers: the same weights give the same queries, and cross-entropy is focal loss with gamma
+    0."""
     transagg = one_step_of("TransAgg", blip, data, tmp_path / "t")
     pvlf = one_step_of("PVLF", blip, data, tmp_path / "p", "TRAINER.PVLF.PROMPT.MODE", "shallow", "TRAINER.PVLF.PROMPT.LENGTH", "1",
                        "TRAINER.PVLF.LOSS.GAMMA", "0.0")  # fmt: skip
@@ -284,10 +317,21 @@ def test_presets_and_ablation_keys(blip, data, tmp_path):
     flat = [x for k, v in opts.items() for x in (f"TRAINER.PVLF.{k}", str(v))]
     head = one_step_of("PVLF", blip, data, tmp_path, *flat).model.head
     f, a = head.fusion, head.aggregation
-    assert (len(f.layers), f.layers[2].block, f.mask_mode, len(f.prompts)) == (3, "post_ln", "official_bias", 1)
+    assert (len(f.layers), f.layers[2].block, f.mask_mode, len(f.prompts)) == (
+        3,
+        "post_ln",
+        "official_bias",
+        1,
+    )
     assert None not in (f.norm, f.sep_token, f.type_embed, f.text_pos) and f.layers[0].act is F.relu
     assert 1 < f.prompts[0].std() < 3 and f.text_pos.shape[0] == 35 and f.image_pos.shape[0] == 5
-    assert (a.mlp_input, a.residual, a.weight_act, a.normalize_inputs, a.dropout.p) == ("encoder", "fused", "softmax", True, 0.25)
+    assert (a.mlp_input, a.residual, a.weight_act, a.normalize_inputs, a.dropout.p) == (
+        "encoder",
+        "fused",
+        "softmax",
+        True,
+        0.25,
+    )
     assert a.weighted_layer.bias.tolist() == [1, 0, 1]
 
 
@@ -300,7 +344,7 @@ def test_official_mask_needs_all_text_rows(blip, data, tmp_path):
         assert shapes == [rows]
 
 
-# -- baselines --------------------------------------------------------------------------------------------------------
+# -- baselines -----------------------------------------------------------------------------------------------
 
 
 class FixedEncoder(TokenEncoder):
@@ -308,7 +352,11 @@ class FixedEncoder(TokenEncoder):
         from dassl_prompts.models.tokens import TextTokens
 
         tokens = torch.tensor([[[float(len(c)), 1.0, 2.0]] for c in captions])
-        return TextTokens(tokens, torch.zeros(len(captions), dtype=torch.long), torch.zeros(len(captions), 1, dtype=torch.bool))
+        return TextTokens(
+            tokens,
+            torch.zeros(len(captions), dtype=torch.long),
+            torch.zeros(len(captions), 1, dtype=torch.bool),
+        )
 
 
 def test_baseline_queries():
@@ -342,10 +390,12 @@ def test_submission_from_a_run(blip, data, tmp_path, capsys):
         content = json.loads((tmp_path / f"cirr_{metric}.json").read_text())
         assert len(content) == 6 + 2 and all(len(content[str(100 + i)]) == length for i in range(6))
     with pytest.raises(ValueError, match="no test server"):
-        build_trainer(config("PVLF", blip, data, tmp_path / "f", "CIR.SPLIT", "test", evaluate='["FashionIQ"]')).test()
+        build_trainer(
+            config("PVLF", blip, data, tmp_path / "f", "CIR.SPLIT", "test", evaluate='["FashionIQ"]')
+        ).test()
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cache", ["True", "False"])
@@ -356,7 +406,17 @@ def test_unreadable_training_image(blip, tmp_path, cache):
     opts = ("CIR.CACHE", cache, "TEST.NO_TEST", "True")
     with pytest.raises(OSError, match="0000003.png"):
         run("TransAgg", blip, tmp_path, tmp_path / "strict", *opts)
-    built, _ = run("TransAgg", blip, tmp_path, tmp_path / "lenient", *opts, "DATALOADER.MAX_CORRUPT", "1", "OPTIM.MAX_EPOCH", "4")
+    built, _ = run(
+        "TransAgg",
+        blip,
+        tmp_path,
+        tmp_path / "lenient",
+        *opts,
+        "DATALOADER.MAX_CORRUPT",
+        "1",
+        "OPTIM.MAX_EPOCH",
+        "4",
+    )
     assert [p.rsplit("/", 1)[1] for p in built.corrupt_images] == ["0000003.png"]
 
 

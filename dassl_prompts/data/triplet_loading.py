@@ -1,0 +1,86 @@
+"""Training batches of composed retrieval: triplets as images, or as rows of cached features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dassl_prompts.data.images import ImageReadError, read_image
+from dassl_prompts.data.triplets import Triplet
+
+
+class TripletImages(Dataset):
+    """Triplets as images, for training without a cache; an unreadable one is replaced by the next, up to a
+    limit."""
+
+    def __init__(self, triplets: Sequence[Triplet], target_ids: Sequence[int], transform, replace: bool):
+        self.triplets, self.target_ids, self.transform, self.replace = (
+            triplets,
+            target_ids,
+            transform,
+            replace,
+        )
+
+    def __len__(self) -> int:
+        return len(self.triplets)
+
+    def __getitem__(self, index: int) -> dict:
+        broken = []
+        for step in range(len(self.triplets) if self.replace else 1):
+            at = (index + step) % len(self.triplets)
+            item = self.triplets[at]
+            try:
+                images = {
+                    key: self.transform(read_image(path))
+                    for key, path in (("reference", item.reference), ("target", item.target))
+                }
+            except ImageReadError as error:
+                if not self.replace:
+                    raise
+                broken.append(error.path)
+            else:
+                return {
+                    **images,
+                    "caption": item.caption,
+                    "target_id": self.target_ids[at],
+                    "corrupt": "\n".join(broken),
+                }
+        raise ImageReadError(f"no training image can be read, such as {broken[0]}")
+
+
+class CachedTriplets:
+    """Shuffled batches of cached features; the last incomplete batch is left out if there is a complete one.
+
+    Args:
+        references: [R, n_image, d], targets: [T, d]; memory maps. rows: (reference row, target row, caption)
+            per triplet.
+    """
+
+    def __init__(
+        self,
+        references: np.ndarray,
+        targets: np.ndarray,
+        rows: Sequence[tuple[int, int, str]],
+        batch_size: int,
+    ):
+        self.references, self.targets, self.rows = references, targets, rows
+        self.batch_size = min(batch_size, len(rows))
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict]:
+        order = torch.randperm(len(self.rows)).tolist()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            references, targets, captions = zip(
+                *[self.rows[i] for i in order[start : start + self.batch_size]]
+            )
+            yield {
+                "reference": torch.from_numpy(self.references[list(references)]),
+                "target": torch.from_numpy(self.targets[list(targets)]),
+                "caption": list(captions),
+                "target_id": torch.tensor(targets),
+            }
