@@ -1,0 +1,63 @@
+"""The troubleshooting page quotes messages that the code really has; links of the pages lead somewhere."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+def literals():
+    """All string constants of the package, pieces of f-strings joined by a mark."""
+    found = []
+    for folder in ("dassl_prompts", "trainers", "datasets"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return found
+
+
+def test_troubleshooting_quotes_real_messages():
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\*\*`(.+?)`\*\* — ", page, re.M)
+    assert len(quoted) > 30
+    known = literals()
+    lost = []
+    for message in quoted:
+        pieces = [re.escape(piece) for piece in re.split(r"\.\.\.+", message)]
+        pattern = re.compile(".*?".join(pieces), re.S)
+        if not any(pattern.search(text) for text in known):
+            lost.append(message)
+    assert not lost, f"no such messages in the code: {lost}"
+
+
+@pytest.mark.parametrize("page", ["running.md", "coop_users.md", "troubleshooting.md"])
+def test_links_lead_somewhere(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([\w./]*\.md)?(#[\w-]+)?\)", text):
+        file = DOCS / (target or page)
+        assert file.is_file(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor[1:] in anchors, anchor
+
+
+def test_commands_of_the_running_page_parse():
+    """Every flag in a code block of docs/running.md exists."""
+    from dassl_prompts.predict.__main__ import parser as predict
+    from dassl_prompts.report.__main__ import parser as report
+    from dassl_prompts.run.__main__ import parser as run
+
+    page = (DOCS / "running.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python -m dassl_prompts\.(run|report|predict) ([^\n#>]+)", page)
+    assert len(commands) >= 9
+    for name, words in commands:
+        known = {option for action in {"run": run, "report": report, "predict": predict}[name]()._actions for option in action.option_strings}
+        assert set(re.findall(r"(?<!\S)--[\w-]+", words)) <= known, words
