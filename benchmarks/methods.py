@@ -1,10 +1,13 @@
-"""Training step and evaluation of the prompt-learning methods against the computation of the official repositories.
+"""Training step and evaluation of the prompt-learning methods against the computation of the official
+repositories.
 
-    python benchmarks/methods.py [--device cuda --prec amp] [--write]     --write renews docs/benchmarks/methods.md
+    python benchmarks/methods.py [--device cuda --prec amp] [--write]     --write renews
+    docs/benchmarks/methods.md
 
-Both sides share random weights, prompts, images and classes. "Official" runs open_clip's own blocks as the official code
-does: every class at 77 positions, class features again for every batch, CoCoOp one image after the other, PromptKD's teacher
-text for every batch. The last column compares the numbers that both produce.
+Both sides share random weights, prompts, images and classes. "Official" runs open_clip's own blocks as the
+official code
+does: every class at 77 positions, class features again for every batch, CoCoOp one image after the other,
+PromptKD's teacher text for every batch. The last column compares the numbers that both produce.
 """
 
 from __future__ import annotations
@@ -32,9 +35,12 @@ from dassl_prompts.trainers.promptsrc import PromptSRCModel, consistency_losses
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "methods.md"
 NOUNS = (
-    "accordion anchor ant barrel bass beaver binocular bonsai brain buddha butterfly camera cannon car_side cellphone chair "
-    "chandelier cougar_body crab crayfish crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar "
-    "elephant emu euphonium ewer ferry flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone hedgehog "
+    "accordion anchor ant barrel bass beaver binocular bonsai brain buddha butterfly camera cannon "
+    "car_side cellphone chair "
+    "chandelier cougar_body crab crayfish crocodile_head cup dalmatian dollar_bill dolphin dragonfly "
+    "electric_guitar "
+    "elephant emu euphonium ewer ferry flamingo_head garfield gerenuk gramophone grand_piano hawksbill "
+    "headphone hedgehog "
     "helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster"
 ).split()
 
@@ -66,7 +72,9 @@ class Official:
         def overwrite(i, x):
             if 1 <= i <= len(deep):
                 d = deep[i - 1]
-                return torch.cat([x[:, :1], d.to(x.dtype).expand(len(x), *d.shape), x[:, 1 + len(d) :]], dim=1)
+                return torch.cat(
+                    [x[:, :1], d.to(x.dtype).expand(len(x), *d.shape), x[:, 1 + len(d) :]], dim=1
+                )
             return x
 
         x = self.blocks(m.transformer, x, overwrite, m.attn_mask.to(x.dtype))
@@ -76,7 +84,10 @@ class Official:
         """Normalised ``[B, E]`` with visual tokens at the end."""
         v = self.model.visual
         x = v.conv1(images).flatten(2).transpose(1, 2)
-        x = torch.cat([v.class_embedding.expand(len(x), 1, -1).to(x.dtype), x], dim=1) + v.positional_embedding
+        x = (
+            torch.cat([v.class_embedding.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
+            + v.positional_embedding
+        )
         if visual is not None:
             x = torch.cat([x, visual.expand(len(x), *visual.shape)], dim=1)
 
@@ -94,14 +105,15 @@ class Case:
     """One method: its model, both training losses, both evaluations.
 
     Args:
-        name: row title. net: our model. official: the same towers the official way. teacher: PromptKD's, likewise.
+        name: row title. net: our model. official: the same towers the official way. teacher: PromptKD's,
+        likewise.
     """
 
     def __init__(self, name: str, net, official: Official, teacher: Official | None = None):
         self.name, self.net, self.official, self.teacher = name, net, official, teacher
         self.tokens = net.class_prompts.tokens
 
-    # -- features the official way --------------------------------------------------------------------------------
+    # -- features the official way ---------------------------------------------------------------------------
 
     def official_text(self, prompts: Prompts) -> Tensor:
         if self.teacher:
@@ -127,18 +139,23 @@ class Case:
             rows.append(net.logits(feature[None], self.official.text(self.tokens, ctx)))
         return torch.cat(rows)
 
-    # -- losses ---------------------------------------------------------------------------------------------------
+    # -- losses ----------------------------------------------------------------------------------------------
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Our training step's loss."""
         net = self.net
         if self.teacher:
-            return 1000 * distillation_loss(net(images), net.teacher_logits(net.teacher_image_features(images)))
+            return 1000 * distillation_loss(
+                net(images), net.teacher_logits(net.teacher_image_features(images))
+            )
         if not isinstance(net, PromptSRCModel):
             return F.cross_entropy(net(images), labels)
         prompts = net.emit()
         return self.regulated(
-            net.encode_images(images, prompts), net.encode_classes(prompts), net.frozen_image_features(images), labels
+            net.encode_images(images, prompts),
+            net.encode_classes(prompts),
+            net.frozen_image_features(images),
+            labels,
         )
 
     def regulated(self, image, text, frozen, labels) -> Tensor:
@@ -160,7 +177,9 @@ class Case:
             return F.cross_entropy(self.official_logits(images), labels)
         with torch.no_grad():
             frozen = self.official.image(images)
-        return self.regulated(self.official_image(images, prompts), self.official_text(prompts), frozen, labels)
+        return self.regulated(
+            self.official_image(images, prompts), self.official_text(prompts), frozen, labels
+        )
 
 
 class Clock:
@@ -191,7 +210,9 @@ def build(args, folder: Path, name: str, file: str):
     torch.manual_seed(0)
     model = open_clip.create_model(name, force_quick_gelu=True).eval().requires_grad_(False)
     torch.save(model.state_dict(), folder / file)
-    return Official(model.to(args.device)), load_clip(str(folder / file), precision=args.precision, device=args.device)
+    return Official(model.to(args.device)), load_clip(
+        str(folder / file), precision=args.precision, device=args.device
+    )
 
 
 def make_cases(args, folder: Path) -> list[Case]:
@@ -219,8 +240,8 @@ def gradients(loss: Tensor, net) -> Tensor:
 
 
 def compare(row: dict, official: float, ours: float, difference: float) -> dict:
-    return {**row, "official (s)": f"{official:.4f}", "ours (s)": f"{ours:.4f}", "faster": f"{official / ours:.1f}x",
-            "difference": f"{difference:.1e}"}  # fmt: skip
+    times = {"official (s)": f"{official:.4f}", "ours (s)": f"{ours:.4f}"}
+    return {**row, **times, "faster": f"{official / ours:.1f}x", "difference": f"{difference:.1e}"}
 
 
 def measure(case: Case, args, clock: Clock) -> list[dict]:
@@ -237,8 +258,9 @@ def measure(case: Case, args, clock: Clock) -> list[dict]:
 
     net.train()
     a, b = step(case.official_loss), step(case.loss)
-    rows = [compare({"method": case.name, "what": f"training step, batch {args.batch}"}, clock(lambda: step(case.official_loss)),
-                    clock(lambda: step(case.loss)), float((a - b).norm() / a.norm()))]  # fmt: skip
+    what = {"method": case.name, "what": f"training step, batch {args.batch}"}
+    seconds = clock(lambda: step(case.official_loss)), clock(lambda: step(case.loss))
+    rows = [compare(what, *seconds, float((a - b).norm() / a.norm()))]
 
     if not isinstance(net, CoCoOpModel) and case.teacher is None:
         weights = torch.randn(args.classes, net.clip.embed_dim, device=device)
@@ -274,7 +296,9 @@ def is_text(name: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"))
     parser.add_argument("--classes", type=int, default=50)
@@ -282,7 +306,9 @@ def main() -> None:
     parser.add_argument("--test-batch", type=int, default=8, help="images of the evaluation batch")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--methods", nargs="+", default=["CoOp", "CoCoOp", "IVLP", "MaPLe", "PromptSRC", "PromptKD"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["CoOp", "CoCoOp", "IVLP", "MaPLe", "PromptSRC", "PromptKD"]
+    )
     parser.add_argument("--write", action="store_true", help=f"write the table to {DOC}")
     args = parser.parse_args()
     from tabulate import tabulate
@@ -297,17 +323,27 @@ def main() -> None:
         for case in make_cases(args, Path(folder)):
             rows += measure(case, args, Clock(torch.device(args.device), args.repeats))
             print(tabulate(rows[-3:], headers="keys", tablefmt="github"), flush=True)
-    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{args.threads} threads, {platform.machine()}"
-    options = f"--device {args.device} --prec {args.prec} --classes {args.classes} --batch {args.batch} --test-batch {args.test_batch}"
-    text = (
-        "# Prompt-learning methods: training step and evaluation\n\n"
-        f"Written by `python benchmarks/methods.py {options} --write`. Random ViT-B/16 (teacher ViT-L/14) weights,\n"
-        f"{args.classes} classes, 224 px, least of {args.repeats} timed calls after one warm-up. *Official*: 77 positions per class, class\n"
-        "features again for every batch, CoCoOp image by image, PromptKD's teacher text for every batch. *Difference*: of the\n"
-        "gradients (relative L2), in evaluation of the logits (largest absolute one, at scale 1 / 0.07 of random weights).\n\n"
-        f"{where}, {args.prec}, torch {torch.__version__}, load of the machine at the end {os.getloadavg()[0]:.1f}.\n\n"
-        + tabulate(rows, headers="keys", tablefmt="github") + "\n"
-    )  # fmt: skip
+    where = (
+        torch.cuda.get_device_name()
+        if args.device.startswith("cuda")
+        else f"{args.threads} threads, {platform.machine()}"
+    )
+    options = (
+        f"--device {args.device} --prec {args.prec} --classes {args.classes} --batch {args.batch} "
+        f"--test-batch {args.test_batch} --repeats {args.repeats} --threads {args.threads}"
+    )
+    text = f"""# Prompt-learning methods: training step and evaluation
+
+Written by `python benchmarks/methods.py {options} --write`.
+Random ViT-B/16 (teacher ViT-L/14) weights, {args.classes} classes, 224 px, least of {args.repeats} timed calls
+after a first one. *Official*: 77 positions per class, class features again for every batch, CoCoOp image by
+image, PromptKD's teacher text for every batch. *Difference*: of the gradients (relative L2); in evaluation of
+the logits (largest absolute one).
+
+{where}, {args.prec}, torch {torch.__version__}, load of the machine at the end {os.getloadavg()[0]:.1f}.
+
+{tabulate(rows, headers="keys", tablefmt="github")}
+"""
     print(text)
     if args.write:
         DOC.parent.mkdir(parents=True, exist_ok=True)

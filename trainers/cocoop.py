@@ -1,4 +1,5 @@
-"""CoCoOp: context tokens shifted per image by a small network on the image feature (Zhou et al., CVPR 2022)."""
+"""CoCoOp: context tokens shifted per image by a small network on the image feature (Zhou et al., CVPR
+2022)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def extend_cfg(cfg):
         "N_CTX": 16,  # number of context tokens
         "CTX_INIT": "",  # words whose token embeddings start the context; then N_CTX is their number
         "PREC": "amp",  # fp16, fp32, amp
-    })
+    })  # fmt: skip
 
 
 class PromptLearner(nn.Module):
@@ -29,16 +30,20 @@ class PromptLearner(nn.Module):
         super().__init__()
         self.ctx = nn.Parameter(ctx.clone().float())
         hidden = max(1, embed_dim // 16)
-        self.meta_net = nn.Sequential(OrderedDict(
-            linear1=nn.Linear(embed_dim, hidden), relu=nn.ReLU(inplace=True), linear2=nn.Linear(hidden, ctx.shape[-1]),
-        ))
+        self.meta_net = nn.Sequential(
+            OrderedDict(
+                linear1=nn.Linear(embed_dim, hidden),
+                relu=nn.ReLU(inplace=True),
+                linear2=nn.Linear(hidden, ctx.shape[-1]),
+            )
+        )
 
 
 class CoCoOpModel(PromptedCLIP):
     """``ctx_b = ctx + meta_net(V_b)`` for image b, so every image is scored against its own class features.
 
-    The official code loops over images and encodes C prompts for each. Here the contexts of the whole batch go through
-    the text tower at once as ``[B, 1, n, d_t]``; only the class suffixes are repeated per image.
+    The official code loops over images and encodes C prompts for each. Here the contexts of the whole batch
+    go through the text tower at once as ``[B, 1, n, d_t]``; only the class suffixes are repeated per image.
     """
 
     def __init__(self, clip, classnames, n_ctx=16, ctx_init=""):

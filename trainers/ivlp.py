@@ -1,8 +1,8 @@
 """Independent vision-language prompting, shallow or deep, in both towers or in one.
 
-IVLP is the baseline of MaPLe (Khattak et al., CVPR 2023) and the architecture of PromptSRC and of PromptKD's teacher. With
-``PROMPT_DEPTH_TEXT 0`` it is visual prompt tuning (VPT) in front of a fixed template, with ``PROMPT_DEPTH_VISION 0`` it is
-deep language prompting.
+IVLP is the baseline of MaPLe (Khattak et al., CVPR 2023) and the architecture of PromptSRC and of PromptKD's
+teacher. With ``PROMPT_DEPTH_TEXT 0`` it is visual prompt tuning (VPT) in front of a fixed template, with
+``PROMPT_DEPTH_VISION 0`` it is deep language prompting.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def extend_cfg(cfg):
     add_defaults(cfg, "TRAINER.IVLP", {
         "N_CTX_VISION": 2,  # tokens per layer in the image tower
         "N_CTX_TEXT": 2,  # tokens per layer in the text tower
-        "CTX_INIT": "a photo of a",  # starts the first text layer; words beyond N_CTX_TEXT stay as fixed words
+        "CTX_INIT": "a photo of a",  # starts the first text layer; words beyond N_CTX_TEXT stay fixed
         "PREC": "amp",  # fp16, fp32, amp
         "PROMPT_DEPTH_VISION": 9,  # layers with own tokens; 1 = shallow, 0 = no visual prompts
         "PROMPT_DEPTH_TEXT": 9,  # 1 = shallow, 0 = fixed template CTX_INIT (visual prompt tuning)
-    })
+    })  # fmt: skip
 
 
 def random_tokens(n: int, width: int) -> Tensor:
@@ -42,10 +42,12 @@ def random_tokens(n: int, width: int) -> Tensor:
 
 
 def language_prompt(text, n_ctx: int, words: str) -> tuple[Tensor, str]:
-    """First-layer context ``[n, d_t]`` and the words left over, which stand fixed between context and class name.
+    """First-layer context ``[n, d_t]`` and the words left over, which stand fixed between context and class
+    name.
 
-    As in the official code, the context replaces only the first ``n_ctx`` of the initial words ("a photo of a" with two
-    tokens reads ``[v1][v2] of a <class>.``), and with more than four tokens the words are ignored.
+    As in the official code, the context replaces only the first ``n_ctx`` of the initial words ("a photo of
+    a" with two tokens reads ``[v1][v2] of a <class>.``), and with more than four tokens the words are
+    ignored.
 
     Raises:
         ValueError: fewer words than tokens, or a word that is not exactly one token.
@@ -57,16 +59,22 @@ def language_prompt(text, n_ctx: int, words: str) -> tuple[Tensor, str]:
         return random_tokens(n_ctx, text.width), ""
     embedded = text.embed_words(words)
     if len(embedded) != len(words.split()):
-        raise ValueError(f"CTX_INIT {words!r}: every word must be one token of CLIP's vocabulary; use simpler words")
+        raise ValueError(
+            f"CTX_INIT {words!r}: every word must be one token of CLIP's vocabulary; use simpler words"
+        )
     if len(embedded) < n_ctx:
-        raise ValueError(f"CTX_INIT {words!r} has {len(embedded)} words, fewer than the {n_ctx} context tokens (N_CTX)")
+        raise ValueError(
+            f"CTX_INIT {words!r} has {len(embedded)} words, fewer than the {n_ctx} context tokens (N_CTX)"
+        )
     return embedded[:n_ctx].detach(), " ".join(words.split()[n_ctx:])
 
 
 def check_depth(key: str, depth: int, layers: int, least: int = 0) -> None:
     """Refuse a prompt depth that the tower does not have."""
     if not least <= depth <= layers:
-        raise ValueError(f"{key} is {depth}, but this backbone's tower has {layers} layers: give {least} to {layers}")
+        raise ValueError(
+            f"{key} is {depth}, but this backbone's tower has {layers} layers: give {least} to {layers}"
+        )
 
 
 class IVLPModel(PromptedCLIP):
@@ -77,17 +85,29 @@ class IVLPModel(PromptedCLIP):
         classnames: classes to score.
         n_text, n_vision: tokens per layer.
         depth_text, depth_vision: number of layers with own tokens; 0 switches the branch off.
-        ctx_init: initial words of the text context; with ``depth_text`` 0 the fixed words before the class name.
+        ctx_init: initial words of the text context; with ``depth_text`` 0 the fixed words before the class
+        name.
         node: configuration node to name in errors.
     """
 
     checkpoint_name = "VLPromptLearner"
 
-    def __init__(self, clip, classnames, n_text=2, n_vision=2, depth_text=9, depth_vision=9, ctx_init="a photo of a",
-                 node="IVLP"):
+    def __init__(
+        self,
+        clip,
+        classnames,
+        n_text=2,
+        n_vision=2,
+        depth_text=9,
+        depth_vision=9,
+        ctx_init="a photo of a",
+        node="IVLP",
+    ):
         super().__init__(clip, classnames)
         if not depth_text and not depth_vision:
-            raise ValueError(f"TRAINER.{node}: PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0: nothing to learn")
+            raise ValueError(
+                f"TRAINER.{node}: PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0: nothing to learn"
+            )
         check_depth(f"TRAINER.{node}.PROMPT_DEPTH_TEXT", depth_text, clip.text.layers)
         self.depth_text, self.depth_vision = depth_text, depth_vision
         if depth_text:
@@ -121,10 +141,14 @@ class IVLPModel(PromptedCLIP):
 def place_visual_prompts(model, clip, n: int, depth: int, node: str) -> None:
     """Register ``depth`` layers of ``n`` visual tokens under their official names."""
     if not clip.is_vit:
-        raise ValueError(f"TRAINER.{node}: visual prompts need a vision transformer; set MODEL.BACKBONE.NAME to a ViT")
+        raise ValueError(
+            f"TRAINER.{node}: visual prompts need a vision transformer; set MODEL.BACKBONE.NAME to a ViT"
+        )
     check_depth(f"TRAINER.{node}.PROMPT_DEPTH_VISION", depth, clip.vision.layers)
     if n < 1:
-        raise ValueError(f"TRAINER.{node}.N_CTX_VISION is {n}; give at least 1, or PROMPT_DEPTH_VISION 0 for none")
+        raise ValueError(
+            f"TRAINER.{node}.N_CTX_VISION is {n}; give at least 1, or PROMPT_DEPTH_VISION 0 for none"
+        )
     place(model, VISION_CTX, random_tokens(n, clip.vision.width))
     for i in range(1, depth):
         place(model, VISION_DEEP.format(i), random_tokens(n, clip.vision.width))
@@ -144,10 +168,17 @@ def refuse_unused_prompts(module, state, keys: str) -> None:
     Official files also hold frozen weights and class tokens, which are rightly left out; prompts are not.
     """
     own = set(module.state_dict())
-    unused = [n for n in state if n.removeprefix("module.") not in own and re.search(r"VPT(_shallow)?$|compound_prompt|\.ctx$", n)]
+    unused = [
+        n
+        for n in state
+        if n.removeprefix("module.") not in own and re.search(r"VPT(_shallow)?$|compound_prompt|\.ctx$", n)
+    ]
     if unused:
-        raise ValueError(f"the checkpoint holds prompts that this configuration has no place for ({', '.join(sorted(unused))}): "
-                         f"set {keys} as in the run that wrote it")
+        raise ValueError(
+            "the checkpoint holds prompts that this configuration has no place for "
+            f"({', '.join(sorted(unused))}): "
+            f"set {keys} as in the run that wrote it"
+        )
 
 
 @register_trainer
@@ -169,6 +200,10 @@ def ivlp_arguments(cfg, name: str) -> dict:
     """Arguments of :class:`IVLPModel` from ``cfg.TRAINER.<name>``."""
     node = method_node(cfg, name)
     return {
-        "n_text": node.N_CTX_TEXT, "n_vision": node.N_CTX_VISION, "ctx_init": node.CTX_INIT,
-        "depth_text": node.PROMPT_DEPTH_TEXT, "depth_vision": node.PROMPT_DEPTH_VISION, "node": name,
+        "n_text": node.N_CTX_TEXT,
+        "n_vision": node.N_CTX_VISION,
+        "ctx_init": node.CTX_INIT,
+        "depth_text": node.PROMPT_DEPTH_TEXT,
+        "depth_vision": node.PROMPT_DEPTH_VISION,
+        "node": name,
     }

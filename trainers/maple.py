@@ -19,14 +19,14 @@ def extend_cfg(cfg):
         "CTX_INIT": "a photo of a",  # starts the first text layer; words beyond N_CTX stay as fixed words
         "PREC": "amp",  # fp16, fp32, amp
         "PROMPT_DEPTH": 9,  # layers with own tokens; 1 = shallow
-    })
+    })  # fmt: skip
 
 
 class MultiModalPromptLearner(nn.Module):
     """Text tokens c_0 .. c_{J-1} and couplings W_0 .. W_{J-1} that turn them into visual tokens.
 
-    ``ctx`` and ``compound_prompts_text`` are ``[n, d_t]``; ``proj`` and ``compound_prompt_projections`` map d_t to d_v. As in
-    the official code, the couplings of the deeper layers all start equal.
+    ``ctx`` and ``compound_prompts_text`` are ``[n, d_t]``; ``proj`` and ``compound_prompt_projections`` map
+    d_t to d_v. As in the official code, the couplings of the deeper layers all start equal.
     """
 
     def __init__(self, ctx: torch.Tensor, depth: int, vision_width: int):
@@ -42,7 +42,8 @@ class MultiModalPromptLearner(nn.Module):
 
     def forward(self) -> Prompts:
         deep = tuple(self.compound_prompts_text)
-        # fp32 also under autocast: the couplings are tiny, and half products would limit what the prompts can learn
+        # fp32 also under autocast: the couplings are tiny, and half products would limit what the prompts can
+        # learn
         with torch.autocast(self.ctx.device.type, enabled=False):
             coupled = tuple(layer(tokens) for layer, tokens in zip(self.compound_prompt_projections, deep))
             return Prompts(self.ctx, deep, self.proj(self.ctx), coupled)

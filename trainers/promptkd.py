@@ -1,7 +1,7 @@
 """PromptKD: a prompted student image tower distilled from a prompt-tuned larger CLIP on unlabelled images.
 
-Source: Li et al., CVPR 2024. The teacher is a PromptSRC run of the larger CLIP (docs/promptkd.md says how to make one); its
-text features serve both models, so the student has no text tower.
+Source: Li et al., CVPR 2024. The teacher is a PromptSRC run of the larger CLIP (docs/promptkd.md says how to
+make one); its text features serve both models, so the student has no text tower.
 """
 
 from __future__ import annotations
@@ -55,22 +55,23 @@ def extend_cfg(cfg):
         "TEMPERATURE": 1.0,
         "KD_WEIGHT": 1000.0,  # 200.0 for FGVCAircraft, OxfordFlowers, DescribableTextures
         "TEACHER_NAME": "ViT-L/14",  # the teacher's CLIP, as in MODEL.BACKBONE.NAME
-        "TEACHER_DIR": "",  # run directory of the teacher (PromptSRC on TEACHER_NAME) or its checkpoint file
-        "TEACHER_EPOCH": -1,  # -1 = the latest found
-        # File that keeps the teacher's image features between runs. Approximate: the teacher then sees the test view of
-        # each image, not the augmented one that the student gets. "" = off.
+        "TEACHER_DIR": "",  # run folder of the teacher (PromptSRC on TEACHER_NAME) or its checkpoint file
+        "TEACHER_EPOCH": -1,  # -1 = the best one if it was kept, else the newest
+        # File that keeps the teacher's image features between runs. Approximate: the teacher then sees the
+        # test view of each image, not the augmented one that the student gets. "" = off.
         "TEACHER_CACHE": "",
-        # What TEST.FINAL_MODEL best_val selects the epoch on: val, or official_test = the *test* images (of the base
-        # classes in base2novel), as the official runs do. The default of TEST.FINAL_MODEL is the last epoch.
+        # What TEST.FINAL_MODEL best_val selects the epoch on: val, or official_test = the *test* images (of
+        # the base classes in base2novel), as the official runs do. By default the last epoch counts.
         "SELECT": "val",
-    })
+    })  # fmt: skip
     add_defaults(cfg, "TRAINER", {
-        "MODAL": "base2novel",  # base2novel: distil on all classes, score base and new apart; cross: score all together
-    })
+        "MODAL": "base2novel",  # distil on all classes, score base and new apart; cross: score all together
+    })  # fmt: skip
 
 
 class PointwiseConv(nn.Conv2d):
-    """1x1 convolution applied to vectors ``[B, D]``: a linear map that keeps the official weight shape ``[out, in, 1, 1]``."""
+    """1x1 convolution applied to vectors ``[B, D]``: a linear map that keeps the official weight shape
+    ``[out, in, 1, 1]``."""
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__(n_in, n_out, kernel_size=1)
@@ -80,7 +81,8 @@ class PointwiseConv(nn.Conv2d):
 
 
 class Projector(nn.Module):
-    """h: student features ``[B, E_S]`` to the teacher's space ``[B, E_T]``, 1x1 conv - BatchNorm - ReLU - 1x1 conv.
+    """h: student features ``[B, E_S]`` to the teacher's space ``[B, E_T]``, 1x1 conv - BatchNorm - ReLU - 1x1
+    conv.
 
     Attributes:
         frozen_statistics: keep BatchNorm in evaluation mode while training (DPC's stage 2).
@@ -88,7 +90,9 @@ class Projector(nn.Module):
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.conv1 = nn.Sequential(PointwiseConv(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU(), PointwiseConv(n_out, n_out))
+        self.conv1 = nn.Sequential(
+            PointwiseConv(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU(), PointwiseConv(n_out, n_out)
+        )
         self.frozen_statistics = False
 
     def train(self, mode: bool = True):
@@ -136,7 +140,8 @@ class PromptKDModel(PromptedCLIP):
     def add_text_prompts(self) -> None:
         """Give the model text prompts of its own, copied from the teacher's, for the teacher's text tower.
 
-        PromptKD has none; DPC's second stage learns these. From then on ``emit`` holds them and class features follow.
+        PromptKD has none; DPC's second stage learns these. From then on ``emit`` holds them and class
+        features follow.
         """
         tuned = self.teacher.emit()
         if tuned.text is None:
@@ -183,17 +188,19 @@ class PromptKDModel(PromptedCLIP):
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau^2 / (B C) * sum KL(softmax(z_T / tau) || softmax(z_S / tau)) for logits ``[B, C]``, without its weight."""
+    """tau^2 / (B C) * sum KL(softmax(z_T / tau) || softmax(z_S / tau)) for logits ``[B, C]``, without its
+    weight."""
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
     log_q = F.log_softmax(teacher.float() / temperature, dim=-1)
     return F.kl_div(log_p, log_q, reduction="sum", log_target=True) * temperature**2 / student.numel()
 
 
-# -- the teacher --------------------------------------------------------------------------------------------------------
+# -- the teacher ---------------------------------------------------------------------------------------------
 
 
 def find_teacher(path: str, epoch: int = -1) -> Path:
-    """The teacher's checkpoint file: ``path`` itself, or the best or newest (or ``epoch``'s) one of the run in that folder.
+    """The teacher's checkpoint file: ``path`` itself, or the best or newest (or ``epoch``'s) one of the run
+    in that folder.
 
     Raises:
         ValueError: nothing was configured.
@@ -201,13 +208,17 @@ def find_teacher(path: str, epoch: int = -1) -> Path:
     """
     how = "train one with `bash scripts/promptkd/teacher.sh DATASET SEED` or get an official teacher"
     if not path:
-        raise ValueError(f"TRAINER.PROMPTKD.TEACHER_DIR is empty: PromptKD needs the run folder of a teacher; {how}")
+        raise ValueError(
+            f"TRAINER.PROMPTKD.TEACHER_DIR is empty: PromptKD needs the run folder of a teacher; {how}"
+        )
     root = Path(path).expanduser()
     if root.is_file():
         return root
     folders = [root / name for name in TEACHER_FOLDERS if any((root / name).glob("model*.pth.tar*"))]
     try:
-        return find_checkpoint(folders[0] if folders else root / TEACHER_FOLDERS[0], None if epoch < 0 else epoch)
+        return find_checkpoint(
+            folders[0] if folders else root / TEACHER_FOLDERS[0], None if epoch < 0 else epoch
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"TRAINER.PROMPTKD.TEACHER_DIR {path}: {error}; {how}") from None
 
@@ -230,7 +241,8 @@ def build_teacher(clip, classnames, path: Path, ctx_init: str = "a photo of a") 
     """Prompt-tuned ``clip`` from a PromptSRC or IVLP checkpoint, ours or official; sizes follow the file.
 
     Args:
-        ctx_init: the teacher's initial words; those beyond its context tokens stand fixed in front of the class name.
+        ctx_init: the teacher's initial words; those beyond its context tokens stand fixed in front of the
+        class name.
 
     Raises:
         ValueError: the file is no such checkpoint, or made for another CLIP.
@@ -238,8 +250,12 @@ def build_teacher(clip, classnames, path: Path, ctx_init: str = "a photo of a") 
     checkpoint = load_checkpoint(path)
     state = strip_module(checkpoint.get("state_dict", checkpoint))
     if TEXT_CTX not in state and VISION_CTX not in state:
-        raise ValueError(f"{path} is no PromptSRC or IVLP checkpoint: it holds neither {TEXT_CTX} nor {VISION_CTX}")
-    teacher = IVLPModel(clip, classnames, **teacher_sizes(state), ctx_init=ctx_init, node="PROMPTKD (teacher)")
+        raise ValueError(
+            f"{path} is no PromptSRC or IVLP checkpoint: it holds neither {TEXT_CTX} nor {VISION_CTX}"
+        )
+    teacher = IVLPModel(
+        clip, classnames, **teacher_sizes(state), ctx_init=ctx_init, node="PROMPTKD (teacher)"
+    )
     load_learned_tensors(teacher, state, f"the teacher's checkpoint {path} (TRAINER.PROMPTKD.TEACHER_NAME)")
     return teacher.to(clip.logit_scale.device).eval()
 
@@ -258,13 +274,14 @@ def load_teacher(cfg, classnames, student) -> IVLPModel:
     clip = load_clip(node.TEACHER_NAME, precision=resolve_precision(node.PREC, device), device=device)
     if clip.image_size != student.image_size:
         raise ValueError(
-            f"the teacher {node.TEACHER_NAME} takes images of {clip.image_size} px, the student {student.image_size} px: "
+            f"the teacher {node.TEACHER_NAME} takes images of {clip.image_size} px, the student "
+            f"{student.image_size} px: "
             "both see the same batch, choose TRAINER.PROMPTKD.TEACHER_NAME accordingly"
         )
     return build_teacher(clip, classnames, path, node.CTX_INIT)
 
 
-# -- training -----------------------------------------------------------------------------------------------------------
+# -- training ------------------------------------------------------------------------------------------------
 
 
 @register_trainer
@@ -279,9 +296,14 @@ class PromptKD(ClassificationTrainer):
         if cfg.TRAINER.MODAL not in MODALS:
             raise ValueError(f"TRAINER.MODAL is {cfg.TRAINER.MODAL!r}; choose one of {', '.join(MODALS)}")
         if node.SELECT not in SELECTIONS:
-            raise ValueError(f"TRAINER.PROMPTKD.SELECT is {node.SELECT!r}; choose one of {', '.join(SELECTIONS)}")
+            raise ValueError(
+                f"TRAINER.PROMPTKD.SELECT is {node.SELECT!r}; choose one of {', '.join(SELECTIONS)}"
+            )
         if node.SELECT == "official_test" and cfg.TEST.FINAL_MODEL != "best_val":
-            raise ValueError("TRAINER.PROMPTKD.SELECT official_test has no effect without TEST.FINAL_MODEL best_val: set both")
+            raise ValueError(
+                "TRAINER.PROMPTKD.SELECT official_test has no effect without TEST.FINAL_MODEL best_val: "
+                "set both"
+            )
         if node.TEMPERATURE <= 0:
             raise ValueError(f"TRAINER.PROMPTKD.TEMPERATURE is {node.TEMPERATURE}; it must be positive")
 
@@ -303,37 +325,50 @@ class PromptKD(ClassificationTrainer):
     def before_train(self):
         cfg, node = self.cfg, method_node(self.cfg, self.config_node)
         if cfg.DATALOADER.TRAIN_X.BATCH_SIZE < 2:
-            raise ValueError("DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2: the projector's BatchNorm needs several images")
+            raise ValueError(
+                "DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2: the projector's BatchNorm needs several "
+                "images"
+            )
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all" or cfg.DATASET.NUM_SHOTS > 0:
-            print("Warning: PromptKD distils on all unlabelled images of all classes: DATASET.SUBSAMPLE_CLASSES all, "
-                  f"DATASET.NUM_SHOTS 0; this run has {cfg.DATASET.SUBSAMPLE_CLASSES} and {cfg.DATASET.NUM_SHOTS}")
+            print(
+                "Warning: PromptKD distils on all unlabelled images of all classes: "
+                "DATASET.SUBSAMPLE_CLASSES all, "
+                f"DATASET.NUM_SHOTS 0; this run has {cfg.DATASET.SUBSAMPLE_CLASSES} and "
+                f"{cfg.DATASET.NUM_SHOTS}"
+            )
         if node.SELECT == "official_test":
-            print("Warning: TRAINER.PROMPTKD.SELECT official_test chooses the epoch on TEST images, as the official runs do; "
-                  "the result is biased upwards and comparable only with results chosen likewise")
+            print(
+                "Warning: TRAINER.PROMPTKD.SELECT official_test chooses the epoch on TEST images, as the "
+                "official runs do; "
+                "the result is biased upwards and comparable only with results chosen likewise"
+            )
         self.check_teacher_classes()
         self.teacher_cache = TeacherCache(self, node.TEACHER_CACHE) if node.TEACHER_CACHE else None
         super().before_train()
 
     def check_teacher_classes(self):
-        """Base-to-new: the teacher must have been trained on (half of) the classes that the student is distilled on."""
+        """Base-to-new: the teacher must have been trained on (half of) the classes that the student is
+        distilled on."""
         taught = self.read_run(method_node(self.cfg, self.config_node).TEACHER_DIR).get("classnames")
         if taught is None or self.cfg.TRAINER.MODAL == "cross":  # official runs do not say
             return
         unknown = sorted(set(taught) - set(self.dm.dataset.classnames))
         if unknown:
             raise ValueError(
-                f"TRAINER.PROMPTKD.TEACHER_DIR holds a teacher for other classes ({len(unknown)} of its {len(taught)} are not "
+                f"TRAINER.PROMPTKD.TEACHER_DIR holds a teacher for other classes ({len(unknown)} of its "
+                f"{len(taught)} are not "
                 f"in this dataset, e.g. {unknown[0]}): give this dataset's teacher, or TRAINER.MODAL cross"
             )
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step --------------------------------------------------------------------------------------------
 
     def parse_batch_train(self, batch):
         self.batch_index = batch["index"]
         return super().parse_batch_train(batch)
 
     def loss(self, images, labels):
-        """The labels stay unused; ``agree`` is how often student and teacher name the same class, in percent."""
+        """The labels stay unused; ``agree`` is how often student and teacher name the same class, in
+        percent."""
         node = method_node(self.cfg, self.config_node)
         features = self.teacher_features(images)
         taught, student = self.model.teacher_logits(features), self.model(images)
@@ -348,7 +383,7 @@ class PromptKD(ClassificationTrainer):
             return self.model.teacher_image_features(images)
         return self.teacher_cache.features[self.batch_index].to(images.device)
 
-    # -- selection ------------------------------------------------------------------------------------------------
+    # -- selection -------------------------------------------------------------------------------------------
 
     def test(self, split=None):
         selects_on_test = method_node(self.cfg, self.config_node).SELECT == "official_test"
@@ -358,7 +393,8 @@ class PromptKD(ClassificationTrainer):
 
     @torch.no_grad()
     def test_accuracy(self, base_only: bool) -> float:
-        """Accuracy on the test images in percent; ``base_only`` scores base images among the base classes alone."""
+        """Accuracy on the test images in percent; ``base_only`` scores base images among the base classes
+        alone."""
         self.set_model_mode("eval")
         count = math.ceil(len(self.model.classnames) / 2) if base_only else len(self.model.classnames)
         correct = total = 0
@@ -375,7 +411,8 @@ class PromptKD(ClassificationTrainer):
 
 
 class TeacherCache:
-    """The teacher's normalised image features ``[N, E_T]`` of the training images in their test view, kept in a file.
+    """The teacher's normalised image features ``[N, E_T]`` of the training images in their test view, kept in
+    a file.
 
     Raises:
         ValueError: the file belongs to another teacher or other images.
@@ -394,7 +431,8 @@ class TeacherCache:
             different = [key for key, value in wanted.items() if held.get(key) != value]
             if different:
                 raise ValueError(
-                    f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} was made for another {' and other '.join(different)}: "
+                    f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} was made for another "
+                    f"{' and other '.join(different)}: "
                     "name another file, or delete it"
                 )
             self.features = held["features"]
@@ -412,7 +450,10 @@ class TeacherCache:
             data, batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
         with trainer.autocast():
-            parts = [trainer.model.teacher_image_features(batch["img"].to(trainer.device)).cpu() for batch in loader]
+            parts = [
+                trainer.model.teacher_image_features(batch["img"].to(trainer.device)).cpu()
+                for batch in loader
+            ]
         return torch.cat(parts)
 
 

@@ -1,4 +1,5 @@
-"""PromptSRC: independent prompts regulated by the frozen CLIP and averaged over epochs (Khattak et al., ICCV 2023)."""
+"""PromptSRC: independent prompts regulated by the frozen CLIP and averaged over epochs (Khattak et al., ICCV
+2023)."""
 
 from __future__ import annotations
 
@@ -28,14 +29,15 @@ def extend_cfg(cfg):
         "IMAGE_LOSS_WEIGHT": 10,  # L1 between learned and frozen image features
         "GPA_MEAN": 15,  # epoch at which the Gaussian prompt aggregation peaks
         "GPA_STD": 1,  # its width, in epochs
-    })
+    })  # fmt: skip
 
 
 class PromptSRCModel(IVLPModel):
     """IVLP that knows what the frozen CLIP says about the same classes and images.
 
     Args:
-        load_target_clip: gives the CLIP that encodes the frozen text target; the prompted one when None. Its features are to
+        load_target_clip: gives the CLIP that encodes the frozen text target; the prompted one when None. Its
+        features are to
             be fp32 even when the prompted towers run in half.
     """
 
@@ -75,8 +77,8 @@ def consistency_losses(image: Tensor, text: Tensor, frozen_image: Tensor, frozen
         scale: exp(logit_scale).
 
     Returns:
-        Mean absolute difference of text features, of image features, and KL(frozen || prompted) of the class probabilities
-        divided by B times C, as the official code does.
+        Mean absolute difference of text features, of image features, and KL(frozen || prompted) of the class
+        probabilities divided by B times C, as the official code does.
     """
     with torch.autocast(image.device.type, enabled=False):
         image, text = image.float(), text.float()
@@ -87,10 +89,11 @@ def consistency_losses(image: Tensor, text: Tensor, frozen_image: Tensor, frozen
 
 
 class GaussianAggregation:
-    """Gaussian prompt aggregation: sum over epochs e = 1 .. E of w_e P_e, w_e proportional to exp(-(e - mean)^2 / 2 std^2).
+    """Gaussian prompt aggregation: sum over epochs e = 1 .. E of w_e P_e, w_e proportional to exp(-(e -
+    mean)^2 / 2 std^2).
 
-    Only the learned tensors are averaged, in fp32 (the official code averages the frozen half weights of CLIP, too, which
-    adds rounding noise to them).
+    Only the learned tensors are averaged, in fp32 (the official code averages the frozen half weights of
+    CLIP, too, which adds rounding noise to them).
     """
 
     def __init__(self, epochs: int, mean: float, std: float):
@@ -117,7 +120,8 @@ class GaussianAggregation:
     def load_state_dict(self, state: dict) -> None:
         if state["settings"] != self.settings:
             raise ValueError(
-                f"the run to resume averages prompts with {state['settings']}, this configuration asks for {self.settings}: "
+                f"the run to resume averages prompts with {state['settings']}, this configuration asks for "
+                f"{self.settings}: "
                 "keep OPTIM.MAX_EPOCH and TRAINER.PROMPTSRC.GPA_MEAN, GPA_STD or start afresh"
             )
         self.total = dict(state["total"])
@@ -164,7 +168,7 @@ class PromptSRC(IVLP):
         }
         return {"loss": sum(terms.values()), **terms, "acc": compute_accuracy(logits, labels)[0]}
 
-    # -- Gaussian prompt aggregation ------------------------------------------------------------------------------
+    # -- Gaussian prompt aggregation -------------------------------------------------------------------------
 
     def learned_tensors(self) -> dict[str, Tensor]:
         """The learned tensors by name; what is averaged."""

@@ -51,13 +51,40 @@ def make_cfg(tmp_path, clip_file, load_once, monkeypatch):
         cfg = get_cfg_default()
         dassl_prompts.extend_cfg(cfg)
         (tmp_path / "data").mkdir(exist_ok=True)
-        merge_opts(cfg, [
-            "TRAINER.NAME", trainer, "DATASET.NAME", "ToyColours", "DATASET.ROOT", str(tmp_path / "data"),
-            "OUTPUT_DIR", str(tmp_path / output), "SEED", 1, "MODEL.BACKBONE.NAME", str(clip_file),
-            "INPUT.SIZE", (32, 32), "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize"),
-            "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 7, "DATALOADER.TEST.BATCH_SIZE", 10,
-            "OPTIM.LR", 0.01, "OPTIM.MAX_EPOCH", 2, "USE_CUDA", False, *opts,
-        ])
+        merge_opts(
+            cfg,
+            [
+                "TRAINER.NAME",
+                trainer,
+                "DATASET.NAME",
+                "ToyColours",
+                "DATASET.ROOT",
+                str(tmp_path / "data"),
+                "OUTPUT_DIR",
+                str(tmp_path / output),
+                "SEED",
+                1,
+                "MODEL.BACKBONE.NAME",
+                str(clip_file),
+                "INPUT.SIZE",
+                (32, 32),
+                "INPUT.TRANSFORMS",
+                ("random_resized_crop", "random_flip", "normalize"),
+                "DATALOADER.NUM_WORKERS",
+                0,
+                "DATALOADER.TRAIN_X.BATCH_SIZE",
+                7,
+                "DATALOADER.TEST.BATCH_SIZE",
+                10,
+                "OPTIM.LR",
+                0.01,
+                "OPTIM.MAX_EPOCH",
+                2,
+                "USE_CUDA",
+                False,
+                *opts,
+            ],
+        )
         cfg.freeze()
         return cfg
 

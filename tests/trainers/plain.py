@@ -1,4 +1,5 @@
-"""The methods' formulas written plainly: 77 tokens, one class or image after the other where the official code does so.
+"""The methods' formulas written plainly: 77 tokens, one class or image after the other where the official
+code does so.
 
 Works on a random state dict with OpenAI's tensor names, not on the package's towers.
 """
@@ -17,8 +18,16 @@ CLASSES = ["tabby_cat", "dog", "great white shark", "aeroplane", "tea pot", "bus
 OTHERS = ["sunflower", "red_panda", "violin"]
 
 
-def openai_state(embed=64, text_width=128, vision_width=192, text_layers=LAYERS, vision_layers=LAYERS, image=32, patch=16,
-                 seed=0) -> dict[str, Tensor]:
+def openai_state(
+    embed=64,
+    text_width=128,
+    vision_width=192,
+    text_layers=LAYERS,
+    vision_layers=LAYERS,
+    image=32,
+    patch=16,
+    seed=0,
+) -> dict[str, Tensor]:
     """Random CLIP weights under OpenAI's names; heads are width / 64 as there."""
     g = torch.Generator().manual_seed(seed)
 
@@ -26,9 +35,12 @@ def openai_state(embed=64, text_width=128, vision_width=192, text_layers=LAYERS,
         return torch.randn(*shape, generator=g) * std
 
     state = {
-        "positional_embedding": rand(CONTEXT, text_width), "text_projection": rand(text_width, embed, std=0.1),
-        "logit_scale": torch.tensor(math.log(100.0)), "token_embedding.weight": rand(49408, text_width, std=0.1),
-        "visual.class_embedding": rand(vision_width), "visual.proj": rand(vision_width, embed, std=0.1),
+        "positional_embedding": rand(CONTEXT, text_width),
+        "text_projection": rand(text_width, embed, std=0.1),
+        "logit_scale": torch.tensor(math.log(100.0)),
+        "token_embedding.weight": rand(49408, text_width, std=0.1),
+        "visual.class_embedding": rand(vision_width),
+        "visual.proj": rand(vision_width, embed, std=0.1),
         "visual.positional_embedding": rand((image // patch) ** 2 + 1, vision_width),
         "visual.conv1.weight": rand(vision_width, 3, patch, patch),
     }
@@ -37,8 +49,12 @@ def openai_state(embed=64, text_width=128, vision_width=192, text_layers=LAYERS,
         for i in range(layers):
             block = f"{tower}transformer.resblocks.{i}."
             norms |= {block + "ln_1": width, block + "ln_2": width}
-            for name, (out, inp) in {"attn.in_proj_": (3 * width, width), "attn.out_proj.": (width, width),
-                                     "mlp.c_fc.": (4 * width, width), "mlp.c_proj.": (width, 4 * width)}.items():
+            for name, (out, inp) in {
+                "attn.in_proj_": (3 * width, width),
+                "attn.out_proj.": (width, width),
+                "mlp.c_fc.": (4 * width, width),
+                "mlp.c_proj.": (width, 4 * width),
+            }.items():
                 state[f"{block}{name}weight"], state[f"{block}{name}bias"] = rand(out, inp), rand(out)
     for name, width in norms.items():
         state[name + ".weight"], state[name + ".bias"] = 1 + rand(width), rand(width)
@@ -54,19 +70,26 @@ def block(state, name, x, mask=None):
     n, length, width = x.shape
     heads = width // 64
     h = norm(state, name + "ln_1", x)
-    q, k, v = F.linear(h, state[name + "attn.in_proj_weight"], state[name + "attn.in_proj_bias"]).chunk(3, dim=-1)
+    q, k, v = F.linear(h, state[name + "attn.in_proj_weight"], state[name + "attn.in_proj_bias"]).chunk(
+        3, dim=-1
+    )
     q, k, v = (t.reshape(n, length, heads, 64).transpose(1, 2) for t in (q, k, v))
     scores = q @ k.transpose(-1, -2) / 8.0
     if mask is not None:
         scores = scores + mask
     h = (scores.softmax(-1) @ v).transpose(1, 2).reshape(n, length, width)
     x = x + F.linear(h, state[name + "attn.out_proj.weight"], state[name + "attn.out_proj.bias"])
-    h = F.linear(norm(state, name + "ln_2", x), state[name + "mlp.c_fc.weight"], state[name + "mlp.c_fc.bias"])
-    return x + F.linear(h * torch.sigmoid(1.702 * h), state[name + "mlp.c_proj.weight"], state[name + "mlp.c_proj.bias"])
+    h = F.linear(
+        norm(state, name + "ln_2", x), state[name + "mlp.c_fc.weight"], state[name + "mlp.c_fc.bias"]
+    )
+    return x + F.linear(
+        h * torch.sigmoid(1.702 * h), state[name + "mlp.c_proj.weight"], state[name + "mlp.c_proj.bias"]
+    )
 
 
 def text_features(state, tokens: Tensor, ctx=None, deep=(), normalise=True) -> Tensor:
-    """``[C, E]`` of token ids ``[C, 77]`` whose positions 1 .. n hold ``ctx`` (``[n, d]`` or ``[C, n, d]``)."""
+    """``[C, E]`` of token ids ``[C, 77]`` whose positions 1 .. n hold ``ctx`` (``[n, d]`` or ``[C, n,
+    d]``)."""
     x = state["token_embedding.weight"][tokens]
     if ctx is not None:
         n = ctx.shape[-2]
@@ -86,7 +109,10 @@ def image_features(state, images: Tensor, visual=None, deep=(), normalise=True) 
     """``[B, E]``; ``visual`` and ``deep`` are ``[n, d]`` and stand at the end of the sequence."""
     weight = state["visual.conv1.weight"]
     x = F.conv2d(images, weight, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
-    x = torch.cat([state["visual.class_embedding"].expand(len(x), 1, -1), x], dim=1) + state["visual.positional_embedding"]
+    x = (
+        torch.cat([state["visual.class_embedding"].expand(len(x), 1, -1), x], dim=1)
+        + state["visual.positional_embedding"]
+    )
     if visual is not None:
         x = torch.cat([x, visual.expand(len(x), *visual.shape)], dim=1)
     x = norm(state, "visual.ln_pre", x)

@@ -1,7 +1,5 @@
 """Whole runs of the prompt-learning backbones: what a checkpoint holds, where it loads, how a run resumes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,8 +11,17 @@ METHODS = {
     "CoCoOp": (["TRAINER.COCOOP.CTX_INIT", "a photo of a"], "prompt_learner"),
     "IVLP": (["TRAINER.IVLP.PROMPT_DEPTH_TEXT", 3, "TRAINER.IVLP.PROMPT_DEPTH_VISION", 2], "VLPromptLearner"),
     "MaPLe": (["TRAINER.MAPLE.PROMPT_DEPTH", 3], "MultiModalPromptLearner"),
-    "PromptSRC": (["TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2,
-                   "TRAINER.PROMPTSRC.GPA_MEAN", 2], "VLPromptLearner"),
+    "PromptSRC": (
+        [
+            "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT",
+            3,
+            "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION",
+            2,
+            "TRAINER.PROMPTSRC.GPA_MEAN",
+            2,
+        ],
+        "VLPromptLearner",
+    ),
     "PromptKD": (["TRAINER.PROMPTKD.PROMPT_DEPTH_VISION", 3], "VLPromptLearner"),
 }
 
@@ -37,7 +44,12 @@ def teacher_options(teacher_file, teacher_clip, tmp_path):
     folder.mkdir(parents=True)
     state = {n: p.detach() for n, p in tuned.named_parameters() if not n.startswith("clip.")}
     torch.save({"state_dict": state, "epoch": 20}, folder / "model.pth.tar-20")
-    return ["TRAINER.PROMPTKD.TEACHER_NAME", str(teacher_file), "TRAINER.PROMPTKD.TEACHER_DIR", str(tmp_path / "teacher")]
+    return [
+        "TRAINER.PROMPTKD.TEACHER_NAME",
+        str(teacher_file),
+        "TRAINER.PROMPTKD.TEACHER_DIR",
+        str(tmp_path / "teacher"),
+    ]
 
 
 def logits_on_other_classes(cfg, trainer_class, checkpoint, images):
@@ -123,10 +135,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, make_cfg, method, tmp_
     assert second._final_result == whole._final_result
 
 
-@pytest.mark.parametrize("name, key", [
-    ("IVLP", "TRAINER.IVLP.PROMPT_DEPTH_TEXT"), ("MaPLe", "TRAINER.MAPLE.PROMPT_DEPTH"),
-    ("PromptSRC", "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION"),
-])
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("IVLP", "TRAINER.IVLP.PROMPT_DEPTH_TEXT"),
+        ("MaPLe", "TRAINER.MAPLE.PROMPT_DEPTH"),
+        ("PromptSRC", "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION"),
+    ],
+)
 def test_checkpoints_with_more_layers_than_the_model_are_refused(train, make_cfg, name, key, tmp_path):
     train(name, *METHODS[name][0])
     shallow = build_trainer(make_cfg(name, *METHODS[name][0], key, 1, output="shallow"))
@@ -144,7 +160,7 @@ def test_unknown_precision_is_refused(make_cfg):
         build_trainer(make_cfg("PromptSRC", "TRAINER.PROMPTSRC.PREC", "fp8"))
 
 
-# -- PromptSRC --------------------------------------------------------------------------------------------------------
+# -- PromptSRC -----------------------------------------------------------------------------------------------
 
 
 def test_the_last_checkpoint_holds_the_aggregated_prompts(train, tmp_path):
@@ -160,7 +176,7 @@ def test_the_last_checkpoint_holds_the_aggregated_prompts(train, tmp_path):
         assert not torch.equal(states[2][key], states[1][key])
 
 
-# -- PromptKD ---------------------------------------------------------------------------------------------------------
+# -- PromptKD ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -172,8 +188,25 @@ def test_labels_do_not_enter_the_distillation(make_cfg, kd, images):
     trainer = build_trainer(make_cfg("PromptKD", *kd))
     trainer.teacher_cache = None
     trainer.set_model_mode("eval")
-    losses = {trainer.loss(images, labels)["loss"].item() for labels in (torch.zeros(5).long(), torch.arange(5))}
+    losses = {
+        trainer.loss(images, labels)["loss"].item() for labels in (torch.zeros(5).long(), torch.arange(5))
+    }
     assert len(losses) == 1
+
+
+def test_projector_weights_of_linear_layers_load(train, make_cfg, kd, tmp_path, images):
+    trainer = train("PromptKD", *kd)
+    path = tmp_path / "run" / "VLPromptLearner" / "model.pth.tar-2"
+    checkpoint = load_checkpoint(path)
+    for key in ("VPT_image_trans.conv1.0.weight", "VPT_image_trans.conv1.3.weight"):
+        checkpoint["state_dict"][key] = checkpoint["state_dict"][key][:, :, 0, 0]
+    torch.save(checkpoint, path)
+    again = build_trainer(make_cfg("PromptKD", *kd, output="again"))
+    again.load_model(str(tmp_path / "run"))
+    trainer.set_model_mode("eval")
+    again.set_model_mode("eval")
+    with torch.no_grad():
+        assert torch.equal(again.model(images), trainer.model(images))
 
 
 def test_base_and_new_evaluations_use_rows_of_the_teachers_classes(train, make_cfg, kd, tmp_path):
@@ -190,7 +223,9 @@ def test_base_and_new_evaluations_use_rows_of_the_teachers_classes(train, make_c
 def test_selecting_on_test_images_needs_two_keys_and_warns(train, make_cfg, kd, capsys, tmp_path):
     with pytest.raises(ValueError, match="FINAL_MODEL best_val"):
         build_trainer(make_cfg("PromptKD", *kd, "TRAINER.PROMPTKD.SELECT", "official_test"))
-    trainer = train("PromptKD", *kd, "TRAINER.PROMPTKD.SELECT", "official_test", "TEST.FINAL_MODEL", "best_val")
+    trainer = train(
+        "PromptKD", *kd, "TRAINER.PROMPTKD.SELECT", "official_test", "TEST.FINAL_MODEL", "best_val"
+    )
     assert "chooses the epoch on TEST images" in capsys.readouterr().out
     assert (tmp_path / "run" / "VLPromptLearner" / "model-best.pth.tar").exists()
     base = build_trainer(make_cfg("PromptKD", *kd, "DATASET.SUBSAMPLE_CLASSES", "base", output="base"))
@@ -222,7 +257,12 @@ def test_single_image_batches_are_refused(train, kd):
 
 
 def test_a_missing_teacher_stops_the_run(make_cfg, teacher_file, tmp_path):
-    opts = ["TRAINER.PROMPTKD.TEACHER_NAME", str(teacher_file), "TRAINER.PROMPTKD.TEACHER_DIR", str(tmp_path / "none")]
+    opts = [
+        "TRAINER.PROMPTKD.TEACHER_NAME",
+        str(teacher_file),
+        "TRAINER.PROMPTKD.TEACHER_DIR",
+        str(tmp_path / "none"),
+    ]
     with pytest.raises(FileNotFoundError, match="teacher.sh"):
         build_trainer(make_cfg("PromptKD", *opts))
 

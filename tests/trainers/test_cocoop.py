@@ -56,7 +56,10 @@ def test_meta_network_sizes_and_names(clip):
     model = CoCoOpModel(clip, plain.CLASSES, 4, "a photo of a")
     shapes = {n: tuple(p.shape) for n, p in model.checkpoint_module.named_parameters()}
     assert shapes == {
-        "ctx": (4, 128), "meta_net.linear1.weight": (4, 64), "meta_net.linear1.bias": (4,),
-        "meta_net.linear2.weight": (128, 4), "meta_net.linear2.bias": (128,),
+        "ctx": (4, 128),
+        "meta_net.linear1.weight": (4, 64),
+        "meta_net.linear1.bias": (4,),
+        "meta_net.linear2.weight": (128, 4),
+        "meta_net.linear2.bias": (128,),
     }
     assert model.checkpoint_name == "prompt_learner"

@@ -24,15 +24,21 @@ def ivlp_logits(model, state, images, clip, text=True, vision=True, words="of a"
     names = [n.replace("_", " ") for n in model.classnames]
     slots = "X X " if text else ""
     tokens = clip.tokenize([f"{slots}{words} {n}." for n in names])
-    t = plain.text_features(state, tokens, tensors["prompt_learner.ctx"] if text else None, deep("text_encoder"))
-    v = plain.image_features(state, images, tensors["image_encoder.VPT"] if vision else None, deep("image_encoder"))
+    t = plain.text_features(
+        state, tokens, tensors["prompt_learner.ctx"] if text else None, deep("text_encoder")
+    )
+    v = plain.image_features(
+        state, images, tensors["image_encoder.VPT"] if vision else None, deep("image_encoder")
+    )
     return plain.logits(state, v, t)
 
 
 def check_against_plain(model, state, images, labels, reference):
     """Logits to 1e-5 of their scale and gradients to 1e-4."""
     ours, wanted = model(images), reference()
-    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5 * float(plain.logits(state, torch.ones(1, 1), torch.ones(1, 1))))
+    torch.testing.assert_close(
+        ours, wanted, rtol=1e-5, atol=1e-5 * float(plain.logits(state, torch.ones(1, 1), torch.ones(1, 1)))
+    )
     parameters = model.prompt_parameters()
     got = torch.autograd.grad(F.cross_entropy(ours, labels), parameters)
     want = torch.autograd.grad(F.cross_entropy(wanted, labels), parameters)
@@ -51,9 +57,15 @@ def test_logits_and_gradients_equal_the_plain_formulas(clip, state, images, labe
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_visual_prompt_tuning_scores_the_fixed_template(clip, state, images, labels, depth):
     model = randomise(IVLPModel(clip, plain.CLASSES, 2, 3, 0, depth))
-    assert not any("text" in n or "ctx" in n for n in dict(model.named_parameters()) if not n.startswith("clip."))
+    assert not any(
+        "text" in n or "ctx" in n for n in dict(model.named_parameters()) if not n.startswith("clip.")
+    )
     check_against_plain(
-        model, state, images, labels, lambda: ivlp_logits(model, state, images, clip, text=False, words="a photo of a")
+        model,
+        state,
+        images,
+        labels,
+        lambda: ivlp_logits(model, state, images, clip, text=False, words="a photo of a"),
     )
 
 
@@ -70,7 +82,9 @@ def test_visual_prompt_tuning_encodes_the_template_once(clip, images, labels):
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_deep_language_prompting_leaves_the_image_tower(clip, state, images, labels, depth):
     model = randomise(IVLPModel(clip, plain.CLASSES, 2, 3, depth, 0))
-    check_against_plain(model, state, images, labels, lambda: ivlp_logits(model, state, images, clip, vision=False))
+    check_against_plain(
+        model, state, images, labels, lambda: ivlp_logits(model, state, images, clip, vision=False)
+    )
 
 
 def test_deep_language_prompting_works_on_a_resnet(resnet, labels):
@@ -108,8 +122,10 @@ def test_tensor_names_are_the_official_ones(clip):
     model = IVLPModel(clip, plain.CLASSES, 2, 3, 3, 2)
     names = {n for n, p in model.checkpoint_module.named_parameters() if p.requires_grad}
     assert names == {
-        "prompt_learner.ctx", "text_encoder.transformer.resblocks.1.VPT_shallow",
-        "text_encoder.transformer.resblocks.2.VPT_shallow", "image_encoder.VPT",
+        "prompt_learner.ctx",
+        "text_encoder.transformer.resblocks.1.VPT_shallow",
+        "text_encoder.transformer.resblocks.2.VPT_shallow",
+        "image_encoder.VPT",
         "image_encoder.transformer.resblocks.1.VPT_shallow",
     }
     assert model.checkpoint_name == "VLPromptLearner"

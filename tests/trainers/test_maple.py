@@ -12,7 +12,9 @@ def maple_logits(model, state, images, clip, words):
     p = model.prompt_learner
     linear = lambda layer, x: x @ layer.weight.t() + layer.bias  # noqa: E731
     visual = linear(p.proj, p.ctx)
-    visual_deep = [linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)]
+    visual_deep = [
+        linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)
+    ]
     slots = " ".join(["X"] * len(p.ctx))
     tokens = clip.tokenize([f"{slots} {words} {name}.".replace("  ", " ") for name in model.classnames])
     text = plain.text_features(state, tokens, p.ctx, list(p.compound_prompts_text))
@@ -40,9 +42,15 @@ def test_names_count_and_initial_values(clip):
     model = MaPLeModel(clip, plain.CLASSES, 2, "a photo of a", 3)
     names = {n for n, p in model.checkpoint_module.named_parameters() if p.requires_grad}
     assert names == {
-        "prompt_learner.ctx", "prompt_learner.proj.weight", "prompt_learner.proj.bias",
+        "prompt_learner.ctx",
+        "prompt_learner.proj.weight",
+        "prompt_learner.proj.bias",
         *(f"prompt_learner.compound_prompts_text.{i}" for i in range(2)),
-        *(f"prompt_learner.compound_prompt_projections.{i}.{kind}" for i in range(2) for kind in ("weight", "bias")),
+        *(
+            f"prompt_learner.compound_prompt_projections.{i}.{kind}"
+            for i in range(2)
+            for kind in ("weight", "bias")
+        ),
     }
     first, second = model.prompt_learner.compound_prompt_projections
     assert torch.equal(first.weight, second.weight) and first.weight is not second.weight

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.promptkd import (
@@ -40,7 +39,9 @@ def model(clip, teacher):
 def convolutional(projector):
     """The official module with the same weights, on images of one pixel."""
     n_out, n_in = projector.conv1[0].weight.shape[:2]
-    net = nn.Sequential(nn.Conv2d(n_in, n_out, 1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.Conv2d(n_out, n_out, 1))
+    net = nn.Sequential(
+        nn.Conv2d(n_in, n_out, 1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.Conv2d(n_out, n_out, 1)
+    )
     net.load_state_dict(projector.conv1.state_dict())
     return net
 
@@ -63,12 +64,16 @@ def test_projector_equals_the_linear_form_with_gradients():
     first, batch_norm, _, last = projector.conv1
     x = torch.randn(5, 6)
     h = x @ first.weight[:, :, 0, 0].t() + first.bias
-    h = (h - batch_norm.running_mean) / (batch_norm.running_var + 1e-5).sqrt() * batch_norm.weight + batch_norm.bias
+    h = (h - batch_norm.running_mean) / (
+        batch_norm.running_var + 1e-5
+    ).sqrt() * batch_norm.weight + batch_norm.bias
     wanted = h.relu() @ last.weight[:, :, 0, 0].t() + last.bias
     torch.testing.assert_close(projector(x), wanted, rtol=1e-5, atol=1e-6)
     parameters = list(projector.parameters())
-    for g, w in zip(torch.autograd.grad(projector(x).square().sum(), parameters),
-                    torch.autograd.grad(wanted.square().sum(), parameters)):
+    for g, w in zip(
+        torch.autograd.grad(projector(x).square().sum(), parameters),
+        torch.autograd.grad(wanted.square().sum(), parameters),
+    ):
         assert plain.relative_error(g, w) < 1e-4
 
 
@@ -89,7 +94,9 @@ def plain_teacher_text(teacher, teacher_state, clip):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_objective_and_gradients_equal_the_plain_formulas(model, teacher, state, teacher_state, clip, images, temperature):
+def test_objective_and_gradients_equal_the_plain_formulas(
+    model, teacher, state, teacher_state, clip, images, temperature
+):
     model.train()
     prompts = model.emit()
     student = model.logits(model.encode_images(images, prompts), model.encode_classes(prompts))
@@ -99,7 +106,9 @@ def test_objective_and_gradients_equal_the_plain_formulas(model, teacher, state,
     t = teacher.emit()
     with torch.no_grad():
         g = plain_teacher_text(teacher, teacher_state, clip)
-        z_t = plain.logits(teacher_state, plain.image_features(teacher_state, images, t.vision, t.vision_deep), g)
+        z_t = plain.logits(
+            teacher_state, plain.image_features(teacher_state, images, t.vision, t.vision_deep), g
+        )
     v = plain.image_features(state, images, prompts.vision, prompts.vision_deep, normalise=False)
     v = convolutional(model.VPT_image_trans).train()(v[:, :, None, None])[:, :, 0, 0]
     z_s = plain.logits(state, v / v.norm(dim=-1, keepdim=True), g)
@@ -144,7 +153,9 @@ def test_base_and_new_rows_are_rows_of_all(model, clip, teacher_clip, teacher):
 def test_text_prompts_of_its_own_start_as_the_teachers(model, images):
     before = model.eval().class_features()
     model.add_text_prompts()
-    assert {n for n, _ in model.named_parameters() if "ctx" in n and not n.startswith("teacher.")} == {"prompt_learner.ctx"}
+    assert {n for n, _ in model.named_parameters() if "ctx" in n and not n.startswith("teacher.")} == {
+        "prompt_learner.ctx"
+    }
     torch.testing.assert_close(model.class_features(), before)
     with torch.no_grad():
         model.prompt_learner.ctx.add_(1.0)
@@ -160,10 +171,14 @@ def test_names_and_shapes_are_the_official_ones(model):
         "image_encoder.VPT": (2, 192),
         "image_encoder.transformer.resblocks.1.VPT_shallow": (2, 192),
         "image_encoder.transformer.resblocks.2.VPT_shallow": (2, 192),
-        "VPT_image_trans.conv1.0.weight": (96, 64, 1, 1), "VPT_image_trans.conv1.0.bias": (96,),
-        "VPT_image_trans.conv1.1.weight": (96,), "VPT_image_trans.conv1.1.bias": (96,),
-        "VPT_image_trans.conv1.1.running_mean": (96,), "VPT_image_trans.conv1.1.running_var": (96,),
-        "VPT_image_trans.conv1.3.weight": (96, 96, 1, 1), "VPT_image_trans.conv1.3.bias": (96,),
+        "VPT_image_trans.conv1.0.weight": (96, 64, 1, 1),
+        "VPT_image_trans.conv1.0.bias": (96,),
+        "VPT_image_trans.conv1.1.weight": (96,),
+        "VPT_image_trans.conv1.1.bias": (96,),
+        "VPT_image_trans.conv1.1.running_mean": (96,),
+        "VPT_image_trans.conv1.1.running_var": (96,),
+        "VPT_image_trans.conv1.3.weight": (96, 96, 1, 1),
+        "VPT_image_trans.conv1.3.bias": (96,),
     }
 
 
@@ -172,7 +187,7 @@ def test_classes_of_teacher_and_student_must_agree(clip, teacher):
         PromptKDModel(clip, plain.CLASSES[::-1], teacher)
 
 
-# -- the teacher's checkpoint -----------------------------------------------------------------------------------------
+# -- the teacher's checkpoint --------------------------------------------------------------------------------
 
 
 def save_official(path, teacher):

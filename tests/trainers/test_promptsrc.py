@@ -80,16 +80,21 @@ def test_frozen_image_features_carry_no_graph(model, state, images):
 
 def test_consistency_vanishes_for_equal_features():
     v, t = F.normalize(torch.randn(4, 8), dim=-1), F.normalize(torch.randn(3, 8), dim=-1)
-    assert all(float(x) == pytest.approx(0, abs=1e-7) for x in consistency_losses(v, t, v, t, torch.tensor(100.0)))
+    assert all(
+        float(x) == pytest.approx(0, abs=1e-7) for x in consistency_losses(v, t, v, t, torch.tensor(100.0))
+    )
 
 
-# -- Gaussian prompt aggregation --------------------------------------------------------------------------------------
+# -- Gaussian prompt aggregation -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("epochs, mean, std, expected", [
-    (20, 15, 1, {15: 0.399, 14: 0.242, 16: 0.242}),  # base-to-new
-    (20, 6, 10, {1: 0.055, 6: 0.063, 20: 0.024}),  # cross-dataset
-])
+@pytest.mark.parametrize(
+    "epochs, mean, std, expected",
+    [
+        (20, 15, 1, {15: 0.399, 14: 0.242, 16: 0.242}),  # base-to-new
+        (20, 6, 10, {1: 0.055, 6: 0.063, 20: 0.024}),  # cross-dataset
+    ],
+)
 def test_aggregation_weights_of_the_recipes(epochs, mean, std, expected):
     weights = GaussianAggregation(epochs, mean, std).weights
     assert sum(weights) == pytest.approx(1)
