@@ -337,8 +337,8 @@ def main() -> None:
 Written by `python benchmarks/methods.py {options} --write`.
 Random ViT-B/16 (teacher ViT-L/14) weights, {args.classes} classes, 224 px, least of {args.repeats} timed calls
 after a first one. *Official*: 77 positions per class, class features again for every batch, CoCoOp image by
-image, PromptKD's teacher text for every batch. *Difference*: of the gradients (relative L2); in evaluation of
-the logits (largest absolute one).
+image, PromptKD's teacher text for every batch. *Difference*: of the gradients (relative L2); in evaluation
+of the logits (largest absolute one).
 
 {where}, {args.prec}, torch {torch.__version__}, load of the machine at the end {os.getloadavg()[0]:.1f}.
 
