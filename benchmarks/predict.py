@@ -2,8 +2,9 @@
 
     python benchmarks/predict.py RUN_DIR [--counts 200 2000]
 
-RUN_DIR is a trained run, e.g. of `python -m dassl_prompts.run base2new --trainer CoOp --dataset emoji`. Every count runs in a process
-of its own on made-up pictures of 256 x 256 pixels; prints a JSON line each: peak resident memory and pictures per second.
+RUN_DIR is a trained run, e.g. of `python -m dassl_prompts.run base2new --trainer CoOp --dataset emoji`. Every
+count runs in a process of its own on made-up pictures of 256 x 256 pixels; prints a JSON line each: peak
+resident memory and pictures per second.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def measure(run: str, folder: str) -> None:
     seconds = time.perf_counter() - start
     count = len(out.read_text().splitlines()) - 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"pictures": count, "peak_MiB": round(peak), "pictures_per_s": round(count / seconds, 1)}))
+    print(
+        json.dumps({"pictures": count, "peak_MiB": round(peak), "pictures_per_s": round(count / seconds, 1)})
+    )
 
 
 def main() -> None:
@@ -54,7 +57,11 @@ def main() -> None:
             folder = Path(scratch) / "pictures"
             folder.mkdir()
             make_pictures(folder, count)
-            subprocess.run([sys.executable, __file__, args.run, "--measure", str(folder)], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, __file__, args.run, "--measure", str(folder)],
+                check=True,
+                stderr=subprocess.DEVNULL,
+            )
 
 
 if __name__ == "__main__":

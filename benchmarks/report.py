@@ -17,32 +17,56 @@ import tempfile
 import time
 from pathlib import Path
 
-DATASETS = ("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397",
-            "DescribableTextures", "EuroSAT", "UCF101")  # fmt: skip
+DATASETS = (
+    "ImageNet",
+    "Caltech101",
+    "OxfordPets",
+    "StanfordCars",
+    "OxfordFlowers",
+    "Food101",
+    "FGVCAircraft",
+    "SUN397",
+    "DescribableTextures",
+    "EuroSAT",
+    "UCF101",
+)
 TRAINERS = ("CoOp", "CoCoOp", "MaPLe", "PromptSRC", "DPC_CoOp", "DPC_MaPLe")
 
 
 def write_tree(root: Path, count: int, config_keys: int = 225) -> int:
-    """Base-to-new and few-shot runs until there are ``count``; results.json and log.txt as large as real ones."""
+    """Base-to-new and few-shot runs, ``count`` of them, with files as large as real ones."""
     draw = random.Random(0)
     config = {f"TRAINER.SOME.KEY_{i}": repr(i) for i in range(config_keys)}
     lines = "".join(
         f"epoch [{e}/20] batch [{b}/100] time 0.1 (0.1) data 0.0 (0.0) loss {3 / e:.4f} ({3 / e:.4f}) lr 2.0000e-03 eta 0:00:01\n"
-        for e in range(1, 21) for b in range(20, 101, 20)
-    )  # fmt: skip
+        for e in range(1, 21)
+        for b in range(20, 101, 20)
+    )
     written = 0
     for number in range(count):  # seeds grow until there are enough runs
         seed, rest = divmod(number, len(DATASETS) * len(TRAINERS) * 3)
         dataset, rest = DATASETS[rest % 11], rest // 11
         trainer, what = TRAINERS[rest % 6], rest // 6
-        stage, classes = (("base2new/train_base", "base"), ("base2new/test_new", "new"), ("fewshot/train_all", "all"))[what]
+        stage, classes = (
+            ("base2new/train_base", "base"),
+            ("base2new/test_new", "new"),
+            ("fewshot/train_all", "all"),
+        )[what]
         folder = root / stage / dataset.lower() / "shots_16" / trainer / "vit_b16" / f"seed{seed + 1}"
         folder.mkdir(parents=True)
         results = {
-            "trainer": trainer, "dataset": dataset, "classes": classes, "shots": 16, "seed": seed + 1, "backbone": "ViT-B/16",
-            "config": {**config, "SEED": repr(seed + 1)}, "classnames": [f"class {i}" for i in range(200)], "finished": True,
-            "kind": "evaluation" if classes == "new" else "training", "test": {"accuracy": draw.uniform(60, 90)},
-        }  # fmt: skip
+            "trainer": trainer,
+            "dataset": dataset,
+            "classes": classes,
+            "shots": 16,
+            "seed": seed + 1,
+            "backbone": "ViT-B/16",
+            "config": {**config, "SEED": repr(seed + 1)},
+            "classnames": [f"class {i}" for i in range(200)],
+            "finished": True,
+            "kind": "evaluation" if classes == "new" else "training",
+            "test": {"accuracy": draw.uniform(60, 90)},
+        }
         (folder / "results.json").write_text(json.dumps(results, indent=1))
         if classes != "new":
             (folder / "log.txt").write_text(lines)
@@ -76,10 +100,17 @@ def main() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             assert report([str(root), "--plots", str(Path(scratch) / "plots")]) == 0
         plots = clock()
-    print(json.dumps({
-        "runs": runs, "lines": out.getvalue().count("\n"), **passed(start, imported, "import"),
-        **passed(imported, tables, "tables"), **passed(tables, plots, "tables_and_plots"),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "runs": runs,
+                "lines": out.getvalue().count("\n"),
+                **passed(start, imported, "import"),
+                **passed(imported, tables, "tables"),
+                **passed(tables, plots, "tables_and_plots"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def literals():
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+                    found.append(
+                        "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found
@@ -59,5 +61,9 @@ def test_commands_of_the_running_page_parse():
     commands = re.findall(r"python -m dassl_prompts\.(run|report|predict) ([^\n#>]+)", page)
     assert len(commands) >= 9
     for name, words in commands:
-        known = {option for action in {"run": run, "report": report, "predict": predict}[name]()._actions for option in action.option_strings}
+        known = {
+            option
+            for action in {"run": run, "report": report, "predict": predict}[name]()._actions
+            for option in action.option_strings
+        }
         assert set(re.findall(r"(?<!\S)--[\w-]+", words)) <= known, words

@@ -1,4 +1,4 @@
-"""Trained runs as classifiers: labels equal to the trainer's, unseen classes, streaming, export, words, bad input."""
+"""Trained runs as classifiers: scores equal to the trainer's, unseen classes, streaming, export, words."""
 
 import csv
 import json
@@ -18,11 +18,20 @@ from tests.trainers.conftest import clip_file, load_once, make_cfg, state, train
 
 #: the toy backbone has four layers
 SHALLOW = ("TRAINER.MAPLE.PROMPT_DEPTH", 3) + tuple(
-    item for node in ("IVLP", "PROMPTSRC") for side in ("TEXT", "VISION") for item in (f"TRAINER.{node}.PROMPT_DEPTH_{side}", 3)
+    item
+    for node in ("IVLP", "PROMPTSRC")
+    for side in ("TEXT", "VISION")
+    for item in (f"TRAINER.{node}.PROMPT_DEPTH_{side}", 3)
 )
 #: CLIP's own preparation of pictures, which open_clip's transform has
-CLIP_PIXELS = ("INPUT.INTERPOLATION", "bicubic", "INPUT.PIXEL_MEAN", [0.48145466, 0.4578275, 0.40821073],
-               "INPUT.PIXEL_STD", [0.26862954, 0.26130258, 0.27577711])  # fmt: skip
+CLIP_PIXELS = (
+    "INPUT.INTERPOLATION",
+    "bicubic",
+    "INPUT.PIXEL_MEAN",
+    [0.48145466, 0.4578275, 0.40821073],
+    "INPUT.PIXEL_STD",
+    [0.26862954, 0.26130258, 0.27577711],
+)
 CLASSES = [name.replace("_", " ") for name in plain.CLASSES]
 
 
@@ -63,7 +72,9 @@ def test_scores_are_those_of_the_trainer(train, trainer):  # noqa: F811
 
 def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train, pictures):  # noqa: F811
     first = train("CoOp", output="stage1")
-    second = train("DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2")
+    second = train(
+        "DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2"
+    )
     image = [Image.open(pictures / "0.png").convert("RGB")]
     own = load_run(second.output_dir, CLASSES[:3], device="cpu")
     coop = load_run(first.output_dir, CLASSES[:3], device="cpu")
@@ -72,14 +83,26 @@ def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train
     torch.testing.assert_close(own.model.emit().text, 0.2 * p_prime + 0.8 * p)
     new = ["zebra", "violin"]
     torch.testing.assert_close(
-        load_run(second.output_dir, new, device="cpu").scores(image), load_run(first.output_dir, new, device="cpu").scores(image)
+        load_run(second.output_dir, new, device="cpu").scores(image),
+        load_run(first.output_dir, new, device="cpu").scores(image),
     )
 
 
 def test_labels_for_classes_never_trained_on(train, pictures, capsys):  # noqa: F811
     folder = train("CoOp").output_dir
     capsys.readouterr()
-    words = [folder, str(pictures), "--classes", "polar bear", "sea_horse", "violin", "--top", "0", "--device", "cpu"]
+    words = [
+        folder,
+        str(pictures),
+        "--classes",
+        "polar bear",
+        "sea_horse",
+        "violin",
+        "--top",
+        "0",
+        "--device",
+        "cpu",
+    ]
     assert command.main(words) == 0
     out, err = capsys.readouterr()
     rows = read_csv(out)
@@ -101,8 +124,12 @@ def test_files_and_their_formats(train, pictures, tmp_path, capsys):  # noqa: F8
     assert command.main([*base, "--output", str(tmp_path / "out" / "a.json"), "--top", "2"]) == 3
     assert "1 of 6 images could not be read" in capsys.readouterr().err
     items = json.loads((tmp_path / "out" / "a.json").read_text())
-    assert len(items) == 6 and "cannot read image" in next(i for i in items if "broken" in i["image"])["error"]
-    assert items[0]["label"] in ("zebra", "violin") and sum(items[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert (
+        len(items) == 6 and "cannot read image" in next(i for i in items if "broken" in i["image"])["error"]
+    )
+    assert items[0]["label"] in ("zebra", "violin") and sum(items[0]["scores"].values()) == pytest.approx(
+        1, abs=1e-5
+    )
     assert command.main([*base, "--output", str(tmp_path / "a.csv")]) == 3
     rows = read_csv((tmp_path / "a.csv").read_text())
     assert [r["label"] for r in rows if r["label"]] == [i["label"] for i in items if "label" in i]
@@ -147,11 +174,18 @@ def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeyp
     run = load_run(train("CoOp", *CLIP_PIXELS).output_dir, ["polar bear", "violin", "zebra"], device="cpu")
     files = export(run, tmp_path / "exported", with_backbone=True)
     assert {f.name for f in files} == {
-        "classes.safetensors", "prompts.safetensors", "backbone.json", "backbone.safetensors", "card.json"}  # fmt: skip
+        "classes.safetensors",
+        "prompts.safetensors",
+        "backbone.json",
+        "backbone.safetensors",
+        "card.json",
+    }
     card = json.loads((tmp_path / "exported" / "card.json").read_text())
     assert card["classes"] == run.classnames and card["usable_with_open_clip_alone"]
     page = (Path(__file__).parent.parent / "docs" / "running.md").read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "exported/card.json" in block]
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "exported/card.json" in block
+    ]
     assert "dassl_prompts" not in code and len(code.strip().splitlines()) <= 10
     image = Image.open(pictures / "0.png").convert("RGB")
     image.save(tmp_path / "cat.png")
@@ -165,7 +199,11 @@ def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeyp
 
 
 def test_the_card_says_what_the_files_cannot_do_alone(train, tmp_path):  # noqa: F811
-    expected = {"CoOp": ("fixed", "frozen"), "MaPLe": ("fixed", "prompted"), "CoCoOp": ("per image", "frozen")}
+    expected = {
+        "CoOp": ("fixed", "frozen"),
+        "MaPLe": ("fixed", "prompted"),
+        "CoCoOp": ("per image", "frozen"),
+    }
     for trainer, kind in expected.items():
         run = load_run(train(trainer, *SHALLOW, output=trainer).output_dir, device="cpu")
         export(run, tmp_path / trainer)

@@ -1,4 +1,4 @@
-"""Using trained runs: labels for images, exported class embeddings, the words nearest to a learned context."""
+"""Using trained runs: labels for images, exported class embeddings, words near a learned context."""
 
 from dassl_prompts.predict.run import TrainedRun, load_run
 

@@ -30,18 +30,54 @@ exit codes: 0 done, 2 wrong input, 3 some images could not be read (the others a
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.predict",
-        description="Label images with a trained run, also with classes it was never trained on; export it; read its words.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("run", metavar="RUN_DIR", help="folder of a training run (with results.json and a checkpoint)")
-    p.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders (searched at any depth) or archive.zip::member")
-    p.add_argument("--classes", nargs="+", metavar="NAME", help="what to tell apart (default: the classes of the training)")
+        description="Label images with a trained run, also with classes it never saw; export it; read its words.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "run", metavar="RUN_DIR", help="folder of a training run (with results.json and a checkpoint)"
+    )
+    p.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="image files, folders (searched at any depth) or archive.zip::member",
+    )
+    p.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="what to tell apart (default: the classes of the training)",
+    )
     p.add_argument("--classes-file", type=Path, metavar="FILE", help="class names, one per line")
-    p.add_argument("--top", type=int, default=1, metavar="K", help="how many classes per image, 0 for all (default 1)")
-    p.add_argument("--output", type=Path, metavar="FILE", help="write to FILE, .csv or .json (default: CSV on the screen)")
-    p.add_argument("--export", type=Path, metavar="DIR", help="write class embeddings and prompts as safetensors with a JSON card")
-    p.add_argument("--with-backbone", action="store_true", help="export the frozen CLIP too, where open_clip does not have it")
-    p.add_argument("--words", nargs="?", type=int, const=3, metavar="K", help="print the K words nearest to every context token")
+    p.add_argument(
+        "--top", type=int, default=1, metavar="K", help="how many classes per image, 0 for all (default 1)"
+    )
+    p.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to FILE, .csv or .json (default: CSV on the screen)",
+    )
+    p.add_argument(
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="write class embeddings and prompts as safetensors with a JSON card",
+    )
+    p.add_argument(
+        "--with-backbone",
+        action="store_true",
+        help="export the frozen CLIP too, where open_clip does not have it",
+    )
+    p.add_argument(
+        "--words",
+        nargs="?",
+        type=int,
+        const=3,
+        metavar="K",
+        help="print the K words nearest to every context token",
+    )
     p.add_argument("--epoch", type=int, help="checkpoint to use (default: the best or newest)")
     p.add_argument("--backbone", default="", help="the backbone's weights, if they moved since the training")
     p.add_argument("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is one")
@@ -49,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-# -- input ------------------------------------------------------------------------------------------------------------
+# -- input ---------------------------------------------------------------------------------------------------
 
 
 def find_images(names: Iterable[str]) -> Iterator[str]:
@@ -86,14 +122,16 @@ def class_names(args: argparse.Namespace) -> list[str] | None:
     return args.classes
 
 
-# -- output -----------------------------------------------------------------------------------------------------------
+# -- output --------------------------------------------------------------------------------------------------
 
 
 class CsvWriter:
-    """``image,label,score`` or, for several classes, ``image,label_1,score_1,label_2,...``; errors in the last column."""
+    """``image,label,score``, or ``image,label_1,score_1,label_2,...`` for several; errors in the last column."""
 
     def __init__(self, file, top: int):
-        pairs = [("label", "score")] if top == 1 else [(f"label_{k}", f"score_{k}") for k in range(1, top + 1)]
+        pairs = (
+            [("label", "score")] if top == 1 else [(f"label_{k}", f"score_{k}") for k in range(1, top + 1)]
+        )
         self.columns = [name for pair in pairs for name in pair]
         self.writer = csv.writer(file, lineterminator="\n")
         self.writer.writerow(["image", *self.columns, "error"])
@@ -153,7 +191,10 @@ def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
     total = sum(1 for _ in find_images(args.images))
     top = min(args.top or len(run.classnames), len(run.classnames))
     broken = 0
-    with writer(args.output, top) as out, tqdm(total=total, unit="image", file=sys.stderr, disable=total < 2) as bar:
+    with (
+        writer(args.output, top) as out,
+        tqdm(total=total, unit="image", file=sys.stderr, disable=total < 2) as bar,
+    ):
         for path, scores in run.predict(find_images(args.images), args.batch_size):
             if isinstance(scores, OSError):
                 broken += 1
@@ -171,8 +212,10 @@ def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
 def words_table(run: TrainedRun, count: int) -> str:
     from tabulate import tabulate
 
-    rows = [{**row, "words": ", ".join(f"{word} ({distance:.3f})" for word, distance in row["words"])}
-            for row in nearest_words(run, count)]  # fmt: skip
+    rows = [
+        {**row, "words": ", ".join(f"{word} ({distance:.3f})" for word, distance in row["words"])}
+        for row in nearest_words(run, count)
+    ]
     return tabulate(rows, headers="keys", tablefmt="github")
 
 

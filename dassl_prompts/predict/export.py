@@ -20,8 +20,9 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
         with_backbone: write the frozen CLIP as well, for backbones that open_clip does not know.
 
     Returns:
-        the files: ``classes.safetensors`` (``classes [C, E]``, normalised, fp32; left out when every image has its own),
-        ``prompts.safetensors``, ``card.json``, and ``backbone.json`` with ``backbone.safetensors``.
+        the files: ``classes.safetensors`` (``classes [C, E]``, normalised, fp32; left out when every image
+        has its own), ``prompts.safetensors``, ``card.json``, and ``backbone.json`` with
+        ``backbone.safetensors``.
 
     Raises:
         ValueError: ``with_backbone`` for a CLIP that open_clip's layout cannot hold.
@@ -33,7 +34,11 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
     written = []
     if text_fixed:
         written.append(write_safetensors(folder / CLASSES, {"classes": model.class_features()}))
-    learned = {name: p for name, p in model.named_parameters() if not name.startswith(("clip.", "teacher.")) and ".clip." not in name}
+    learned = {
+        name: p
+        for name, p in model.named_parameters()
+        if not name.startswith(("clip.", "teacher.")) and ".clip." not in name
+    }
     written.append(write_safetensors(folder / PROMPTS, learned))
     names = open_clip_name(run)
     if with_backbone:
@@ -41,8 +46,13 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
         names = {"model": BACKBONE, "pretrained": f"{BACKBONE}.safetensors"}
     pixels = (run.cfg.INPUT.INTERPOLATION, tuple(run.cfg.INPUT.PIXEL_MEAN), tuple(run.cfg.INPUT.PIXEL_STD))
     same_pixels = pixels == ("bicubic", model.clip.preprocess_mean, model.clip.preprocess_std)
-    card = {**card_of(run), "text": "fixed" if text_fixed else "per image", "image_tower": "frozen" if image_frozen else "prompted",
-            "open_clip": names, "usable_with_open_clip_alone": bool(text_fixed and image_frozen and same_pixels and names)}  # fmt: skip
+    card = {
+        **card_of(run),
+        "text": "fixed" if text_fixed else "per image",
+        "image_tower": "frozen" if image_frozen else "prompted",
+        "open_clip": names,
+        "usable_with_open_clip_alone": bool(text_fixed and image_frozen and same_pixels and names),
+    }
     temporary = folder / f".{CARD}.tmp"
     temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, folder / CARD)
@@ -50,7 +60,7 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
 
 
 def independence(run: TrainedRun) -> tuple[bool, bool]:
-    """Whether the class features are the same for all images, and whether image features are the frozen tower's; measured."""
+    """Whether class features are the same for all images, and image features the frozen tower's; measured."""
     import torch
 
     from dassl_prompts.models.prompted import normalize
@@ -73,17 +83,28 @@ def card_of(run: TrainedRun) -> dict:
     """What a reader of the files has to know."""
     model, results, cfg = run.model, run.results, run.cfg
     return {
-        "trainer": results["trainer"], "backbone": cfg.MODEL.BACKBONE.NAME, "classes": run.classnames,
-        "trained_on": {"dataset": results.get("dataset"), "classes": run.trained, "shots": results.get("shots"),
-                       "seed": results.get("seed")},
-        "results": results.get("test", {}), "scale": float(model.scale), "embed_dim": model.clip.embed_dim,
-        "image_size": list(cfg.INPUT.SIZE), "mean": list(cfg.INPUT.PIXEL_MEAN), "std": list(cfg.INPUT.PIXEL_STD),
-        "interpolation": cfg.INPUT.INTERPOLATION, "dassl_prompts": results.get("dassl_prompts"),
-    }  # fmt: skip
+        "trainer": results["trainer"],
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "classes": run.classnames,
+        "trained_on": {
+            "dataset": results.get("dataset"),
+            "classes": run.trained,
+            "shots": results.get("shots"),
+            "seed": results.get("seed"),
+        },
+        "results": results.get("test", {}),
+        "scale": float(model.scale),
+        "embed_dim": model.clip.embed_dim,
+        "image_size": list(cfg.INPUT.SIZE),
+        "mean": list(cfg.INPUT.PIXEL_MEAN),
+        "std": list(cfg.INPUT.PIXEL_STD),
+        "interpolation": cfg.INPUT.INTERPOLATION,
+        "dassl_prompts": results.get("dassl_prompts"),
+    }
 
 
 def open_clip_name(run: TrainedRun) -> dict[str, str] | None:
-    """``model`` and ``pretrained`` of open_clip's factory for the run's backbone; None for what it does not know."""
+    """``model`` and ``pretrained`` for open_clip's factory; None for a backbone that it does not know."""
     import open_clip
 
     from dassl_prompts.models.clip import OPENAI_NAMES
@@ -112,25 +133,41 @@ def write_backbone(clip, folder: Path) -> list[Path]:
         raise ValueError("only ViT backbones can be exported: a ResNet is named in the card instead")
     text, vision = clip.text, clip.vision
     config = {
-        "embed_dim": clip.embed_dim, "quick_gelu": is_quick_gelu(text.blocks[0]),
-        "vision_cfg": {"image_size": clip.image_size, "layers": vision.layers, "width": vision.width,
-                       "head_width": vision.width // vision.blocks[0].attn.num_heads, "patch_size": vision.patch_size},
-        "text_cfg": {"context_length": text.context_length, "vocab_size": text.token_embedding.num_embeddings,
-                     "width": text.width, "heads": text.heads, "layers": text.layers},
-    }  # fmt: skip
+        "embed_dim": clip.embed_dim,
+        "quick_gelu": is_quick_gelu(text.blocks[0]),
+        "vision_cfg": {
+            "image_size": clip.image_size,
+            "layers": vision.layers,
+            "width": vision.width,
+            "head_width": vision.width // vision.blocks[0].attn.num_heads,
+            "patch_size": vision.patch_size,
+        },
+        "text_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": text.token_embedding.num_embeddings,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+        },
+    }
     state = {name: value for name, value in text.state_dict().items()}
     state |= {f"visual.{name}": value for name, value in vision.state_dict().items()}
     state["logit_scale"] = clip.logit_scale
     from dassl_prompts.models.clip import build_model
 
     reference = build_model(config).state_dict()
-    missing = [n for n in reference if n != "attn_mask" and (n not in state or state[n].shape != reference[n].shape)]
+    missing = [
+        n for n in reference if n != "attn_mask" and (n not in state or state[n].shape != reference[n].shape)
+    ]
     if missing:
         raise ValueError(f"this backbone does not fit open_clip's layout: {missing[0]}")
     temporary = folder / f".{BACKBONE}.json.tmp"
     temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, folder / f"{BACKBONE}.json")
-    weights = write_safetensors(folder / f"{BACKBONE}.safetensors", {n: state[n] for n in reference if n in state and n != "attn_mask"})
+    weights = write_safetensors(
+        folder / f"{BACKBONE}.safetensors",
+        {n: state[n] for n in reference if n in state and n != "attn_mask"},
+    )
     return [folder / f"{BACKBONE}.json", weights]
 
 

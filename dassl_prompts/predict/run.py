@@ -17,8 +17,9 @@ class TrainedRun:
     """A model with what it needs to score pictures.
 
     Attributes:
-        folder: of the run. model: in evaluation mode; ``model(images [B, 3, S, S]) -> logits [B, C]``. classnames: the classes
-        that are scored. trained: those of the training. transform: PIL image -> ``[3, S, S]``. cfg: configuration of the run.
+        folder: of the run. model: in evaluation mode; ``model(images [B, 3, S, S]) -> logits [B, C]``.
+        classnames: the classes that are scored. trained: those of the training. transform: PIL image -> ``[3,
+        S, S]``. cfg: configuration of the run.
     """
 
     folder: Path
@@ -41,11 +42,14 @@ class TrainedRun:
         with torch.no_grad():
             return self.model(batch).float().softmax(dim=1).cpu()
 
-    def predict(self, paths: Iterable[str], batch_size: int = 64, threads: int = 4) -> Iterator[tuple[str, Any]]:
+    def predict(
+        self, paths: Iterable[str], batch_size: int = 64, threads: int = 4
+    ) -> Iterator[tuple[str, Any]]:
         """Score image files one batch after the other; memory does not grow with their number.
 
         Yields:
-            ``(path, scores [C])``, or ``(path, error)`` with an ``OSError`` for a file that is not a readable image.
+            ``(path, scores [C])``, or ``(path, error)`` with an ``OSError`` for a file that is not a readable
+            image.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -88,14 +92,20 @@ def read_results(folder: Path) -> dict:
         ValueError: its run has no prompts of its own, or classifies nothing.
     """
     if not (folder / RESULTS).is_file():
-        raise FileNotFoundError(f"{folder} has no {RESULTS}: give the folder of a training run, such as .../CoOp/vit_b16/seed1")
+        raise FileNotFoundError(
+            f"{folder} has no {RESULTS}: give the folder of a training run, such as .../CoOp/vit_b16/seed1"
+        )
     results = read_json(folder / RESULTS)
     lacking = [key for key in ("trainer", "config", "classnames") if key not in results]
     if lacking:
-        raise ValueError(f"{folder / RESULTS} has no {lacking[0]!r}: the run was interrupted before it began, or is not one of ours")
+        raise ValueError(
+            f"{folder / RESULTS} has no {lacking[0]!r}: the run ended before it began, or is not one of ours"
+        )
     zero_shot = results["trainer"].startswith("Zeroshot")
     if results.get("kind") == "evaluation" and not zero_shot:
-        raise ValueError(f"{folder} is an evaluation and has no checkpoint: give the folder of the training run")
+        raise ValueError(
+            f"{folder} is an evaluation and has no checkpoint: give the folder of the training run"
+        )
     return results
 
 
@@ -117,7 +127,8 @@ def check_classifier(name: str, folder: Path) -> None:
 def read_config(flat: dict[str, str], source: str = "results.json"):
     """The configuration that results.json holds as ``{key: repr(value)}``.
 
-    Keys that this version does not have are left out, with a warning; they belong to another version of a method.
+    Keys that this version does not have are left out, with a warning; they belong to another version of a
+    method.
     """
     import warnings
 
@@ -136,12 +147,20 @@ def read_config(flat: dict[str, str], source: str = "results.json"):
         else:
             node[leaf] = ast.literal_eval(text)
     if unknown:
-        warnings.warn(f"{source} has settings that this version does not know: {', '.join(unknown)}", stacklevel=2)
+        warnings.warn(
+            f"{source} has settings that this version does not know: {', '.join(unknown)}", stacklevel=2
+        )
     return cfg
 
 
-def load_run(folder: str | Path, classnames: Sequence[str] | None = None, *, device: str = "", backbone: str = "",
-             epoch: int | None = None) -> TrainedRun:  # fmt: skip
+def load_run(
+    folder: str | Path,
+    classnames: Sequence[str] | None = None,
+    *,
+    device: str = "",
+    backbone: str = "",
+    epoch: int | None = None,
+) -> TrainedRun:
     """A trained run as a classifier.
 
     Args:

@@ -1,4 +1,4 @@
-"""The vocabulary words nearest to a learned context (Zhou et al. 2022, section 3.4: distances are large, read with care)."""
+"""The vocabulary words nearest to a learned context, as in CoOp; distances are large, read them with care."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ def nearest_words(run: TrainedRun, count: int = 3) -> list[dict]:
     """For every context token, the ``count`` nearest token embeddings by Euclidean distance.
 
     Returns:
-        rows ``{"slot": 1.., ["class": name,] "words": [(word, distance), ...]}``; classes only for class-specific contexts.
+        rows ``{"slot": 1.., ["class": name,] "words": [(word, distance), ...]}``; classes only for
+        class-specific contexts.
 
     Raises:
         ValueError: the run has no text context.
@@ -27,12 +28,14 @@ def nearest_words(run: TrainedRun, count: int = 3) -> list[dict]:
         distances, ids = torch.cdist(tokens.detach().float(), table).topk(count, largest=False)
         for slot, (near, which) in enumerate(zip(distances.tolist(), ids.tolist()), 1):
             words = [(text.tokenizer.decode([i]).strip() or f"<{i}>", d) for d, i in zip(near, which)]
-            rows.append({"slot": slot, **({"class": run.classnames[index]} if per_class else {}), "words": words})
+            rows.append(
+                {"slot": slot, **({"class": run.classnames[index]} if per_class else {}), "words": words}
+            )
     return rows
 
 
 def learned_context(model):
-    """The layer-0 context ``[n, d_t]`` or ``[C, n, d_t]``; None if there is none or it depends on the image."""
+    """The layer-0 context ``[n, d_t]`` or ``[C, n, d_t]``; None if there is none or images change it."""
     try:
         context = model.emit().text
     except ValueError:

@@ -1,4 +1,4 @@
-"""``python -m dassl_prompts.report OUTPUT``: tables, published numbers, missing runs and plots of an output tree."""
+"""``python -m dassl_prompts.report OUTPUT``: tables, published numbers, missing runs, plots."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dassl_prompts.report.runs import Run, find_runs
 from dassl_prompts.report.tables import FORMATS, TABLES, Table
 
 EPILOG = """\
-Every run below OUTPUT that has a results.json is read. Values are the mean over seeds and the sample standard deviation;
-HM is the harmonic mean of the two means. Runs are averaged only when nothing but the seed differs; others get rows of their
-own, marked [2], [3], and a line that says in what they differ. Published numbers stand next to runs of the same method,
-backbone and shots; their sources are named below the table.
+Every run below OUTPUT that has a results.json is read. Values are the mean over seeds and the sample standard
+deviation; HM is the harmonic mean of the two means. Runs are averaged only when nothing but the seed differs;
+others get rows of their own, marked [2], [3], and a line that says in what they differ. Published numbers
+stand next to runs of the same method, backbone and shots; their sources are named below the table.
 
 examples:
   python -m dassl_prompts.report output
@@ -29,20 +29,37 @@ exit codes: 0 tables printed, 1 no finished run found, 2 wrong input
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.report",
-        description="Tables and plots of all runs in an output folder, with published numbers and missing runs.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        description="Tables and plots of all runs in a folder, with published numbers and missing runs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("output", metavar="OUTPUT", help="folder with runs, at any depth")
-    p.add_argument("--format", choices=FORMATS, default="console", help="how the tables are written (default console)")
-    p.add_argument("--write", type=Path, metavar="FILE", help="write the tables to a file instead of the screen")
+    p.add_argument(
+        "--format", choices=FORMATS, default="console", help="how the tables are written (default console)"
+    )
+    p.add_argument(
+        "--write", type=Path, metavar="FILE", help="write the tables to a file instead of the screen"
+    )
     p.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots into this folder (PNG)")
     p.add_argument("--trainer", nargs="+", metavar="NAME", help="only these methods")
-    p.add_argument("--dataset", nargs="+", metavar="NAME", help="only these datasets, by the names in the tables")
+    p.add_argument(
+        "--dataset", nargs="+", metavar="NAME", help="only these datasets, by the names in the tables"
+    )
     p.add_argument("--shots", type=int, nargs="+", metavar="N", help="only these numbers of shots")
-    p.add_argument("--seeds", type=int, nargs="+", metavar="N",
-                   help="seeds that every method should have (default: all that occur); others are listed as missing")  # fmt: skip
-    p.add_argument("--join", nargs="+", default=[], metavar="RECIPE",
-                   help="recipes that count as one, e.g. vit_b16_ep20 and the one made for a dataset, vit_b16_ep10_bs2top2")  # fmt: skip
+    p.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="seeds that every method should have (default: all that occur); others are listed as missing",
+    )
+    p.add_argument(
+        "--join",
+        nargs="+",
+        default=[],
+        metavar="RECIPE",
+        help="recipes that count as one, e.g. vit_b16_ep20 and vit_b16_ep10_bs2top2, made for one dataset",
+    )
     return p
 
 
@@ -70,9 +87,15 @@ def tables(methods: list[Method]) -> list[Table]:
 
 def notes_text(notes: dict[str, list[str]], form: str) -> str:
     if form == "markdown":
-        return "\n".join(f"### {heading}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n" for heading, lines in notes.items())
+        return "\n".join(
+            f"### {heading}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+            for heading, lines in notes.items()
+        )
     mark = "% " if form == "latex" else ""
-    return "\n".join(f"{mark}{heading}:\n" + "\n".join(f"{mark}  {line}" for line in lines) for heading, lines in notes.items())
+    return "\n".join(
+        f"{mark}{heading}:\n" + "\n".join(f"{mark}  {line}" for line in lines)
+        for heading, lines in notes.items()
+    )
 
 
 def write_text(path: Path, text: str) -> None:

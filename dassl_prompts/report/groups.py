@@ -1,4 +1,4 @@
-"""Runs that differ in the seed alone, and their statistics. Runs of different settings never share a group."""
+"""Runs that differ in the seed alone, and their statistics; different settings never share a group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from dassl_prompts.report.runs import Run
 
-
 #: settings that a recipe may choose per dataset
 PER_DATASET = ("TRAINER.PROMPTKD.KD_WEIGHT",)
 
@@ -19,9 +18,10 @@ class Method:
     """A method with one configuration on one or several datasets: a row of a table.
 
     Attributes:
-        variant: counts the configurations that share trainer, recipe, shots and backbone, from 1. differs: the settings in
-        which this one differs from the first. runs: by (dataset, class set, seed). doubles: (counted, left out) where a key occurred
-        twice. configs: what its runs say of the settings, by (dataset, recipe).
+        variant: counts the configurations that share trainer, recipe, shots and backbone, from 1. differs:
+        the settings in which this one differs from the first. runs: by (dataset, class set, seed). doubles:
+        (counted, left out) where a key occurred twice. configs: what its runs say of the settings, by
+        (dataset, recipe).
     """
 
     protocol: str
@@ -66,8 +66,9 @@ class Method:
     def differs_from(self, run: Run) -> dict[str, tuple[str, str]]:
         """Settings in which a run differs from this method's: ``{key: (here, there)}``.
 
-        It is compared with the runs on the same dataset or, if there are none, with another dataset's of the same recipe; then the
-        settings of the dataset do not count. An empty path says nothing: evaluations do not name a first stage.
+        It is compared with the runs on the same dataset or, if there are none, with another dataset's of the
+        same recipe; then the settings of the dataset do not count. An empty path says nothing: evaluations do
+        not name a first stage.
         """
         same = [config for (dataset, _), config in self.configs.items() if dataset == run.dataset]
         others = [config for (_, cfg), config in self.configs.items() if cfg == run.cfg]
@@ -83,7 +84,8 @@ def group(runs: Iterable[Run], join: Sequence[str] = ()) -> list[Method]:
     """Methods in order of first appearance; the runs of one method have equal settings.
 
     Args:
-        join: names of recipes that count as one, by the name of the first, such as a recipe and its variant for one dataset.
+        join: names of recipes that count as one, by the name of the first, such as a recipe and its variant
+        for one dataset.
     """
     found: dict[tuple, list[Method]] = {}
     for run in runs:
@@ -105,7 +107,7 @@ def place(run: Run, variants: list[Method], key: tuple) -> None:
     variants.append(new)
 
 
-# -- statistics -------------------------------------------------------------------------------------------------------
+# -- statistics ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ class Value:
         values = list(values)
         if not values:
             return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+        return cls(
+            statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
+        )
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if math.isnan(self.std) else f"{self.mean:.2f} ± {self.std:.2f}"
@@ -148,7 +152,10 @@ class BaseNew:
 
 def base_new(method: Method, dataset: str) -> BaseNew | None:
     """None unless a seed has both numbers."""
-    base, new = ({s: r.accuracy for s, r in method.of(dataset, c).items() if r.accuracy is not None} for c in ("base", "new"))
+    base, new = (
+        {s: r.accuracy for s, r in method.of(dataset, c).items() if r.accuracy is not None}
+        for c in ("base", "new")
+    )
     seeds = tuple(sorted(base.keys() & new.keys()))
     if not seeds:
         return None

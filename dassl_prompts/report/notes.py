@@ -25,13 +25,15 @@ def missing(methods: list[Method], runs: list[Run], seeds: Sequence[int] | None 
             if all(run.folder.absolute() in taught for run in method.runs.values()):
                 continue  # a teacher has no test of its own
             for dataset in expected_datasets(method, same):
-                own = method.seeds(dataset) if method.trainer.startswith("Zeroshot") else []  # the same for every seed
+                own = (
+                    method.seeds(dataset) if method.trainer.startswith("Zeroshot") else []
+                )  # the same for every seed
                 lines += missing_cells(method, dataset, own or wanted)
     return lines
 
 
 def expected_datasets(method: Method, same: list[Method]) -> list[str]:
-    """Datasets that the methods of a table have, of one source in a transfer table; retrieval methods answer for their own."""
+    """Datasets that the methods of a table have (of one source); retrieval methods answer for their own."""
     if method.protocol in ("retrieval", "composed"):
         return method.datasets
     alike = [m for m in same if m.source == method.source]
@@ -46,7 +48,11 @@ def missing_cells(method: Method, dataset: str, wanted: list[int]) -> list[str]:
         return []
     if all(lacking[side] == wanted for side in sides):
         return [f"{method.label} has nothing on {dataset}{shots} (seeds {numbers(wanted)})"]
-    parts = [f"{f'{side} classes ' if side != 'all' else ''}seed {numbers(some)}" for side, some in lacking.items() if some]
+    parts = [
+        f"{f'{side} classes ' if side != 'all' else ''}seed {numbers(some)}"
+        for side, some in lacking.items()
+        if some
+    ]
     return [f"{method.label} on {dataset}{shots}: {', '.join(parts)}"]
 
 
@@ -62,20 +68,26 @@ def mixed(methods: list[Method]) -> list[str]:
             keys = [f"{key} {a} -> {b}" for key, (a, b) in list(method.differs.items())[:6]]
             more = f" and {len(method.differs) - 6} more" if len(method.differs) > 6 else ""
             where = next(iter(method.runs.values())).folder
-            lines.append(f"{method.label} has other settings than the first: {'; '.join(keys)}{more} (e.g. {where})")
+            lines.append(
+                f"{method.label} has other settings than the first: {'; '.join(keys)}{more} (e.g. {where})"
+            )
     return lines
 
 
 def doubles(methods: list[Method]) -> list[str]:
     """Several folders with the same method, dataset, classes and seed: the newest counts."""
-    return [f"{new.folder} counts, {old.folder} is older and left out" for m in methods for new, old in m.doubles]
+    return [
+        f"{new.folder} counts, {old.folder} is older and left out" for m in methods for new, old in m.doubles
+    ]
 
 
 def half_written(unfinished: list[Unfinished]) -> list[str]:
     return [f"{run.folder}: {run.why}" for run in unfinished]
 
 
-def sections(methods: list[Method], runs: list[Run], unfinished: list[Unfinished], seeds: Sequence[int] | None) -> dict[str, list[str]]:
+def sections(
+    methods: list[Method], runs: list[Run], unfinished: list[Unfinished], seeds: Sequence[int] | None
+) -> dict[str, list[str]]:
     """Heading -> lines; headings without lines are left out."""
     found = {
         "Missing": missing(methods, runs, seeds),

@@ -28,7 +28,10 @@ def pyplot():
 
 def style(number: int) -> dict[str, str]:
     """Colour and marker of the method with this number."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]}
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+    }
 
 
 def names(methods: list[Method]) -> list[str]:
@@ -37,7 +40,9 @@ def names(methods: list[Method]) -> list[str]:
     for method in methods:
         same = [m for m in methods if m.trainer == method.trainer]
         extra = [method.cfg] if len({m.cfg for m in same}) > 1 else []
-        extra += [f"{method.shots} shot{'s' * (method.shots != 1)}"] if len({m.shots for m in methods}) > 1 else []
+        extra += (
+            [f"{method.shots} shot{'s' * (method.shots != 1)}"] if len({m.shots for m in methods}) > 1 else []
+        )
         extra += [f"settings {method.variant}"] if len({m.variant for m in same}) > 1 else []
         out.append(method.trainer + (f" ({', '.join(extra)})" if extra else ""))
     return out
@@ -56,7 +61,7 @@ def draw_all(methods: list[Method], folder: Path) -> Iterator[Path]:
                 yield path
 
 
-# -- base-to-new ------------------------------------------------------------------------------------------------------
+# -- base-to-new ---------------------------------------------------------------------------------------------
 
 
 def base_new_scatter(methods: list[Method]):
@@ -70,21 +75,39 @@ def base_new_scatter(methods: list[Method]):
     for number, (method, name, (base, new, done)) in enumerate(points):
         look = style(number)
         part = "" if len(done) == len(datasets) else f", {len(done)} of {len(datasets)} datasets"
-        axis.errorbar(base.mean, new.mean, xerr=base.std, yerr=new.std, label=name + part, markersize=8, capsize=3,
-                      linestyle="", zorder=3, **look)  # fmt: skip
+        axis.errorbar(
+            base.mean,
+            new.mean,
+            xerr=base.std,
+            yerr=new.std,
+            label=name + part,
+            markersize=8,
+            capsize=3,
+            linestyle="",
+            zorder=3,
+            **look,
+        )
         paper = average_paper(method, done) if len(done) > 1 else counterpart(method)
         theirs = paper.on(AVERAGE if len(done) > 1 else done[0]) if paper else {}
         if theirs:
             compared = True
             x, y = theirs["Base"], theirs["New"]
-            axis.plot([base.mean, x], [new.mean, y], color=look["color"], linewidth=0.8, linestyle=":", zorder=2)
+            axis.plot(
+                [base.mean, x], [new.mean, y], color=look["color"], linewidth=0.8, linestyle=":", zorder=2
+            )
             axis.plot(x, y, markerfacecolor="white", markersize=8, linestyle="", zorder=3, **look)
     hm_contours(axis)
     axis.set_xlabel("accuracy on base classes (%)")
     axis.set_ylabel("accuracy on new classes (%)")
     axis.set_title(datasets[0] if len(datasets) == 1 else f"mean over {len(datasets)} datasets")
     title = "hollow: published" if compared else None
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title=title, title_fontsize=8)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        loc="outside right upper",
+        fontsize=8,
+        title=title,
+        title_fontsize=8,
+    )
     yield "base_new", figure
 
 
@@ -96,7 +119,9 @@ def mean_point(method: Method, datasets: list[str]) -> tuple[Value, Value, list[
         return scores.base, scores.new, list(found)
     if not found:
         return None
-    mean = [Value(sum(getattr(s, side).mean for s in found.values()) / len(found)) for side in ("base", "new")]
+    mean = [
+        Value(sum(getattr(s, side).mean for s in found.values()) / len(found)) for side in ("base", "new")
+    ]
     return mean[0], mean[1], list(found)
 
 
@@ -106,7 +131,9 @@ def hm_contours(axis) -> None:
 
     axis.margins(0.15)
     axis.autoscale_view()
-    (x0, x1), (y0, y1) = ((max(0.5, low - 0.5), min(100.0, high + 0.5)) for low, high in (axis.get_xlim(), axis.get_ylim()))
+    (x0, x1), (y0, y1) = (
+        (max(0.5, low - 0.5), min(100.0, high + 0.5)) for low, high in (axis.get_xlim(), axis.get_ylim())
+    )
     axis.set(xlim=(x0, x1), ylim=(y0, y1))
     x, y = np.meshgrid(np.linspace(x0, x1, 200), np.linspace(y0, y1, 200))
     hm = 2 * x * y / (x + y)
@@ -114,7 +141,7 @@ def hm_contours(axis) -> None:
     axis.clabel(lines, fmt="HM %.4g", fontsize=7, colors="0.5")
 
 
-# -- accuracy per dataset ---------------------------------------------------------------------------------------------
+# -- accuracy per dataset ------------------------------------------------------------------------------------
 
 
 def base_new_per_dataset(methods: list[Method]):
@@ -137,21 +164,45 @@ def accuracy_per_dataset(methods: list[Method], name: str = "accuracy_per_datase
 
 
 def transfer_per_dataset(methods: list[Method]):
-    yield from accuracy_per_dataset([m for m in methods if any(r.is_target for r in m.runs.values())], "transfer_per_dataset")
+    yield from accuracy_per_dataset(
+        [m for m in methods if any(r.is_target for r in m.runs.values())], "transfer_per_dataset"
+    )
 
 
 def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]]):
     """Datasets from top to bottom, a dot per method with its standard deviation, a panel per measure."""
     plt = pyplot()
-    datasets = [d for d in ordered(methods) if any((i, d) in values for values in panels.values() for i in range(len(methods)))]
+    datasets = [
+        d
+        for d in ordered(methods)
+        if any((i, d) in values for values in panels.values() for i in range(len(methods)))
+    ]
     height = 1.4 + len(datasets) * max(0.32, 0.11 * len(methods))
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 3.1 * len(panels), max(height, 2.6)), layout="constrained",
-                                sharey=True, squeeze=False)  # fmt: skip
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(2.2 + 3.1 * len(panels), max(height, 2.6)),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
     for axis, (title, values) in zip(axes[0], panels.items()):
         for i, name in enumerate(names(methods)):
-            rows = [(value, at - 0.3 + 0.6 * (i + 0.5) / len(methods)) for at, d in enumerate(datasets) if (value := values.get((i, d)))]
-            axis.errorbar([v.mean for v, _ in rows], [y for _, y in rows], xerr=[v.std for v, _ in rows], linestyle="",
-                          label=name, markersize=5, capsize=2, **style(i))  # fmt: skip
+            rows = [
+                (value, at - 0.3 + 0.6 * (i + 0.5) / len(methods))
+                for at, d in enumerate(datasets)
+                if (value := values.get((i, d)))
+            ]
+            axis.errorbar(
+                [v.mean for v, _ in rows],
+                [y for _, y in rows],
+                xerr=[v.std for v, _ in rows],
+                linestyle="",
+                label=name,
+                markersize=5,
+                capsize=2,
+                **style(i),
+            )
         axis.set(title=title, xlabel="accuracy (%)", ylim=(len(datasets) - 0.5, -0.5))
         axis.set_yticks(range(len(datasets)), datasets)
         for at in range(len(datasets) - 1):
@@ -161,15 +212,22 @@ def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]])
     return figure
 
 
-# -- shots ------------------------------------------------------------------------------------------------------------
+# -- shots ---------------------------------------------------------------------------------------------------
 
 
 def shots_curves(methods: list[Method]):
     """Accuracy over the number of shots, a panel per dataset, where a method has several."""
     kinds = {(m.trainer, m.cfg, m.variant) for m in methods if m.shots > 0}
-    lines = {k: sorted((m for m in methods if (m.trainer, m.cfg, m.variant) == k), key=lambda m: m.shots) for k in sorted(kinds)}
+    lines = {
+        k: sorted((m for m in methods if (m.trainer, m.cfg, m.variant) == k), key=lambda m: m.shots)
+        for k in sorted(kinds)
+    }
     lines = {k: ms for k, ms in lines.items() if len(ms) > 1}
-    datasets = [d for d in ordered(methods) if any(sum(accuracy(m, d) is not None for m in ms) > 1 for ms in lines.values())]
+    datasets = [
+        d
+        for d in ordered(methods)
+        if any(sum(accuracy(m, d) is not None for m in ms) > 1 for ms in lines.values())
+    ]
     if not datasets:
         return
     figure, axes = grid(len(datasets))
@@ -177,9 +235,19 @@ def shots_curves(methods: list[Method]):
     for axis, dataset in zip(axes, datasets):
         for number, (kind, some) in enumerate(lines.items()):
             points = [(m.shots, v) for m in some if (v := accuracy(m, dataset))]
-            label = kind[0] if len(recipes[kind[0]]) == 1 else f"{kind[0]} ({kind[1]}{f' [{kind[2]}]' if kind[2] > 1 else ''})"
-            axis.errorbar([n for n, _ in points], [v.mean for _, v in points], yerr=[v.std for _, v in points], capsize=2,
-                          label=label, **style(number))  # fmt: skip
+            label = (
+                kind[0]
+                if len(recipes[kind[0]]) == 1
+                else f"{kind[0]} ({kind[1]}{f' [{kind[2]}]' if kind[2] > 1 else ''})"
+            )
+            axis.errorbar(
+                [n for n, _ in points],
+                [v.mean for _, v in points],
+                yerr=[v.std for _, v in points],
+                capsize=2,
+                label=label,
+                **style(number),
+            )
         ticks = sorted({m.shots for some in lines.values() for m in some})
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(n) for n in ticks])
@@ -189,13 +257,15 @@ def shots_curves(methods: list[Method]):
     yield "shots", figure
 
 
-# -- training curves --------------------------------------------------------------------------------------------------
+# -- training curves -----------------------------------------------------------------------------------------
 
 
 def training_curves(methods: list[Method]):
-    """Loss (and accuracy where it is logged) over epochs, a panel per dataset: mean over seeds, the band is their range."""
+    """Loss and, where logged, accuracy over epochs, a panel per dataset: mean over seeds and their range."""
     labels = names(methods)
-    curves = {(d, i): c for d in ordered(methods) for i, m in enumerate(methods) if (c := method_curves(m, d))}
+    curves = {
+        (d, i): c for d in ordered(methods) for i, m in enumerate(methods) if (c := method_curves(m, d))
+    }
     for term, label in (("loss", "training loss"), ("acc", "training accuracy (%)")):
         datasets = list(dict.fromkeys(d for (d, _), c in curves.items() if term in c))
         if not datasets:
@@ -207,9 +277,21 @@ def training_curves(methods: list[Method]):
                 if not points:
                     continue
                 look, epochs = style(i), sorted(points)
-                axis.plot(epochs, [sum(points[e]) / len(points[e]) for e in epochs], label=name, markersize=3, **look)
-                axis.fill_between(epochs, [min(points[e]) for e in epochs], [max(points[e]) for e in epochs], alpha=0.2,
-                                  color=look["color"], linewidth=0)  # fmt: skip
+                axis.plot(
+                    epochs,
+                    [sum(points[e]) / len(points[e]) for e in epochs],
+                    label=name,
+                    markersize=3,
+                    **look,
+                )
+                axis.fill_between(
+                    epochs,
+                    [min(points[e]) for e in epochs],
+                    [max(points[e]) for e in epochs],
+                    alpha=0.2,
+                    color=look["color"],
+                    linewidth=0,
+                )
             axis.set(title=dataset, xlabel="epoch", ylabel=label)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)
@@ -245,7 +327,7 @@ def method_curves(method: Method, dataset: str) -> dict[str, dict[int, list[floa
     return out
 
 
-# -- recall -----------------------------------------------------------------------------------------------------------
+# -- recall --------------------------------------------------------------------------------------------------
 
 
 def recall_bars(methods: list[Method]):
@@ -256,7 +338,9 @@ def recall_bars(methods: list[Method]):
         figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
         for axis, (side, title) in zip(axes, panels):
             columns = [f"{side}_r{k}" for k in (1, 5, 10)]
-            bars(axis, methods, [entry_values(m, dataset, "test", columns) for m in methods], columns, dataset)
+            bars(
+                axis, methods, [entry_values(m, dataset, "test", columns) for m in methods], columns, dataset
+            )
             axis.set(title=title, ylabel="recall (%)" if side == "i2t" else "")
             axis.set_xticks(range(3), ["R@1", "R@5", "R@10"])
         figure.suptitle(dataset)
@@ -267,9 +351,16 @@ def recall_bars(methods: list[Method]):
 def composed_bars(methods: list[Method]):
     """Recalls of composed retrieval, a figure per evaluation."""
     plt = pyplot()
-    for dataset, split in dict.fromkeys((d, s) for m in methods for (d, _, _), r in m.runs.items() for s in r.metrics):
-        values = [entry_values(m, dataset, split, ["R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3"]) for m in methods]
-        columns = [c for c in ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3") if any(c in v for v in values)]
+    for dataset, split in dict.fromkeys(
+        (d, s) for m in methods for (d, _, _), r in m.runs.items() for s in r.metrics
+    ):
+        values = [
+            entry_values(m, dataset, split, ["R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3"])
+            for m in methods
+        ]
+        columns = [
+            c for c in ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3") if any(c in v for v in values)
+        ]
         if not columns:
             continue
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -280,7 +371,9 @@ def composed_bars(methods: list[Method]):
         yield f"recall_{split}", figure
 
 
-def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: list[str], dataset: str) -> None:
+def bars(
+    axis, methods: list[Method], values: list[dict[str, Value]], columns: list[str], dataset: str
+) -> None:
     """Grouped bars: a group per column, a bar per method."""
     present = [i for i, found in enumerate(values) if found]
     width = 0.8 / max(1, len(present))
@@ -288,13 +381,28 @@ def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: l
     for place, i in enumerate(present):
         at = [n - 0.4 + width * (place + 0.5) for n, c in enumerate(columns) if c in values[i]]
         have = [c for c in columns if c in values[i]]
-        axis.bar(at, [values[i][c].mean for c in have], width * 0.92, yerr=[values[i][c].std for c in have], capsize=2,
-                 color=style(i)["color"], label=labels[i])  # fmt: skip
+        axis.bar(
+            at,
+            [values[i][c].mean for c in have],
+            width * 0.92,
+            yerr=[values[i][c].std for c in have],
+            capsize=2,
+            color=style(i)["color"],
+            label=labels[i],
+        )
         paper = counterpart(methods[i])
         theirs = paper.on(dataset) if paper else {}
         for x, c in zip(at, have):
             if c in theirs:
-                axis.hlines(theirs[c], x - width / 2, x + width / 2, color="black", linewidth=1.5, zorder=3, label="published")
+                axis.hlines(
+                    theirs[c],
+                    x - width / 2,
+                    x + width / 2,
+                    color="black",
+                    linewidth=1.5,
+                    zorder=3,
+                    label="published",
+                )
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
 

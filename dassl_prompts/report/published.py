@@ -18,8 +18,8 @@ class Published:
     """One method of a published table.
 
     Attributes:
-        table, source: where it stands. method: its name there. trainer: our name of it. cfg: recipes that it is compared with,
-        empty for all. columns: of the values. values: by dataset.
+        table, source: where it stands. method: its name there. trainer: our name of it. cfg: recipes that it
+        is compared with, empty for all. columns: of the values. values: by dataset.
     """
 
     table: str
@@ -52,7 +52,9 @@ class Published:
         if self.trained_on and canonical(self.trained_on) != canonical(method.source) and not zero_shot:
             return False
         run = next(iter(method.runs.values()))
-        return all(run.setting(key) == value for key, value in self.config) and (not self.cfg or method.cfg in self.cfg)
+        return all(run.setting(key) == value for key, value in self.config) and (
+            not self.cfg or method.cfg in self.cfg
+        )
 
 
 def canonical(dataset: str) -> str:
@@ -75,15 +77,26 @@ def published() -> tuple[Published, ...]:
     for table in json.loads(text)["tables"]:
         for row in table["rows"]:
             both = {**table, **row}
-            found.append(Published(
-                table["name"], table["source"], table["protocol"], row["method"], row["trainer"], tuple(table["columns"]),
-                {name: tuple(values) for name, values in row["values"].items()}, both.get("backbone", ""), both.get("shots"),
-                both.get("trained_on", ""), tuple(both.get("cfg", ())), tuple(both.get("config", {}).items()),
-            ))  # fmt: skip
+            found.append(
+                Published(
+                    table["name"],
+                    table["source"],
+                    table["protocol"],
+                    row["method"],
+                    row["trainer"],
+                    tuple(table["columns"]),
+                    {name: tuple(values) for name, values in row["values"].items()},
+                    both.get("backbone", ""),
+                    both.get("shots"),
+                    both.get("trained_on", ""),
+                    tuple(both.get("cfg", ())),
+                    tuple(both.get("config", {}).items()),
+                )
+            )
     return tuple(found)
 
 
 def counterpart(method: Method) -> Published | None:
-    """The published row that a method of ours is compared with: one for its recipe before one for the method at large."""
+    """The published row to compare a method with: one for its recipe before one for the method at large."""
     rows = [row for row in published() if row.fits(method)]
     return next(iter(sorted(rows, key=lambda row: not row.cfg)), None)

@@ -12,23 +12,40 @@ from functools import cached_property
 from pathlib import Path
 
 RESULTS = "results.json"
-#: <protocol>/<train|test>_<classes>[/<target>]/<dataset>/shots_<n>/<trainer>/<cfg>/seed<s>, as `dassl_prompts.run` writes it
+#: <protocol>/<train|test>_<classes>[/<target>]/<dataset>/shots_<n>/<trainer>/<cfg>/seed<s>, as
+#: `dassl_prompts.run` writes it
 LAYOUT = re.compile(
     r"(?:^|/)(?P<protocol>[^/]+)/(?P<stage>train|test)(?:_(?P<classes>[^/]+))?(?:/(?P<target>[^/]+))?"
     r"/(?P<dataset>[^/]+)/shots_(?P<shots>\d+)/(?P<trainer>[^/]+)/(?P<cfg>[^/]+)/seed(?P<seed>\d+)$"
 )
 #: settings that do not change a result, or that every run of a group has its own value of
 FREE = {
-    "OUTPUT_DIR", "RESUME", "VERBOSE", "SEED", "VERSION", "USE_CUDA", "DATASET.ROOT", "DATASET.SUBSAMPLE_CLASSES",
-    "DATALOADER.NUM_WORKERS", "DATALOADER.MAX_CORRUPT", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAIN.RESUME_FREQ",
-    "TRAIN.CHECKPOINT_FULL", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.NO_TEST", "CIR.CACHE_DIR", "CIR.IMAGE_ROOTS",
-}  # fmt: skip
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "SEED",
+    "VERSION",
+    "USE_CUDA",
+    "DATASET.ROOT",
+    "DATASET.SUBSAMPLE_CLASSES",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.MAX_CORRUPT",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.RESUME_FREQ",
+    "TRAIN.CHECKPOINT_FULL",
+    "TEST.PER_CLASS_RESULT",
+    "TEST.COMPUTE_CMAT",
+    "TEST.NO_TEST",
+    "CIR.CACHE_DIR",
+    "CIR.IMAGE_ROOTS",
+}
 SEED_FOLDER = re.compile(r"seed\d+")
 CLASS_SETS = ("base", "new")
 
 
 def method_of_folder(path: str) -> str:
-    """``'/x/base2new/train_base/dtd/shots_16/CoOp/vit_b16/seed1'`` -> ``CoOp/vit_b16, 16 shots``; other paths as they are."""
+    """``.../dtd/shots_16/CoOp/vit_b16/seed1`` -> ``CoOp/vit_b16, 16 shots``; other paths as they are."""
     match = LAYOUT.search(path.strip("'"))
     return "{trainer}/{cfg}, {shots} shots".format(**match.groupdict()) if match else path
 
@@ -38,7 +55,8 @@ class Run:
     """A finished training or evaluation run.
 
     Attributes:
-        folder: where it lies. results: its results.json. layout: parts of the folder's name where it has the usual form.
+        folder: where it lies. results: its results.json. layout: parts of the folder's name where it has the
+        usual form.
     """
 
     folder: Path
@@ -69,13 +87,21 @@ class Run:
     @property
     def cfg(self) -> str:
         """Name of the recipe, with the tag: the folder above the seed's, or below the method's."""
-        above = [folder.parent.name for folder in (self.folder, *self.folder.parents) if SEED_FOLDER.fullmatch(folder.name)]
-        names = (self.layout.get("cfg"), *above, self.folder.name if self.folder.parent.name == self.trainer else "")
+        above = [
+            folder.parent.name
+            for folder in (self.folder, *self.folder.parents)
+            if SEED_FOLDER.fullmatch(folder.name)
+        ]
+        names = (
+            self.layout.get("cfg"),
+            *above,
+            self.folder.name if self.folder.parent.name == self.trainer else "",
+        )
         return next(filter(None, names), self.folder.parent.name)
 
     @cached_property
     def config(self) -> dict[str, str]:
-        """Settings that decide the result; the folder of another run stands for that run's method, not its seed or dataset."""
+        """Settings that decide the result; another run's folder stands for its method, not its seed or dataset."""
         kept = {k: v for k, v in self.results.get("config", {}).items() if k not in FREE}
         return {k: method_of_folder(v) if k.endswith("DIR") else v for k, v in kept.items()}
 
@@ -93,7 +119,11 @@ class Run:
     @property
     def source(self) -> str:
         """The dataset's configuration file that the model was trained on, as far as folder names say."""
-        taught = LAYOUT.search(self.setting("TRAINER.PROMPTKD.TEACHER_DIR")) if self.trainer == "PromptKD" else None
+        taught = (
+            LAYOUT.search(self.setting("TRAINER.PROMPTKD.TEACHER_DIR"))
+            if self.trainer == "PromptKD"
+            else None
+        )
         return (taught or self.layout)["dataset"] if taught or self.layout else ""
 
     @property
@@ -115,11 +145,13 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Results by split: ``{"test": {"accuracy": 54.1, ...}}``; what is not a finite number is left out."""
+        """Results by split, ``{"test": {"accuracy": 54.1, ...}}``, without what is no finite number."""
         found = {}
         for split, values in self.results.items():
             if isinstance(values, dict) and split not in ("config", "train"):
-                numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+                numbers = {
+                    k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)
+                }
                 if numbers:
                     found[split] = numbers
         return found
@@ -138,7 +170,7 @@ class Unfinished:
 
 
 def run_folders(root: Path) -> Iterator[tuple[Path, bool]]:
-    """Folders below ``root`` that look like runs, and whether they have a results.json; in order of their names."""
+    """Folders below ``root`` that look like runs, by name, and whether they have a results.json."""
     for folder, subfolders, files in os.walk(root):
         subfolders.sort()
         has_results = RESULTS in files
@@ -155,14 +187,20 @@ def read_run(folder: Path, root: Path) -> Run | Unfinished:
         return Unfinished(folder, f"{RESULTS} is damaged ({error})")
     except OSError as error:
         return Unfinished(folder, f"{RESULTS} cannot be read ({error.strerror})")
-    lacking = [key for key in ("trainer", "dataset", "seed") if not isinstance(results, dict) or key not in results]
+    lacking = [
+        key for key in ("trainer", "dataset", "seed") if not isinstance(results, dict) or key not in results
+    ]
     if lacking:
         return Unfinished(folder, f"{RESULTS} has no {lacking[0]!r}: not one of ours")
     if not results.get("finished"):
         return Unfinished(folder, "started, not finished")
     match = LAYOUT.search(os.path.relpath(folder, root.parent).replace(os.sep, "/"))
     run = Run(folder, results, match.groupdict() if match else {})
-    return run if run.metrics else Unfinished(folder, "finished without a result (TEST.NO_TEST, or a submission for a test server)")
+    return (
+        run
+        if run.metrics
+        else Unfinished(folder, "finished without a result (TEST.NO_TEST, or a submission for a test server)")
+    )
 
 
 def find_runs(root: str | Path) -> tuple[list[Run], list[Unfinished]]:
@@ -176,6 +214,10 @@ def find_runs(root: str | Path) -> tuple[list[Run], list[Unfinished]]:
         raise FileNotFoundError(f"there is no folder {root}")
     runs, unfinished = [], []
     for folder, has_results in run_folders(root):
-        found = read_run(folder, root) if has_results else Unfinished(folder, f"no {RESULTS}: ended before its first epoch")
+        found = (
+            read_run(folder, root)
+            if has_results
+            else Unfinished(folder, f"no {RESULTS}: ended before its first epoch")
+        )
         (runs if isinstance(found, Run) else unfinished).append(found)
     return runs, unfinished

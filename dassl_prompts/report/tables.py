@@ -32,7 +32,12 @@ class Table:
     def trimmed(self) -> Table:
         """Without columns that no row fills."""
         keep = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
-        return Table(self.title, [self.columns[i] for i in keep], [[row[i] for i in keep] for row in self.rows], self.sources)
+        return Table(
+            self.title,
+            [self.columns[i] for i in keep],
+            [[row[i] for i in keep] for row in self.rows],
+            self.sources,
+        )
 
     def text(self, form: str) -> str:
         """The table in one of :data:`FORMATS`."""
@@ -65,7 +70,11 @@ def settings(methods: Iterable[Method]) -> Callable[[Method], dict[str, object]]
 
     def cells(method: Method) -> dict[str, object]:
         recipe = f"{method.cfg} [{method.variant}]" if method.variant > 1 else method.cfg
-        return {"method": method.trainer, "recipe": recipe, **{k: getattr(method, k) for k, more in varied.items() if more}}
+        return {
+            "method": method.trainer,
+            "recipe": recipe,
+            **{k: getattr(method, k) for k, more in varied.items() if more},
+        }
 
     return cells
 
@@ -81,33 +90,48 @@ def average_label(count: int, total: int) -> str:
     return f"{AVERAGE} of {count}" if count == total else f"{AVERAGE} of {count} (not all {total})"
 
 
-# -- the tables -------------------------------------------------------------------------------------------------------
+# -- the tables ----------------------------------------------------------------------------------------------
 
 
 def base_new_table(methods: list[Method]) -> Table:
-    """Per dataset and on average: Base, New, HM of the seed means; the average's HM is that of the two means."""
-    table = Table("Base-to-new accuracy (%)", [*LEAD, "seeds", "Base", "New", "HM",
-                                               "published B / N / HM", "ΔBase", "ΔNew", "ΔHM"])  # fmt: skip
+    """Per dataset and on average: Base, New, and HM of the two means."""
+    table = Table(
+        "Base-to-new accuracy (%)",
+        [*LEAD, "seeds", "Base", "New", "HM", "published B / N / HM", "ΔBase", "ΔNew", "ΔHM"],
+    )
     cells, datasets = settings(methods), ordered(methods)
     found = {(id(m), d): base_new(m, d) for m in methods for d in datasets}
     for dataset in datasets:
         for method in methods:
             scores = found[id(method), dataset]
             if scores:
-                line = {"dataset": dataset, **cells(method), "seeds": listed(scores.seeds), "Base": scores.base, "New": scores.new}
+                line = {
+                    "dataset": dataset,
+                    **cells(method),
+                    "seeds": listed(scores.seeds),
+                    "Base": scores.base,
+                    "New": scores.new,
+                }
                 add_base_new(table, line, scores.base.mean, scores.new.mean, counterpart(method), dataset)
     if len(datasets) > 1:
         for method in methods:
             have = [s for d in datasets if (s := found[id(method), d])]
             if len(have) > 1:
                 base, new = (sum(getattr(s, side).mean for s in have) / len(have) for side in ("base", "new"))
-                line = {"dataset": average_label(len(have), len(datasets)), **cells(method), "Base": f"{base:.2f}", "New": f"{new:.2f}"}
+                line = {
+                    "dataset": average_label(len(have), len(datasets)),
+                    **cells(method),
+                    "Base": f"{base:.2f}",
+                    "New": f"{new:.2f}",
+                }
                 paper = average_paper(method, [d for d in datasets if found[id(method), d]])
                 add_base_new(table, line, base, new, paper, AVERAGE)
     return table.trimmed()
 
 
-def add_base_new(table: Table, line: dict, base: float, new: float, paper: Published | None, dataset: str) -> None:
+def add_base_new(
+    table: Table, line: dict, base: float, new: float, paper: Published | None, dataset: str
+) -> None:
     """A row with its HM and, where a paper has the dataset, its numbers and the differences."""
     hm = harmonic_mean(base, new)
     theirs = paper.on(dataset) if paper else {}
@@ -134,22 +158,38 @@ def accuracy_table(methods: list[Method]) -> Table:
         for method in sorted(methods, key=lambda m: (m.trainer, m.cfg, m.variant, m.shots)):
             value = accuracy(method, dataset)
             if value:
-                table.add({"dataset": dataset, **cells(method), "seeds": listed(method.seeds(dataset, "all")), "accuracy": value})
+                table.add(
+                    {
+                        "dataset": dataset,
+                        **cells(method),
+                        "seeds": listed(method.seeds(dataset, "all")),
+                        "accuracy": value,
+                    }
+                )
     if len(datasets) > 1:
         for method in methods:
             have = [v.mean for d in datasets if (v := accuracy(method, d))]
             if len(have) > 1:
                 mean = f"{sum(have) / len(have):.2f}"
-                table.add({"dataset": average_label(len(have), len(datasets)), **cells(method), "accuracy": mean})
+                table.add(
+                    {"dataset": average_label(len(have), len(datasets)), **cells(method), "accuracy": mean}
+                )
     return table.trimmed()
 
 
 def transfer_table(methods: list[Method]) -> Table:
     """A column per dataset: first what was trained on, then the targets and their mean."""
     methods = [m for m in methods if any(run.is_target for run in m.runs.values())]
-    targets = [d for d in ordered(methods) if any(r.is_target for m in methods for (name, _, _), r in m.runs.items() if name == d)]
+    targets = [
+        d
+        for d in ordered(methods)
+        if any(r.is_target for m in methods for (name, _, _), r in m.runs.items() if name == d)
+    ]
     sources = [d for d in ordered(methods) if d not in targets]
-    table = Table("Transfer to other datasets: accuracy (%)", [*LEAD[1:], "seeds", *sources, *targets, "mean of targets", " "])
+    table = Table(
+        "Transfer to other datasets: accuracy (%)",
+        [*LEAD[1:], "seeds", *sources, *targets, "mean of targets", " "],
+    )
     cells = settings(methods)
     for method in methods:
         ours = {d: value for d in (*sources, *targets) if (value := accuracy(method, d))}
@@ -161,23 +201,43 @@ def transfer_table(methods: list[Method]) -> Table:
         if theirs:
             whole = mean and set(targets) <= set(theirs) and paper.on(AVERAGE)
             average = paper.on(AVERAGE)["accuracy"] if whole else None
-            table.add({"method": "  published", **{d: f"{v:.2f}" for d, v in theirs.items()},
-                       "mean of targets": average and f"{average:.2f}"}, paper)  # fmt: skip
+            table.add(
+                {
+                    "method": "  published",
+                    **{d: f"{v:.2f}" for d, v in theirs.items()},
+                    "mean of targets": average and f"{average:.2f}",
+                },
+                paper,
+            )
             gap = {d: difference(ours[d].mean, v) for d, v in theirs.items()}
-            table.add({"method": "  difference", **gap, "mean of targets": average and difference(sum(have) / len(have), average)})
+            table.add(
+                {
+                    "method": "  difference",
+                    **gap,
+                    "mean of targets": average and difference(sum(have) / len(have), average),
+                }
+            )
     return table.trimmed()
 
 
 def recall_table(methods: list[Method]) -> Table:
     """Image-text retrieval: R@1, 5, 10 in both directions."""
-    columns = {f"{d}_r{k}": f"{name} R@{k}" for d, name in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)}
+    columns = {
+        f"{d}_r{k}": f"{name} R@{k}" for d, name in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)
+    }
     return metrics_table("Image-text retrieval: recall (%)", methods, columns)
 
 
 def composed_table(methods: list[Method]) -> Table:
     """Composed image retrieval: every recall that the evaluation reported."""
-    names = [name for m in methods for r in m.runs.values() for values in r.metrics.values() for name in values]
-    columns = {name: name for name in dict.fromkeys(names) if "R@" in name or name.startswith("Rs@") or name == "average"}
+    names = [
+        name for m in methods for r in m.runs.values() for values in r.metrics.values() for name in values
+    ]
+    columns = {
+        name: name
+        for name in dict.fromkeys(names)
+        if "R@" in name or name.startswith("Rs@") or name == "average"
+    }
     return metrics_table("Composed image retrieval: recall (%)", methods, columns)
 
 
@@ -185,18 +245,31 @@ def metrics_table(title: str, methods: list[Method], columns: dict[str, str]) ->
     """A row per evaluation (dataset and split) and method, published numbers and differences below it."""
     table = Table(title, [*LEAD, "seeds", *columns.values()])
     cells = settings(methods)
-    for entry in dict.fromkeys((d, split) for m in methods for (d, _, _), r in m.runs.items() for split in r.metrics):
+    for entry in dict.fromkeys(
+        (d, split) for m in methods for (d, _, _), r in m.runs.items() for split in r.metrics
+    ):
         for method in methods:
             values = entry_values(method, *entry, list(columns))
             if not values:
                 continue
-            seeds = [s for (d, _, s), r in sorted(method.runs.items()) if d == entry[0] and entry[1] in r.metrics]
+            seeds = [
+                s for (d, _, s), r in sorted(method.runs.items()) if d == entry[0] and entry[1] in r.metrics
+            ]
             name = entry[0] if entry[1] == "test" else entry[1]
-            table.add({"dataset": name, **cells(method), "seeds": listed(seeds), **{columns[k]: v for k, v in values.items()}})
+            table.add(
+                {
+                    "dataset": name,
+                    **cells(method),
+                    "seeds": listed(seeds),
+                    **{columns[k]: v for k, v in values.items()},
+                }
+            )
             paper = counterpart(method)
             theirs = {k: v for k, v in (paper.on(evaluated(name)) if paper else {}).items() if k in values}
             if theirs:
-                table.add({"method": "  published", **{columns[k]: f"{v:.2f}" for k, v in theirs.items()}}, paper)
+                table.add(
+                    {"method": "  published", **{columns[k]: f"{v:.2f}" for k, v in theirs.items()}}, paper
+                )
                 gap = {columns[k]: difference(values[k].mean, v) for k, v in theirs.items()}
                 table.add({"method": "  difference", **gap})
     return table.trimmed()

@@ -1,4 +1,4 @@
-"""``python -m dassl_prompts.run PROTOCOL --trainer NAME... --dataset NAME... --seed N...``: runs, start to table."""
+"""``python -m dassl_prompts.run PROTOCOL --trainer NAME... --dataset NAME...``: from start to table."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ protocols:
 
 examples:
   python -m dassl_prompts.run base2new --trainer CoOp --dataset emoji --seed 1
-  python -m dassl_prompts.run base2new --trainer CoOp DPC_CoOp --dataset caltech101 dtd --seed 1 2 3 --devices 0 1
+  python -m dassl_prompts.run base2new --trainer CoOp DPC_CoOp --dataset dtd eurosat --seed 1 2 3 --jobs 2
   python -m dassl_prompts.run fewshot --trainer CoOp --dataset dtd --shots 1 2 4 8 16 TRAINER.COOP.N_CTX 4
   python -m dassl_prompts.run --file sweep.yaml --jobs 2
 
-A sweep file (YAML) has the same words as keys: protocol, trainer, dataset, shots, seed (one value or a list), cfg, tag,
-opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that differ from the rest.
-Flags win over the file. Finished runs are skipped, so the same command continues after an interruption and tries failed
-runs again.
+A sweep file (YAML) has the same words as keys: protocol, trainer, dataset, shots, seed (one value or a list),
+cfg, tag, opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that
+differ from the rest. Flags win over the file. Finished runs are skipped, so the same command continues after
+an interruption and tries failed runs again.
 
 exit codes: 0 all done, 1 a run failed, 2 wrong input (nothing was started), 130 interrupted
 """
@@ -40,38 +40,80 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s PROTOCOL --trainer NAME... --dataset NAME... [options] [KEY VALUE ...]\n"
         "       %(prog)s --file sweep.yaml [options]",
         description="Run methods on datasets with seeds and shots, every combination, and print the table.",
-        epilog=EPILOG.format(protocols=listed), formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        epilog=EPILOG.format(protocols=listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("protocol", nargs="?", metavar="PROTOCOL", help=f"one of {', '.join(PROTOCOLS)} (below)")
     p.add_argument("--file", help="YAML file that lists the runs")
     what = p.add_argument_group("what to run")
-    what.add_argument("--trainer", nargs="+", metavar="NAME", help="methods, e.g. CoOp MaPLe DPC_CoOp ZeroshotCLIP")
-    what.add_argument("--dataset", nargs="+", metavar="NAME", help="names of files in configs/datasets, e.g. caltech101 emoji")
+    what.add_argument(
+        "--trainer", nargs="+", metavar="NAME", help="methods, e.g. CoOp MaPLe DPC_CoOp ZeroshotCLIP"
+    )
+    what.add_argument(
+        "--dataset",
+        nargs="+",
+        metavar="NAME",
+        help="names of files in configs/datasets, e.g. caltech101 emoji",
+    )
     what.add_argument("--seed", type=int, nargs="+", metavar="N", help="one or several seeds (default 1)")
-    what.add_argument("--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)")
-    what.add_argument("--cfg", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe")
+    what.add_argument(
+        "--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)"
+    )
+    what.add_argument(
+        "--cfg", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe"
+    )
     what.add_argument("--tag", help="suffix that keeps a variant's folders apart")
-    what.add_argument("--common", action="append", nargs=2, metavar=("KEY", "VALUE"),
-                      help="configuration of every run; KEY VALUE pairs without it leave first stages and teachers alone")  # fmt: skip
+    what.add_argument(
+        "--common",
+        action="append",
+        nargs=2,
+        metavar=("KEY", "VALUE"),
+        help="configuration of every run; KEY VALUE pairs without it leave first stages and teachers alone",
+    )
     where = p.add_argument_group("where")
     where.add_argument("--root", help="folder of the datasets (default $DATA or ./data)")
     where.add_argument("--output", type=Path, help="root of the output tree (default ./output)")
     how = p.add_argument_group("how")
     how.add_argument("--jobs", type=int, metavar="N", help="runs at once per device (default 1)")
-    how.add_argument("--devices", nargs="+", metavar="D", help="CUDA devices to use, e.g. 0 1, or cpu (default: what torch sees)")
-    how.add_argument("--retry", type=int, metavar="N", help="try failed runs again, up to N times (default 0)")
-    how.add_argument("--stop", action="store_true", help="start nothing more after a failure; default: go on with the rest")
-    how.add_argument("--stream", action=argparse.BooleanOptionalAction, default=None,
-                     help="show what the runs print (default for one job at a time); otherwise it goes to console.txt")  # fmt: skip
-    how.add_argument("--dry-run", action="store_true", help="list the runs and which are finished, start nothing")
-    how.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
-                     help="repeat finished runs (also FORCE=1)")  # fmt: skip
+    how.add_argument(
+        "--devices",
+        nargs="+",
+        metavar="D",
+        help="CUDA devices to use, e.g. 0 1, or cpu (default: what torch sees)",
+    )
+    how.add_argument(
+        "--retry", type=int, metavar="N", help="try failed runs again, up to N times (default 0)"
+    )
+    how.add_argument(
+        "--stop", action="store_true", help="start nothing more after a failure; default: go on with the rest"
+    )
+    how.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="show what the runs print (default for one job at a time); otherwise it goes to console.txt",
+    )
+    how.add_argument(
+        "--dry-run", action="store_true", help="list the runs and which are finished, start nothing"
+    )
+    how.add_argument(
+        "--force",
+        action="store_true",
+        default=os.environ.get("FORCE", "0") not in ("", "0"),
+        help="repeat finished runs (also FORCE=1)",
+    )
     return p
 
 
 def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
     """The sweep that flags and file ask for; fills in ``args`` where only the file says something."""
-    defaults = {"root": os.environ.get("DATA", "data"), "output": "output", "jobs": 1, "devices": [], "retry": 0}
+    defaults = {
+        "root": os.environ.get("DATA", "data"),
+        "output": "output",
+        "jobs": 1,
+        "devices": [],
+        "retry": 0,
+    }
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, content.get(key, value))
@@ -80,7 +122,9 @@ def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
     for key, least in (("jobs", 1), ("retry", 0)):
         if not isinstance(getattr(args, key), int) or getattr(args, key) < least:
             raise ValueError(f"--{key} is {getattr(args, key)!r}; it has to be a number from {least} on")
-    given = {key: getattr(args, key) for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag")}
+    given = {
+        key: getattr(args, key) for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag")
+    }
     given["opts"] = opts or None
     given["common"] = [word for pair in args.common for word in pair] if args.common else None
     return build(given, content, str(args.root), args.output)
@@ -132,7 +176,9 @@ def run(argv: list[str]) -> int:
     scheduler = Scheduler(nodes, slots, force=args.force, stream=stream, stop=args.stop, retry=args.retry)
     failed = scheduler.run()
     complete = {str(node.step.output) for node in nodes if node.done}
-    finished = [(p, job) for p, job in sweep.jobs if {str(s.output) for s in PROTOCOLS[p].steps(job)} <= complete]
+    finished = [
+        (p, job) for p, job in sweep.jobs if {str(s.output) for s in PROTOCOLS[p].steps(job)} <= complete
+    ]
     if finished:
         print("\n" + summary(Sweep(tuple(finished))))
     if failed:

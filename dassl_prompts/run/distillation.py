@@ -1,6 +1,7 @@
 """What PromptKD's runs need besides their own recipe: a teacher, and settings that depend on the dataset.
 
-The teacher is PromptSRC on a larger CLIP. The student is distilled on unlabelled images of all classes of a dataset.
+The teacher is PromptSRC on a larger CLIP. The student is distilled on unlabelled images of all classes of a
+dataset.
 """
 
 from __future__ import annotations

@@ -66,9 +66,10 @@ class Job:
 
     Attributes:
         trainer: registered name. dataset: name of a file in configs/datasets. cfg: name of a file in
-        configs/trainers/<trainer>; "" = the protocol's recipe. root: folder of the datasets. output: root of the output tree.
-        tag: appended to the folder name of the configuration, to keep variants apart. opts: KEY VALUE pairs of this method's
-        runs. common: KEY VALUE pairs of every run, also of a first stage or a teacher that other jobs share.
+        configs/trainers/<trainer>; "" = the protocol's recipe. root: folder of the datasets. output: root of
+        the output tree. tag: appended to the folder name of the configuration, to keep variants apart. opts:
+        KEY VALUE pairs of this method's runs. common: KEY VALUE pairs of every run, also of a first stage or
+        a teacher that other jobs share.
     """
 
     trainer: str
@@ -85,7 +86,9 @@ class Job:
     def __post_init__(self):
         for opts in (self.opts, self.common):
             if len(opts) % 2:
-                raise ValueError(f"options come as KEY VALUE pairs, but {opts[-1]!r} has no value: {' '.join(opts)}")
+                raise ValueError(
+                    f"options come as KEY VALUE pairs, but {opts[-1]!r} has no value: {' '.join(opts)}"
+                )
             for key in set(opts[::2]) & RESERVED.keys():
                 raise ValueError(f"{key} is set by the protocol: use {RESERVED[key]}")
 
@@ -97,7 +100,9 @@ class Job:
             return replace(self, cfg="emoji_tiny")
         table = RECIPES.get(self.trainer)
         if table is None:
-            raise ValueError(f"no default recipe for trainer {self.trainer}: give --cfg (known: {', '.join(RECIPES)})")
+            raise ValueError(
+                f"no default recipe for trainer {self.trainer}: give --cfg (known: {', '.join(RECIPES)})"
+            )
         return replace(self, cfg=table.get(protocol, table["*"]))
 
     @property
@@ -134,12 +139,27 @@ def config_file(*parts: str) -> str:
 
 
 def train_step(job: Job, title: str, output: Path, *opts: str, dataset: str = "") -> Step:
-    return Step(title, output, job.args("DATASET.NUM_SHOTS", str(job.shots), *opts, *job.common, *job.opts, dataset=dataset))
+    return Step(
+        title,
+        output,
+        job.args("DATASET.NUM_SHOTS", str(job.shots), *opts, *job.common, *job.opts, dataset=dataset),
+    )
 
 
-def eval_step(job: Job, title: str, output: Path, model_dir: Path | None, *opts: str, dataset: str = "") -> Step:
+def eval_step(
+    job: Job, title: str, output: Path, model_dir: Path | None, *opts: str, dataset: str = ""
+) -> Step:
     load = ("--model-dir", str(model_dir)) if model_dir else ()
-    args = job.args(*load, "--eval-only", "DATASET.NUM_SHOTS", str(job.shots), *opts, *job.common, *job.opts, dataset=dataset)
+    args = job.args(
+        *load,
+        "--eval-only",
+        "DATASET.NUM_SHOTS",
+        str(job.shots),
+        *opts,
+        *job.common,
+        *job.opts,
+        dataset=dataset,
+    )
     return Step(title, output, args)
 
 

@@ -13,9 +13,9 @@ class Node:
     """A step in the graph.
 
     Attributes:
-        step: the run. after: the nodes whose folders it reads. state: waiting, running, finished, skipped (was finished
-        before), failed, or blocked (something it needs failed). code: exit code of the last try. tries: how often it ran.
-        seconds: duration of the last try.
+        step: the run. after: the nodes whose folders it reads. state: waiting, running, finished, skipped
+        (was finished before), failed, or blocked (something it needs failed). code: exit code of the last
+        try. tries: how often it ran. seconds: duration of the last try.
     """
 
     step: Step
@@ -69,8 +69,9 @@ def check_same_command(first: Step, second: Step) -> None:
     different = [f"{a!r} and {b!r}" for a, b in zip(first.args, second.args) if a != b]
     longer = [repr(arg) for arg in (first.args[len(second.args) :] or second.args[len(first.args) :])]
     raise ValueError(
-        f"two jobs need {first.output} with different settings ({', '.join([*different, *longer])}), as \"{first.title}\" and as "
-        f'"{second.title}". A first stage or a teacher runs by its own recipe: give --tag to keep your variant apart, or '
+        f"two jobs need {first.output} with different settings ({', '.join([*different, *longer])}), "
+        f'as "{first.title}" and as "{second.title}". A first stage or a teacher runs by its own recipe: '
+        "give --tag to keep your variant apart, or "
         f"pass what all runs should have with --common KEY VALUE"
     )
 

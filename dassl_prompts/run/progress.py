@@ -40,7 +40,7 @@ def last_line(path: Path) -> str:
 
 
 def running_state(node: Node) -> tuple[str, float | None]:
-    """``("epoch 3/10", seconds left)`` of a running step, from what it has printed; ``("", None)`` before the first line."""
+    """``("epoch 3/10", seconds left)`` of a running step by what it printed last; ``("", None)`` at first."""
     lines = EPOCH_LINE.findall(tail(node.step.output / CONSOLE, 4096))
     if not lines:
         return "", None
@@ -55,11 +55,14 @@ def kind(node: Node) -> tuple[str, bool]:
     return args[args.index("--trainer") + 1] if "--trainer" in args else "", node.step.is_training
 
 
-def time_left(nodes: list[Node], slots: int, lefts: dict[int, float | None], elapsed: dict[int, float]) -> float | None:
+def time_left(
+    nodes: list[Node], slots: int, lefts: dict[int, float | None], elapsed: dict[int, float]
+) -> float | None:
     """Estimated seconds until all is done, None before there is anything to go by.
 
     Args:
-        lefts: by ``id(node)``, what running steps say of themselves (None: nothing yet). elapsed: how long they have run.
+        lefts: by ``id(node)``, what running steps say of themselves (None: nothing yet). elapsed: how long
+        they have run.
     """
     known: dict[tuple[str, bool], list[float]] = {}
     for node in nodes:
@@ -149,7 +152,10 @@ class Progress:
         elapsed = {key: now - self.since[key] for key in states}
         left = time_left(self.nodes, self.slots, {key: value[1] for key, value in states.items()}, elapsed)
         where = ", ".join(f"#{self.number[key]} {state[0]}".strip() for key, state in states.items())
-        parts = [f"left about {clock(left)}" if left is not None else "left unknown", f"running {where}" if where else ""]
+        parts = [
+            f"left about {clock(left)}" if left is not None else "left unknown",
+            f"running {where}" if where else "",
+        ]
         parts.append(f"{held} wait for another process" if held and not running else "")
         return ", ".join(filter(None, parts))
 

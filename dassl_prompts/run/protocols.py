@@ -1,6 +1,7 @@
 """The evaluation protocols of the CoOp line of work, and which recipe each method uses in them.
 
-A protocol turns a :class:`Job` into steps and, once they are finished, into table rows. Folder names follow CoOp's scripts.
+A protocol turns a :class:`Job` into steps and, once they are finished, into table rows. Folder names follow
+CoOp's scripts.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def is_dpc(job: Job) -> bool:
     return job.trainer.startswith("DPC_")
 
 
-# -- training, with what a method needs before it ---------------------------------------------------------------------
+# -- training, with what a method needs before it ------------------------------------------------------------
 
 
 def stage1(job: Job) -> Job:
@@ -63,14 +64,17 @@ def teaching(job: Job, protocol: str, which: str) -> list[Step]:
 
 
 def training(job: Job, protocol: str, which: str) -> list[Step]:
-    """Steps that end with ``job`` trained on the base or on all classes; its own test follows in the same step."""
+    """Steps that end with ``job`` trained on base or all classes; its own test is part of the last one."""
     title = f"{job.trainer} on {job.dataset} ({which} classes), {job.shots} shots, seed {job.seed}: train"
     output = train_folder(job, protocol, which)
     if is_zero_shot(job):
         return []
     if job.trainer == "PromptKD":
         opts = (*subsample("all"), *unlabelled(job), *teacher_opts(job, protocol, which))
-        return [*teaching(job, protocol, which), train_step(job, title.replace("train", "distil"), output, *opts)]
+        return [
+            *teaching(job, protocol, which),
+            train_step(job, title.replace("train", "distil"), output, *opts),
+        ]
     if is_dpc(job):
         first = training(stage1(job), protocol, which)
         ckpt = ("TRAINER.DPC.CKPT_DIR", str(first[-1].output))
@@ -83,11 +87,15 @@ def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str 
     """Evaluate the trained ``job`` on a class subset of its own or another dataset."""
     model = None if is_zero_shot(job) else train_folder(job, protocol, trained_on)
     output = job.output / protocol / f"test_{which}" / (target or ".") / job.folder
-    title = f"{job.trainer} on {target or job.dataset}, {job.shots} shots, seed {job.seed}: test {which} classes"
-    return eval_step(job, title, output, model, *subsample(which), *teacher_opts(job, protocol, trained_on), dataset=target)
+    title = (
+        f"{job.trainer} on {target or job.dataset}, {job.shots} shots, seed {job.seed}: test {which} classes"
+    )
+    return eval_step(
+        job, title, output, model, *subsample(which), *teacher_opts(job, protocol, trained_on), dataset=target
+    )
 
 
-# -- base-to-new ------------------------------------------------------------------------------------------------------
+# -- base-to-new ---------------------------------------------------------------------------------------------
 
 
 def base_step(job: Job) -> Step:
@@ -129,24 +137,36 @@ def base2new_rows(job: Job) -> list[dict]:
     return rows
 
 
-# -- few-shot, cross-dataset, domain generalisation -----------------------------------------------------------------
+# -- few-shot, cross-dataset, domain generalisation ----------------------------------------------------------
 
 
 def fewshot(job: Job) -> list[Step]:
     """Train on all classes, test on all classes."""
     job = job.recipe("fewshot")
     if job.trainer.endswith("PromptKD"):
-        raise ValueError(f"PromptKD distils on unlabelled images, {job.trainer} has no few-shot protocol: choose base2new or xd")
+        raise ValueError(
+            f"PromptKD distils on unlabelled images, {job.trainer} has no few-shot protocol: "
+            "choose base2new or xd"
+        )
     return [test_step(job, "fewshot", "all", "all")] if is_zero_shot(job) else training(job, "fewshot", "all")
 
 
 def fewshot_rows(job: Job) -> list[dict]:
-    return [{"method": job.trainer, "dataset": job.dataset, "shots": job.shots, "accuracy": accuracy(fewshot(job)[-1])}]
+    return [
+        {
+            "method": job.trainer,
+            "dataset": job.dataset,
+            "shots": job.shots,
+            "accuracy": accuracy(fewshot(job)[-1]),
+        }
+    ]
 
 
 def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
     """The steps whose results are the accuracies on the source and on the targets."""
-    if job.trainer == "PromptKD":  # transductive: distilled anew on every target, by the teacher of the source
+    if (
+        job.trainer == "PromptKD"
+    ):  # transductive: distilled anew on every target, by the teacher of the source
         taught = (*teacher_opts(job, "transfer", "all"), "TRAINER.MODAL", "cross")
         students = [replace(job, dataset=name) for name in (job.dataset, *targets)]
         return [
@@ -155,15 +175,23 @@ def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
             for s in students
         ]  # fmt: skip
     if job.trainer == "DPC_PromptKD":
-        raise ValueError("PromptKD is distilled on every target, which leaves DPC_PromptKD no cross-dataset protocol")
-    source = test_step(job, "transfer", "all", "all") if is_zero_shot(job) else training(job, "transfer", "all")[-1]
+        raise ValueError(
+            "PromptKD is distilled on every target, which leaves DPC_PromptKD no cross-dataset protocol"
+        )
+    source = (
+        test_step(job, "transfer", "all", "all")
+        if is_zero_shot(job)
+        else training(job, "transfer", "all")[-1]
+    )
     return [source, *(test_step(job, "transfer", "all", "all", target=name) for name in targets)]
 
 
 def transfer(job: Job, targets: tuple[str, ...]) -> list[Step]:
     """Train on the source with all classes, test on every target."""
     tests = transfer_tests(job, targets)
-    before = teaching(job, "transfer", "all") if job.trainer == "PromptKD" else training(job, "transfer", "all")
+    before = (
+        teaching(job, "transfer", "all") if job.trainer == "PromptKD" else training(job, "transfer", "all")
+    )
     return [*(s for s in before if s not in tests), *tests]
 
 
@@ -192,7 +220,7 @@ def dg(job: Job) -> list[Step]:
     return transfer(job.recipe("dg"), dg_targets(job))
 
 
-# -- retrieval: the drivers of run/retrieval.py and run/composed.py know the runs; here they join the matrix ---------------
+# -- retrieval: run/retrieval.py and run/composed.py know the runs; here they join the matrix ---------------
 
 
 def retrieval(job: Job) -> list[Step]:
@@ -201,7 +229,9 @@ def retrieval(job: Job) -> list[Step]:
 
     if job.trainer not in METHODS:
         raise ValueError(f"{job.trainer} is no method of image-text retrieval; known: {', '.join(METHODS)}")
-    runs = Runs(job.dataset.removeprefix("fdrd_"), job.shots, job.cfg, job.root, job.output, (*job.common, *job.opts))
+    runs = Runs(
+        job.dataset.removeprefix("fdrd_"), job.shots, job.cfg, job.root, job.output, (*job.common, *job.opts)
+    )
     return [runs.step(job.trainer, job.seed, job.tag)]
 
 
@@ -209,14 +239,23 @@ def retrieval_rows(job: Job) -> list[dict]:
     from dassl_prompts.run.retrieval import COLUMNS
 
     values = retrieval(job)[0].results()["test"]
-    return [{"method": job.trainer, "dataset": job.dataset, **{title: values[key] for key, title in COLUMNS.items()}}]
+    return [
+        {
+            "method": job.trainer,
+            "dataset": job.dataset,
+            **{title: values[key] for key, title in COLUMNS.items()},
+        }
+    ]
 
 
 def composed(job: Job) -> list[Step]:
     """Composed image retrieval: train on triplets and evaluate, or only evaluate the baselines."""
     from dassl_prompts.run.composed import BASELINE, DATASETS, NODES, Plan
 
-    for value, known, what in ((job.trainer, (*NODES, BASELINE), "method"), (job.dataset, tuple(DATASETS), "training set")):
+    for value, known, what in (
+        (job.trainer, (*NODES, BASELINE), "method"),
+        (job.dataset, tuple(DATASETS), "training set"),
+    ):
         if value not in known:
             raise ValueError(f"{value} is no {what} of composed retrieval; known: {', '.join(known)}")
     runs = Plan(job.dataset, job.cfg or "blip", job.root, job.output, job.tag, (*job.common, *job.opts))
@@ -228,7 +267,10 @@ def composed_rows(job: Job) -> list[dict]:
 
     rows = metric_rows(composed(job)[0])
     shown = [{k: v for k, v in row.items() if k not in ("query", "label", "set", "mean")} for row in rows]
-    return [{"method": f"{job.trainer} {row['label']}".strip(), "set": row["set"], **values} for row, values in zip(rows, shown)]
+    return [
+        {"method": f"{job.trainer} {row['label']}".strip(), "set": row["set"], **values}
+        for row, values in zip(rows, shown)
+    ]
 
 
 @dataclass(frozen=True)
@@ -243,8 +285,22 @@ class Protocol:
 PROTOCOLS = {
     "base2new": Protocol(base2new, base2new_rows, "train on base classes, test base and new classes"),
     "fewshot": Protocol(fewshot, fewshot_rows, "train and test on all classes"),
-    "xd": Protocol(xd, lambda job: transfer_rows(job.recipe("xd"), xd_targets(job)), "train on the source, test on ten other datasets"),
-    "dg": Protocol(dg, lambda job: transfer_rows(job.recipe("dg"), dg_targets(job)), "train on the source, test on shifted versions of it"),
-    "retrieval": Protocol(retrieval, retrieval_rows, "image-text retrieval, e.g. --trainer DCAR --dataset fdrd_dtd or fdrd_emoji"),
-    "composed": Protocol(composed, composed_rows, "composed retrieval, e.g. --trainer PVLF --dataset laion_combined or emoji"),
+    "xd": Protocol(
+        xd,
+        lambda job: transfer_rows(job.recipe("xd"), xd_targets(job)),
+        "train on the source, test on ten other datasets",
+    ),
+    "dg": Protocol(
+        dg,
+        lambda job: transfer_rows(job.recipe("dg"), dg_targets(job)),
+        "train on the source, test on shifted versions of it",
+    ),
+    "retrieval": Protocol(
+        retrieval,
+        retrieval_rows,
+        "image-text retrieval, e.g. --trainer DCAR --dataset fdrd_dtd or fdrd_emoji",
+    ),
+    "composed": Protocol(
+        composed, composed_rows, "composed retrieval, e.g. --trainer PVLF --dataset laion_combined or emoji"
+    ),
 }

@@ -19,7 +19,7 @@ GRACE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one run can be at a time; ``device`` is a CUDA index, "cpu", or "" for what the runs choose."""
+    """A place for one run at a time; ``device`` is a CUDA index, "cpu", or "" for what the runs choose."""
 
     device: str = ""
 
@@ -45,16 +45,24 @@ class Scheduler:
         nodes: from :func:`dassl_prompts.run.plan.plan`.
         slots: where runs can be; one run at a time by default.
         force: repeat what is finished.
-        stream: the runs print to the screen; only for a single slot. Otherwise their output goes to ``console.txt``.
-        stop: start nothing more after the first failure.
+        stream: the runs print to the screen; only for a single slot. Otherwise their output goes to
+        ``console.txt``. stop: start nothing more after the first failure.
         retry: how often a failed run is tried again, after everything else.
 
     Attributes:
         nodes: with their states after :meth:`run`.
     """
 
-    def __init__(self, nodes: list[Node], slots: list[Slot] | None = None, *, force: bool = False, stream: bool = False,
-                 stop: bool = False, retry: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        nodes: list[Node],
+        slots: list[Slot] | None = None,
+        *,
+        force: bool = False,
+        stream: bool = False,
+        stop: bool = False,
+        retry: int = 0,
+    ):
         self.nodes = nodes
         self.slots = slots or [Slot()]
         self.force, self.stop, self.retry = force, stop, retry
@@ -81,7 +89,9 @@ class Scheduler:
         finally:
             self.terminate()
             self.progress.end()
-        return [n for n in self.nodes if n.state == "failed"] + [n for n in self.nodes if n.state in ("blocked", "waiting")]
+        return [n for n in self.nodes if n.state == "failed"] + [
+            n for n in self.nodes if n.state in ("blocked", "waiting")
+        ]
 
     def skip_finished(self) -> None:
         """Mark the finished nodes; checks all of them before anything starts."""
@@ -143,7 +153,9 @@ class Scheduler:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env)
         else:
             with open(folder / CONSOLE, "ab") as console:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=env)
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=env
+                )
         self.running[process] = node, slot, time.monotonic()
 
     def finish(self, process: subprocess.Popen) -> Slot:

@@ -42,7 +42,9 @@ class Step:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete the folder or run again with --force") from error
+            raise ValueError(
+                f"{path} is damaged ({error}): delete the folder or run again with --force"
+            ) from error
         return results if results.get("finished") else None
 
     def config(self):

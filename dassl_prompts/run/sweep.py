@@ -34,7 +34,8 @@ class Sweep:
         """The graph of all runs.
 
         Raises:
-            ValueError: an unknown recipe or dataset, or two jobs that want one folder with different settings.
+            ValueError: an unknown recipe or dataset, or two jobs that want one folder with different
+            settings.
         """
         return plan(PROTOCOLS[protocol].steps(job) for protocol, job in self.jobs)
 
@@ -48,7 +49,9 @@ def split_opts(words: list[str]) -> tuple[list[str], list[str]]:
     flags, opts, at = [], [], 0
     while at < len(words):
         word = words[at]
-        if CONFIG_KEY.fullmatch(word) and not (at and words[at - 1].startswith("--") and words[at - 1] != "--"):
+        if CONFIG_KEY.fullmatch(word) and not (
+            at and words[at - 1].startswith("--") and words[at - 1] != "--"
+        ):
             if at + 1 == len(words):
                 raise ValueError(f"options come as KEY VALUE pairs, but {word} has no value")
             opts += words[at : at + 2]
@@ -73,7 +76,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no sweep file {path}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} has to be a mapping such as 'trainer: [CoOp, MaPLe]', not {type(content).__name__}")
+        raise ValueError(
+            f"{path} has to be a mapping such as 'trainer: [CoOp, MaPLe]', not {type(content).__name__}"
+        )
     check_keys(content, (*MATRIX, *SETTINGS, *PLACES, "runs"), path)
     blocks = content.get("runs", [{}])
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
@@ -93,7 +98,8 @@ def build(given: dict[str, Any], content: dict[str, Any], root: str, output: Pat
     """All jobs.
 
     Args:
-        given: values of the command line, which win; None = not given. content: of the sweep file, {} if there is none.
+        given: values of the command line, which win; None = not given. content: of the sweep file, {} if
+        there is none.
 
     Raises:
         ValueError: nothing to run, a missing or unknown value.
@@ -112,13 +118,19 @@ def expand(values: dict[str, Any], root: str, output: Path) -> list[tuple[str, J
     """The combinations of one block."""
     missing = [key for key in MATRIX if not as_list(values.get(key))]
     if missing:
-        raise ValueError(f"no {missing[0]} is given" + ("" if missing[0] == "protocol" else f": use --{missing[0]}"))
+        raise ValueError(
+            f"no {missing[0]} is given" + ("" if missing[0] == "protocol" else f": use --{missing[0]}")
+        )
     unknown = [name for name in as_list(values["protocol"]) if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"unknown protocol {unknown[0]!r}; choose one of {', '.join(PROTOCOLS)}")
     numbers = {key: [whole(key, value) for value in as_list(values[key])] for key in ("shots", "seed")}
-    settings = {"cfg": str(values["cfg"] or ""), "tag": str(values["tag"] or ""),
-                "opts": pairs(values["opts"]), "common": pairs(values["common"])}  # fmt: skip
+    settings = {
+        "cfg": str(values["cfg"] or ""),
+        "tag": str(values["tag"] or ""),
+        "opts": pairs(values["opts"]),
+        "common": pairs(values["common"]),
+    }
     names = [as_list(values[key]) for key in ("protocol", "trainer", "dataset")]
     return [
         (protocol, Job(str(trainer), str(dataset), seed, shots, root=root, output=output, **settings))

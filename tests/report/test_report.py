@@ -32,7 +32,7 @@ def rows_of(root, protocol, **kwargs):
     return [dict(zip(table.columns, row)) for row in table.rows], table
 
 
-# -- statistics -------------------------------------------------------------------------------------------------------
+# -- statistics ----------------------------------------------------------------------------------------------
 
 
 def test_mean_deviation_and_hm_over_seeds(tmp_path):
@@ -42,7 +42,9 @@ def test_mean_deviation_and_hm_over_seeds(tmp_path):
     (method,) = group(find_runs(tmp_path)[0])
     scores = base_new(method, "Emoji")
     assert scores.seeds == (1, 2, 3)
-    assert scores.base.mean == pytest.approx(sum(base) / 3) and scores.base.std == pytest.approx(statistics.stdev(base))
+    assert scores.base.mean == pytest.approx(sum(base) / 3) and scores.base.std == pytest.approx(
+        statistics.stdev(base)
+    )
     mb, mn = sum(base) / 3, sum(new) / 3
     assert scores.hm == pytest.approx(2 * mb * mn / (mb + mn))
     of_hms = statistics.fmean(2 * b * n / (b + n) for b, n in zip(base, new))
@@ -55,7 +57,11 @@ def test_the_average_is_hm_of_the_mean_base_and_new_of_the_datasets(tmp_path):
         base_new_pair(tmp_path, b, n, dataset=dataset)
     rows, _ = rows_of(tmp_path, "base2new")
     assert rows[-1]["dataset"] == "Average of 2"
-    assert (rows[-1]["Base"], rows[-1]["New"], rows[-1]["HM"]) == ("70.00", "50.00", f"{2 * 70 * 50 / 120:.2f}")
+    assert (rows[-1]["Base"], rows[-1]["New"], rows[-1]["HM"]) == (
+        "70.00",
+        "50.00",
+        f"{2 * 70 * 50 / 120:.2f}",
+    )
 
 
 def test_only_seeds_with_both_numbers_count(tmp_path):
@@ -65,7 +71,9 @@ def test_only_seeds_with_both_numbers_count(tmp_path):
     runs, unfinished = find_runs(tmp_path)
     (method,) = group(runs)
     assert base_new(method, "Emoji").base.mean == 75.0
-    assert sections([method], runs, unfinished, None)["Missing"] == ["CoOp (vit_b16) on Emoji, 16 shots: new classes seed 3"]
+    assert sections([method], runs, unfinished, None)["Missing"] == [
+        "CoOp (vit_b16) on Emoji, 16 shots: new classes seed 3"
+    ]
     asked = sections([method], runs, unfinished, [1, 2, 3, 4])["Missing"]
     assert asked == ["CoOp (vit_b16) on Emoji, 16 shots: base classes seed 4, new classes seed 3 4"]
 
@@ -76,7 +84,7 @@ def test_one_seed_has_no_deviation(tmp_path):
     assert math.isnan(scores.base.std) and str(scores.base) == "80.00"
 
 
-# -- what belongs together --------------------------------------------------------------------------------------------
+# -- what belongs together -----------------------------------------------------------------------------------
 
 
 def test_mixed_settings_are_kept_apart_and_named(tmp_path):
@@ -101,7 +109,9 @@ def test_settings_that_differ_between_datasets_are_kept_apart_too(tmp_path):
 
 def test_a_recipe_for_one_dataset_can_be_joined(tmp_path):
     base_new_pair(tmp_path, 80.0, 60.0, "DPC_CoOp", "Emoji", cfg="vit_b16_ep20")
-    base_new_pair(tmp_path, 70.0, 50.0, "DPC_CoOp", "EuroSAT", cfg="vit_b16_ep10_bs2top2", config={"OPTIM.LR": "0.1"})
+    base_new_pair(
+        tmp_path, 70.0, 50.0, "DPC_CoOp", "EuroSAT", cfg="vit_b16_ep10_bs2top2", config={"OPTIM.LR": "0.1"}
+    )
     assert len(group(find_runs(tmp_path)[0])) == 2
     rows, _ = rows_of(tmp_path, "base2new", join=["vit_b16_ep20", "vit_b16_ep10_bs2top2"])
     assert [r["dataset"] for r in rows] == ["Emoji", "EuroSAT", "Average of 2"]
@@ -111,10 +121,28 @@ def test_folders_of_other_runs_count_by_their_method(tmp_path):
     """The first stage of every seed and dataset is another folder, of another recipe another method."""
     for dataset, seed, cfg in (("Emoji", 1, "a"), ("Emoji", 2, "a"), ("EuroSAT", 1, "a"), ("Emoji", 3, "b")):
         ckpt = f"'/x/base2new/train_base/{dataset.lower()}/shots_16/CoOp/{cfg}/seed{seed}'"
-        write_run(tmp_path, "base2new/train_base", "DPC_CoOp", dataset, seed, 80.0, config={"TRAINER.DPC.CKPT_DIR": ckpt})
-        write_run(tmp_path, "base2new/test_new", "DPC_CoOp", dataset, seed, 60.0, config={"TRAINER.DPC.CKPT_DIR": "''"})
+        write_run(
+            tmp_path,
+            "base2new/train_base",
+            "DPC_CoOp",
+            dataset,
+            seed,
+            80.0,
+            config={"TRAINER.DPC.CKPT_DIR": ckpt},
+        )
+        write_run(
+            tmp_path,
+            "base2new/test_new",
+            "DPC_CoOp",
+            dataset,
+            seed,
+            60.0,
+            config={"TRAINER.DPC.CKPT_DIR": "''"},
+        )
     first, second = group(find_runs(tmp_path)[0])
-    assert first.seeds(classes="base") == [1, 2] and second.seeds() == [3]  # the evaluation of seed 3 does not say which stage it used
+    assert first.seeds(classes="base") == [1, 2] and second.seeds() == [
+        3
+    ]  # the evaluation of seed 3 does not say which stage it used
     assert list(second.differs) == ["TRAINER.DPC.CKPT_DIR"]
 
 
@@ -124,7 +152,10 @@ def test_shots_and_backbones_are_rows_of_their_own(tmp_path):
     write_run(tmp_path, "fewshot/train_all", values=70.0, shots=4, cfg="rn50", backbone="RN50")
     rows, _ = rows_of(tmp_path, "accuracy")
     assert [(r["shots"], r["backbone"], r["accuracy"]) for r in rows] == [
-        ("4", "RN50", "70.00"), ("1", "ViT-B/16", "50.00"), ("4", "ViT-B/16", "60.00")]  # fmt: skip
+        ("4", "RN50", "70.00"),
+        ("1", "ViT-B/16", "50.00"),
+        ("4", "ViT-B/16", "60.00"),
+    ]
 
 
 def test_of_two_folders_for_one_run_the_newer_counts(tmp_path):
@@ -138,7 +169,9 @@ def test_of_two_folders_for_one_run_the_newer_counts(tmp_path):
 
 
 def test_a_teacher_is_not_said_to_lack_tests(tmp_path):
-    teacher = write_run(tmp_path, "base2new/train_base", "PromptSRC", values=50.0, cfg="vit_l14", backbone="ViT-L/14")
+    teacher = write_run(
+        tmp_path, "base2new/train_base", "PromptSRC", values=50.0, cfg="vit_l14", backbone="ViT-L/14"
+    )
     config = {"TRAINER.PROMPTKD.TEACHER_DIR": repr(str(teacher))}
     write_run(tmp_path, "base2new/train_all", "PromptKD", values=45.0, config=config)
     for classes in ("base", "new"):
@@ -147,7 +180,9 @@ def test_a_teacher_is_not_said_to_lack_tests(tmp_path):
     assert "Missing" not in sections(group(runs), runs, unfinished, None)
     rows, _ = rows_of(tmp_path, "base2new")
     assert [(r["method"], r["Base"]) for r in rows] == [("PromptKD", "60.00")]
-    assert TABLES.keys() & {m.protocol for m in group(runs)} == {"base2new"}  # distillation on all classes is no few-shot run
+    assert TABLES.keys() & {m.protocol for m in group(runs)} == {
+        "base2new"
+    }  # distillation on all classes is no few-shot run
 
 
 def test_zero_shot_needs_one_seed(tmp_path):
@@ -158,7 +193,7 @@ def test_zero_shot_needs_one_seed(tmp_path):
     assert "Missing" not in sections(group(runs), runs, unfinished, None)
 
 
-# -- half-written -----------------------------------------------------------------------------------------------------
+# -- half-written --------------------------------------------------------------------------------------------
 
 
 def test_half_written_runs_are_named_with_their_reason(tmp_path, capsys):
@@ -174,8 +209,12 @@ def test_half_written_runs_are_named_with_their_reason(tmp_path, capsys):
     runs, unfinished = find_runs(tmp_path)
     assert len(runs) == 1
     assert {u.folder.name: u.why.split(" (")[0] for u in unfinished} == {
-        "seed2": "started, not finished", "seed3": "results.json is damaged", "early": "no results.json: ended before its first epoch",
-        "alien": "results.json has no 'trainer': not one of ours", "seed4": "finished without a result"}  # fmt: skip
+        "seed2": "started, not finished",
+        "seed3": "results.json is damaged",
+        "early": "no results.json: ended before its first epoch",
+        "alien": "results.json has no 'trainer': not one of ours",
+        "seed4": "finished without a result",
+    }
     code, out, _ = report(tmp_path, capsys)
     assert code == 0 and "Not finished" in out and str(damaged) in out and "50.00" in out
 
@@ -193,7 +232,7 @@ def test_codes_for_nothing_found_and_wrong_input(tmp_path, capsys):
     assert stop.value.code == 2
 
 
-# -- published numbers ------------------------------------------------------------------------------------------------
+# -- published numbers ---------------------------------------------------------------------------------------
 
 
 def test_published_tables_are_consistent():
@@ -220,13 +259,20 @@ def test_published_numbers_stand_beside_ours_with_the_difference(tmp_path):
     rows, table = rows_of(tmp_path, "base2new")
     assert rows[0]["published B / N / HM"] == "84.61 / 49.88 / 62.76"
     assert (rows[0]["ΔBase"], rows[0]["ΔNew"]) == ("-4.61", "+0.12")
-    assert table.sources == ["DPC: Li et al., DPC, CVPR 2025: main table in the README of github.com/JREion/DPC (its own "
-                             "re-runs of the backbones)"]  # fmt: skip
+    assert table.sources == [
+        "DPC: Li et al., DPC, CVPR 2025: main table in the README of github.com/JREion/DPC (its own "
+        "re-runs of the backbones)"
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({}, "original papers"), ({"cfg": "vit_b16_ep20_lr35"}, "DPC"), ({"shots": 4}, None), ({"backbone": "RN50"}, None)],
+    [
+        ({}, "original papers"),
+        ({"cfg": "vit_b16_ep20_lr35"}, "DPC"),
+        ({"shots": 4}, None),
+        ({"backbone": "RN50"}, None),
+    ],
 )
 def test_published_rows_need_the_same_setting(tmp_path, changes, name):
     base_new_pair(tmp_path, 80.0, 50.0, "CoOp", "EuroSAT", **changes)
@@ -252,22 +298,38 @@ def test_names_of_datasets():
     assert canonical("EuroSAT") != canonical("DTD")
 
 
-# -- other tables -----------------------------------------------------------------------------------------------------
+# -- other tables --------------------------------------------------------------------------------------------
 
 
 def test_transfer_table_has_targets_mean_and_published_rows(tmp_path):
     write_run(tmp_path, "transfer/train_all", "MaPLe", "ImageNet", values=70.0)
     values = {"Caltech101": 93.0, "EuroSAT": 49.0}
     for dataset, value in values.items():
-        write_run(tmp_path, "transfer/test_all", "MaPLe", dataset, values=value, target=dataset.lower(), folder="imagenet")
+        write_run(
+            tmp_path,
+            "transfer/test_all",
+            "MaPLe",
+            dataset,
+            values=value,
+            target=dataset.lower(),
+            folder="imagenet",
+        )
     rows, table = rows_of(tmp_path, "transfer")
-    assert (rows[0]["ImageNet"], rows[0]["Caltech101"], rows[0]["mean of targets"]) == ("70.00", "93.00", "71.00")
+    assert (rows[0]["ImageNet"], rows[0]["Caltech101"], rows[0]["mean of targets"]) == (
+        "70.00",
+        "93.00",
+        "71.00",
+    )
     assert rows[1]["method"] == "  published" and rows[1]["EuroSAT"] == "48.06"
     assert rows[2]["Caltech101"] == "-0.53" and rows[2]["EuroSAT"] == "+0.94"
     assert table.columns.index("ImageNet") < table.columns.index("Caltech101")
-    write_run(tmp_path, "transfer/test_all", "CoOp", "EuroSAT", values=40.0, target="eurosat", folder="imagenet")
+    write_run(
+        tmp_path, "transfer/test_all", "CoOp", "EuroSAT", values=40.0, target="eurosat", folder="imagenet"
+    )
     rows, _ = rows_of(tmp_path, "transfer")
-    assert [r["mean of targets"] for r in rows if r["method"] == "CoOp"] == [None]  # one of its targets is missing
+    assert [r["mean of targets"] for r in rows if r["method"] == "CoOp"] == [
+        None
+    ]  # one of its targets is missing
 
 
 def test_recall_table(tmp_path):
@@ -275,8 +337,16 @@ def test_recall_table(tmp_path):
     config = {"DATASET.FDRD_DOMAIN": "'DTD'"}
     for seed in (1, 2):
         more = {k: v + seed for k, v in values.items()}
-        write_run(tmp_path, "retrieval/train_all", "DCAR", "FDRD", seed, {"test": {"mean_r1": 1.0, **more}}, config=config,
-                  backbone="ViT-B/32")  # fmt: skip
+        write_run(
+            tmp_path,
+            "retrieval/train_all",
+            "DCAR",
+            "FDRD",
+            seed,
+            {"test": {"mean_r1": 1.0, **more}},
+            config=config,
+            backbone="ViT-B/32",
+        )
     rows, _ = rows_of(tmp_path, "retrieval")
     assert rows[0]["dataset"] == "FDRD DTD" and rows[0]["I2T R@1"] == "11.50 ± 0.71"
     assert rows[1]["I2T R@1"] == "47.10" and rows[2]["I2T R@1"] == "-35.60" and rows[1]["T2I R@10"] == "69.98"
@@ -285,19 +355,41 @@ def test_recall_table(tmp_path):
 def test_composed_table_compares_fashioniq_by_training_triplets(tmp_path):
     values = {"last FashionIQ val": {"mean": 40.0, "R@10": 33.0, "R@50": 55.0, "dress R@10": 28.0}}
     config = {"CIR.LAION_SET": "'template'"}
-    write_run(tmp_path, "composed/train", "PVLF", "LaionCIR", values=values, config=config, backbone="blip-itm-base-coco", shots=0)
+    write_run(
+        tmp_path,
+        "composed/train",
+        "PVLF",
+        "LaionCIR",
+        values=values,
+        config=config,
+        backbone="blip-itm-base-coco",
+        shots=0,
+    )
     rows, table = rows_of(tmp_path, "composed")
     assert rows[0]["dataset"] == "last FashionIQ val" and rows[0]["R@10"] == "33.00"
     assert rows[1]["R@10"] == "33.03" and rows[2]["R@50"] == "+0.47" and rows[2]["dress R@10"] == "-0.16"
     values = {"last CIRR val": {"mean": 1.0, "R@1": 40.0}}
-    write_run(tmp_path / "b", "composed/train", "PVLF", "LaionCIR", values=values, config=config, backbone="blip", shots=0)
+    write_run(
+        tmp_path / "b",
+        "composed/train",
+        "PVLF",
+        "LaionCIR",
+        values=values,
+        config=config,
+        backbone="blip",
+        shots=0,
+    )
     rows, table = rows_of(tmp_path / "b", "composed")
     assert len(rows) == 1  # the paper's CIRR numbers are on test1
 
 
 def test_recipes_in_other_layouts(tmp_path):
     values = {"test": {"accuracy": 1.0}}
-    for path, cfg in (("composed/emoji/PVLF/blip/seed3/eval_cirr", "blip"), ("composed/emoji/PVLF/vit_l14", "vit_l14"), ("a/b", "a")):
+    for path, cfg in (
+        ("composed/emoji/PVLF/blip/seed3/eval_cirr", "blip"),
+        ("composed/emoji/PVLF/vit_l14", "vit_l14"),
+        ("a/b", "a"),
+    ):
         folder = tmp_path / path
         folder.mkdir(parents=True)
         results = {"trainer": "PVLF", "dataset": "X", "seed": 3, "finished": True, **values}
@@ -305,7 +397,7 @@ def test_recipes_in_other_layouts(tmp_path):
         assert [r.cfg for r in find_runs(tmp_path)[0] if r.folder == folder] == [cfg]
 
 
-# -- formats and plots ------------------------------------------------------------------------------------------------
+# -- formats and plots ---------------------------------------------------------------------------------------
 
 
 def test_formats(tmp_path, capsys):
@@ -322,9 +414,15 @@ def test_formats(tmp_path, capsys):
     assert all(line.startswith("%") for line in outside)
     _, text, err = report(tmp_path, capsys, "--format", "csv", "--seeds", "1", "2")
     lines = list(csv.reader(io.StringIO(text.split("\n\n")[0])))
-    assert lines[0][:4] == ["table", "dataset", "method", "recipe"] and lines[1][1:3] == ["EuroSAT", "CoOp"] and "Missing" in err
+    assert (
+        lines[0][:4] == ["table", "dataset", "method", "recipe"]
+        and lines[1][1:3] == ["EuroSAT", "CoOp"]
+        and "Missing" in err
+    )
     target = tmp_path / "deep" / "table.md"
-    code, out, _ = report(tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2")
+    code, out, _ = report(
+        tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2"
+    )
     assert code == 0 and target.read_text() == markdown and out == f"wrote {target}\n"
 
 
@@ -351,17 +449,48 @@ def test_curves_come_from_all_logs_of_a_run(tmp_path):
 def test_plots_are_drawn_for_what_there_is(tmp_path, capsys):
     for trainer, gain in (("CoOp", 0), ("MaPLe", 3)):
         for seed in (1, 2):
-            base_new_pair(tmp_path, 80.0 + gain + seed, 60.0 + gain, trainer, "EuroSAT", seed, log=progress([4.0, 2.0, 1.0 + seed]))
+            base_new_pair(
+                tmp_path,
+                80.0 + gain + seed,
+                60.0 + gain,
+                trainer,
+                "EuroSAT",
+                seed,
+                log=progress([4.0, 2.0, 1.0 + seed]),
+            )
             for shots in (1, 2, 4):
-                write_run(tmp_path, "fewshot/train_all", trainer, "EuroSAT", seed, 40.0 + gain + 5 * shots + seed, shots=shots)
+                write_run(
+                    tmp_path,
+                    "fewshot/train_all",
+                    trainer,
+                    "EuroSAT",
+                    seed,
+                    40.0 + gain + 5 * shots + seed,
+                    shots=shots,
+                )
     values = {f"{d}_r{k}": 8.0 * k for d in ("i2t", "t2i") for k in (1, 5, 10)}
-    write_run(tmp_path, "retrieval/train_all", "DCAR", "FDRD", 1, {"test": values}, config={"DATASET.FDRD_DOMAIN": "'DTD'"},
-              backbone="ViT-B/32")  # fmt: skip
+    write_run(
+        tmp_path,
+        "retrieval/train_all",
+        "DCAR",
+        "FDRD",
+        1,
+        {"test": values},
+        config={"DATASET.FDRD_DOMAIN": "'DTD'"},
+        backbone="ViT-B/32",
+    )
     plots = tmp_path / "plots"
     code, out, _ = report(tmp_path, capsys, "--plots", str(plots))
     assert code == 0
-    names = {"base_new", "base_new_per_dataset", "curves_base2new_loss", "curves_base2new_acc", "accuracy_per_dataset", "shots",
-             "recall_FDRD_DTD"}  # fmt: skip
+    names = {
+        "base_new",
+        "base_new_per_dataset",
+        "curves_base2new_loss",
+        "curves_base2new_acc",
+        "accuracy_per_dataset",
+        "shots",
+        "recall_FDRD_DTD",
+    }
     assert {p.stem for p in plots.glob("*.png")} == names
     assert all((plots / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in names)
     assert json.dumps(sorted(out.splitlines()[-1:])).count("plot: ") == 1

@@ -55,7 +55,9 @@ def test_a_failure_blocks_only_what_needs_it(tmp_path, capsys):
     after, other = step(tmp_path, "after", bad), step(tmp_path, "other")
     failed = Scheduler(plan([[bad, after], [other]])).run()
     assert [(n.step, n.state) for n in failed] == [(bad, "failed"), (after, "blocked")]
-    assert "exit code 1 (error: broken on purpose)" in failed[0].reason and "bad/console.txt" in failed[0].reason
+    assert (
+        "exit code 1 (error: broken on purpose)" in failed[0].reason and "bad/console.txt" in failed[0].reason
+    )
     assert str(bad.output) in failed[1].reason
     assert other.results() is not None and not after.output.exists()
     assert "bad: failed with exit code 1" in capsys.readouterr().out

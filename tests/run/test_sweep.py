@@ -21,14 +21,19 @@ def test_key_value_pairs_are_found_wherever_they_stand():
     flags, opts = split_opts(words)
     assert flags == "base2new --trainer CoOp MaPLe --dataset dtd --seed 1 2 --tag V1.2".split()
     assert opts == "TRAINER.COOP.N_CTX 4 OPTIM.LR 0.1 USE_CUDA False".split()
-    assert split_opts(["--trainer", "IVLP", "DCAR", "--", "OPTIM.LR", "1"]) == (["--trainer", "IVLP", "DCAR"], ["OPTIM.LR", "1"])
+    assert split_opts(["--trainer", "IVLP", "DCAR", "--", "OPTIM.LR", "1"]) == (
+        ["--trainer", "IVLP", "DCAR"],
+        ["OPTIM.LR", "1"],
+    )
     assert split_opts(["--common", "OPTIM.LR", "1"]) == (["--common", "OPTIM.LR", "1"], [])
     with pytest.raises(ValueError, match="OPTIM.LR has no value"):
         split_opts(["base2new", "OPTIM.LR"])
 
 
 def test_every_combination_is_a_job(tmp_path):
-    sweep = build({**ALL, "trainer": ["CoOp", "MaPLe"], "seed": [1, 2], "shots": [4, 16]}, {}, "data", tmp_path)
+    sweep = build(
+        {**ALL, "trainer": ["CoOp", "MaPLe"], "seed": [1, 2], "shots": [4, 16]}, {}, "data", tmp_path
+    )
     assert len(sweep.jobs) == 8
     assert sweep.jobs[0] == ("base2new", Job("CoOp", "emoji", 1, 4, root="data", output=tmp_path))
 
@@ -41,7 +46,11 @@ def test_blocks_of_a_file_and_flags_over_it(tmp_path):
     )
     sweep = build({"seed": [7]}, read_file(path), "data", tmp_path)
     assert [(j.trainer, j.dataset, j.seed, j.tag) for _, j in sweep.jobs] == [
-        ("CoOp", "emoji", 7, ""), ("CoOp", "dtd", 7, ""), ("MaPLe", "emoji", 7, "x"), ("IVLP", "emoji", 7, "x")]  # fmt: skip
+        ("CoOp", "emoji", 7, ""),
+        ("CoOp", "dtd", 7, ""),
+        ("MaPLe", "emoji", 7, "x"),
+        ("IVLP", "emoji", 7, "x"),
+    ]
     assert sweep.jobs[0][1].opts == ("OPTIM.LR", "0.1")
 
 
@@ -86,33 +95,48 @@ def test_dpc_shares_its_first_stage_with_the_backbone(tmp_path):
     nodes = sweep.nodes()
     assert [str(n.step.output.relative_to(tmp_path)) for n in nodes] == [
         f"base2new/{what}/emoji/shots_16/{trainer}/emoji_tiny/seed1"
-        for trainer in ("CoOp", "DPC_CoOp") for what in ("train_base", "test_new")
-    ]  # fmt: skip
+        for trainer in ("CoOp", "DPC_CoOp")
+        for what in ("train_base", "test_new")
+    ]
     assert nodes[2].after == [nodes[0]] and nodes[3].after == [nodes[2]]
     assert [n.step.is_training for n in nodes] == [True, False, True, False]
 
 
 def test_options_of_a_method_leave_its_first_stage_alone_and_common_ones_do_not(tmp_path):
-    job = Job("DPC_CoOp", "emoji", 1, output=tmp_path, opts=("OPTIM.LR", "0.1"), common=("OPTIM.MAX_EPOCH", "1"))
+    job = Job(
+        "DPC_CoOp", "emoji", 1, output=tmp_path, opts=("OPTIM.LR", "0.1"), common=("OPTIM.MAX_EPOCH", "1")
+    )
     first, _, second, _ = PROTOCOLS["base2new"].steps(job)
     assert "OPTIM.LR" not in first.args and "OPTIM.MAX_EPOCH" in first.args
     assert "OPTIM.LR" in second.args and "OPTIM.MAX_EPOCH" in second.args
     with pytest.raises(ValueError, match="--tag"):
-        build({**ALL, "trainer": ["DPC_CoOp", "CoOp"], "opts": ["OPTIM.LR", "0.1"]}, {}, "data", tmp_path).nodes()
+        build(
+            {**ALL, "trainer": ["DPC_CoOp", "CoOp"], "opts": ["OPTIM.LR", "0.1"]}, {}, "data", tmp_path
+        ).nodes()
 
 
 def test_promptkd_has_a_teacher_on_base_classes_and_distils_on_all(tmp_path):
     steps = PROTOCOLS["base2new"].steps(Job("PromptKD", "dtd", 1, output=tmp_path))
     teacher, student, base, new = steps
-    assert teacher.output == tmp_path / "base2new/train_base/dtd/shots_16/PromptSRC/vit_l14_c2_ep20_batch8_4+4ctx/seed1"
+    assert (
+        teacher.output
+        == tmp_path / "base2new/train_base/dtd/shots_16/PromptSRC/vit_l14_c2_ep20_batch8_4+4ctx/seed1"
+    )
     assert student.output.parts[-6:-4] == ("train_all", "dtd")
     assert "200.0" in student.args and all(str(teacher.output) in s.args for s in (student, base, new))
     assert student.config().TRAINER.PROMPTKD.KD_WEIGHT == 200.0 and student.config().DATASET.NUM_SHOTS == 0
-    assert (student.config().DATASET.SUBSAMPLE_CLASSES, base.config().DATASET.SUBSAMPLE_CLASSES) == ("all", "base")
+    assert (student.config().DATASET.SUBSAMPLE_CLASSES, base.config().DATASET.SUBSAMPLE_CLASSES) == (
+        "all",
+        "base",
+    )
     own = Job("PromptKD", "dtd", 1, output=tmp_path, opts=("TRAINER.PROMPTKD.TEACHER_DIR", "/mine"))
-    assert [s.config().TRAINER.PROMPTKD.TEACHER_DIR for s in PROTOCOLS["base2new"].steps(own)] == ["/mine"] * 3
+    assert [s.config().TRAINER.PROMPTKD.TEACHER_DIR for s in PROTOCOLS["base2new"].steps(own)] == [
+        "/mine"
+    ] * 3
     stages = PROTOCOLS["base2new"].steps(Job("DPC_PromptKD", "dtd", 1, output=tmp_path))
-    assert stages[-2].config().TRAINER.DPC.CKPT_DIR == str(stages[1].output) and "train_all" in str(stages[1].output)
+    assert stages[-2].config().TRAINER.DPC.CKPT_DIR == str(stages[1].output) and "train_all" in str(
+        stages[1].output
+    )
 
 
 def test_protocols_without_a_meaning_for_a_method_say_so(tmp_path):
@@ -122,14 +146,25 @@ def test_protocols_without_a_meaning_for_a_method_say_so(tmp_path):
 
 
 def test_retrieval_methods_join_the_matrix(tmp_path):
-    (step,) = PROTOCOLS["retrieval"].steps(Job("DCAR", "fdrd_emoji", 2, output=tmp_path, common=("OPTIM.MAX_EPOCH", "1")))
+    (step,) = PROTOCOLS["retrieval"].steps(
+        Job("DCAR", "fdrd_emoji", 2, output=tmp_path, common=("OPTIM.MAX_EPOCH", "1"))
+    )
     assert step.output == tmp_path / "retrieval/train_all/fdrd_emoji/shots_16/DCAR/emoji_tiny/seed2"
     assert step.config().OPTIM.MAX_EPOCH == 1 and step.config().SEED == 2
-    sweep = build({"protocol": "retrieval", "trainer": "ZeroshotITR", "dataset": "fdrd_dtd", "seed": [1, 2]}, {}, "data", tmp_path)
+    sweep = build(
+        {"protocol": "retrieval", "trainer": "ZeroshotITR", "dataset": "fdrd_dtd", "seed": [1, 2]},
+        {},
+        "data",
+        tmp_path,
+    )
     assert len(sweep.jobs) == 2 and len(sweep.nodes()) == 1  # no seed in zero-shot
     (step,) = PROTOCOLS["composed"].steps(Job("PVLF", "emoji", 1, output=tmp_path, tag="t"))
     assert step.output == tmp_path / "composed/emoji/PVLF/emoji_tiny_t/seed1"
-    for protocol, trainer, dataset in (("retrieval", "CoOp", "fdrd_dtd"), ("composed", "CoOp", "emoji"), ("composed", "PVLF", "dtd")):
+    for protocol, trainer, dataset in (
+        ("retrieval", "CoOp", "fdrd_dtd"),
+        ("composed", "CoOp", "emoji"),
+        ("composed", "PVLF", "dtd"),
+    ):
         with pytest.raises(ValueError, match="known"):
             PROTOCOLS[protocol].steps(Job(trainer, dataset, 1, output=tmp_path))
 
@@ -137,13 +172,18 @@ def test_retrieval_methods_join_the_matrix(tmp_path):
 def test_own_yaml_files_give_the_folder_their_name(tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("OPTIM: {LR: 0.5}\n")
-    steps = PROTOCOLS["fewshot"].steps(Job("CoOp", "emoji", 1, cfg=str(own), output=tmp_path / "out", tag="t"))
+    steps = PROTOCOLS["fewshot"].steps(
+        Job("CoOp", "emoji", 1, cfg=str(own), output=tmp_path / "out", tag="t")
+    )
     assert steps[0].output == tmp_path / "out/fewshot/train_all/emoji/shots_16/CoOp/mine_t/seed1"
     assert steps[0].config().OPTIM.LR == 0.5
 
 
 def test_means_over_seeds_take_hm_of_the_means():
-    rows = [{"seed": s, "method": "A", "Base": b, "New": n, "HM": 0.0} for s, b, n in ((1, 80.0, 60.0), (2, 60.0, 20.0))]
+    rows = [
+        {"seed": s, "method": "A", "Base": b, "New": n, "HM": 0.0}
+        for s, b, n in ((1, 80.0, 60.0), (2, 60.0, 20.0))
+    ]
     assert mean_over_seeds(rows, "method") == [
         {"method": "A", "seeds": 2, "Base": 70.0, "New": 40.0, "HM": 2 * 70 * 40 / 110}
     ]
@@ -151,9 +191,16 @@ def test_means_over_seeds_take_hm_of_the_means():
 
 @pytest.mark.parametrize(
     "words",
-    ["", "base2new --trainer CoOp", "base2new --trainer CoOp --dataset nowhere", "base2new --trainer NoSuch --dataset dtd",
-     "--file missing.yaml", "base2new --trainer CoOp --dataset emoji --jobs 0", "base2new --trainer CoOp --dataset emoji SEED 3"],
-)  # fmt: skip
+    [
+        "",
+        "base2new --trainer CoOp",
+        "base2new --trainer CoOp --dataset nowhere",
+        "base2new --trainer NoSuch --dataset dtd",
+        "--file missing.yaml",
+        "base2new --trainer CoOp --dataset emoji --jobs 0",
+        "base2new --trainer CoOp --dataset emoji SEED 3",
+    ],
+)
 def test_wrong_input_is_one_line_and_code_2(words, capsys, tmp_path):
     assert command.main([*words.split(), "--output", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err.splitlines()
@@ -162,7 +209,19 @@ def test_wrong_input_is_one_line_and_code_2(words, capsys, tmp_path):
 
 
 def test_dry_run_lists_and_starts_nothing(capsys, tmp_path):
-    words = ["base2new", "--trainer", "CoOp", "DPC_CoOp", "--dataset", "emoji", "--seed", "1", "2", "--output", str(tmp_path / "out")]
+    words = [
+        "base2new",
+        "--trainer",
+        "CoOp",
+        "DPC_CoOp",
+        "--dataset",
+        "emoji",
+        "--seed",
+        "1",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert command.main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9 and lines[-1] == "0 of 8 runs are finished"
@@ -181,7 +240,11 @@ def test_failures_are_listed_at_the_end_and_finished_jobs_have_their_table(capsy
     words = ["fake", "--trainer", "A", "--dataset", "d", "--seed", "1", "2", "3", "--jobs", "2"]
     assert command.main(words) == 1
     out, err = capsys.readouterr()
-    assert "1 runs failed" in err and "first2: failed with exit code 1" in err and "second2: not run, it needs" in err
+    assert (
+        "1 runs failed" in err
+        and "first2: failed with exit code 1" in err
+        and "second2: not run, it needs" in err
+    )
     assert "|      1 | A" in out and "|      3 | A" in out and "|      2 | A" not in out
     assert "| A        |       2 |      50.00 |" in out
     assert command.main([*words[:6], "1", "3"]) == 0
