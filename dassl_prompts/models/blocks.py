@@ -86,23 +86,67 @@ def run_rows(block: nn.Module, x: Tensor, rows: Tensor | None = None) -> Tensor:
     return finish(block, own, F.scaled_dot_product_attention(q, k, v, attn_mask=mask)).squeeze(1)
 
 
-def attend_with_prefix(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, mask: Tensor) -> Tensor:
-    """Attention of many short sequences that share one prefix, without copying the prefix's keys and values.
+class Layout:
+    """Where the rows of C sequences of different length lie: packed without gaps for the matrix products, padded for attention.
+
+    Attributes:
+        cells: ``[R]``, place of each packed row among the C * S padded ones.
+        rows: ``[C * S]``, packed row of each padded place (any row where there is none: it is masked).
+        used: ``[C, S]``, which padded places hold a row.
+        visible: ``[R, S]``, which places of its own sequence a packed row may see under the causal mask.
+        dense: nothing is padded.
+    """
+
+    def __init__(self, lengths: Tensor, longest: int):
+        places = torch.arange(longest, device=lengths.device)
+        self.count, self.longest = len(lengths), longest
+        self.used = places < lengths[:, None]
+        self.cells = self.used.flatten().nonzero().squeeze(1)
+        self.rows = torch.zeros(self.count * longest, dtype=torch.long, device=lengths.device)
+        self.rows[self.cells] = torch.arange(len(self.cells), device=lengths.device)
+        self.visible = places <= (self.cells % longest)[:, None]
+        self.dense = len(self.cells) == self.count * longest
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Packed ``[..., R, e]`` to ``[..., C, S, e]``."""
+        x = x if self.dense else x.index_select(-2, self.rows)
+        return x.unflatten(-2, (self.count, self.longest))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Padded ``[..., C, S, e]`` to ``[..., R, e]``."""
+        x = x.flatten(-3, -2)
+        return x if self.dense else x.index_select(-2, self.cells)
+
+
+def joint_softmax(to_prefix: Tensor, to_own: Tensor, mask: Tensor, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """Attention weights over prefix and own places together, from fp32 scores."""
+    scores = torch.cat([to_prefix, to_own.masked_fill(~mask, float("-inf"))], dim=-1) / math.sqrt(width)
+    return scores.softmax(-1).to(dtype).split([to_prefix.shape[-1], to_own.shape[-1]], dim=-1)
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    """``q k^T`` in fp32: half-precision scores would round by several percent after the exponential."""
+    with torch.autocast(q.device.type, enabled=False):
+        return q.float() @ k.float().transpose(-1, -2)
+
+
+def attend_with_prefix(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, layout: Layout) -> Tensor:
+    """Causal attention of C sequences that share one prefix, without copying the prefix's keys and values.
 
     Args:
-        q: ``[G, C, H, R, e]``, k, v: ``[G, C, H, S, e]``: R query rows and S own positions of C sequences in each of G groups.
-        prefix_k, prefix_v: ``[G, H, P, e]``, seen by every query of the group.
-        mask: True where a query may see an own position, broadcastable to ``[G, C, H, R, S]``.
+        q, k, v: ``[G, H, R, e]``, packed rows of the sequences in each of G groups.
+        prefix_k, prefix_v: ``[G, H, P, e]``, seen by every row of the group.
 
     Returns:
-        ``[G, C, H, R, e]``.
+        ``[G, H, R, e]``.
     """
-    groups, classes, heads, rows, width = q.shape
-    together = q.transpose(1, 2).reshape(groups, heads, classes * rows, width)
-    to_prefix = (together @ prefix_k.transpose(-1, -2)).view(groups, heads, classes, rows, -1).transpose(1, 2)
-    to_own = (q @ k.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
-    scores = torch.cat([to_prefix, to_own], dim=-1).float() / math.sqrt(width)
-    on_prefix, on_own = scores.softmax(-1).to(v.dtype).split([prefix_k.shape[-2], k.shape[-2]], dim=-1)
-    on_prefix = on_prefix.transpose(1, 2).reshape(groups, heads, classes * rows, -1)
-    from_prefix = (on_prefix @ prefix_v).view(groups, heads, classes, rows, width).transpose(1, 2)
-    return from_prefix + on_own @ v
+    to_own = layout.pack(scores(layout.pad(q), layout.pad(k)))
+    on_prefix, on_own = joint_softmax(scores(q, prefix_k), to_own, layout.visible, q.shape[-1], v.dtype)
+    return on_prefix @ prefix_v + layout.pack(layout.pad(on_own) @ layout.pad(v))
+
+
+def attend_last_rows(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, layout: Layout) -> Tensor:
+    """As :func:`attend_with_prefix` for the last row of each sequence, ``q`` ``[G, H, C, e]``, which sees all of it."""
+    to_own = scores(q.unsqueeze(-2), layout.pad(k)).squeeze(-2)
+    on_prefix, on_own = joint_softmax(scores(q, prefix_k), to_own, layout.used, q.shape[-1], v.dtype)
+    return on_prefix @ prefix_v + (on_own.unsqueeze(-2) @ layout.pad(v)).squeeze(-2)

@@ -208,6 +208,8 @@ def from_json(path: Path) -> nn.Module:
         raise FileNotFoundError(f"no model configuration {path}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("weights") and "quick_gelu" not in config:
+            raise ValueError(f'{path} must say "quick_gelu": true (OpenAI\'s weights) or false: the wrong activation is silent')
         model = build_model(config)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an open_clip model configuration (embed_dim, vision_cfg, text_cfg): {error!r}") from error
@@ -255,6 +257,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file with weights at {path}")
+    from safetensors import SafetensorError
+
     try:
         if path.suffix == ".xz":
             from safetensors.torch import load
@@ -265,11 +269,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
             return load_file(str(path))
         state = read_torch_file(path)
-    except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}") from error
-    except Exception as error:  # safetensors raises its own type, which is not exported on all versions
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}") from error
     state = state.get("state_dict", state)
     return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -322,6 +322,12 @@ def infer_config(state: dict[str, Tensor], source: str) -> dict:
     """
     try:
         width = state["ln_final.weight"].shape[0]
+        widths = (width, *([state["visual.conv1.weight"].shape[0]] if "visual.proj" in state else []))
+        if any(w % 64 for w in widths):
+            raise ValueError(
+                f"{source}: widths {widths} are not multiples of 64, so the number of heads cannot be inferred; give a JSON "
+                'model configuration with the key "weights" instead'
+            )
         text = {
             "context_length": state["positional_embedding"].shape[0], "vocab_size": state["token_embedding.weight"].shape[0],
             "width": width, "heads": max(1, width // 64), "layers": count_blocks(state, "transformer.resblocks."),

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from dassl_prompts.models.blocks import (
+    Layout,
+    attend_last_rows,
     attend_with_prefix,
     check_blocks,
     finish,
@@ -32,8 +34,6 @@ PLACEHOLDER = 343
 POSITIONS = ("end", "middle", "front")
 #: tokens evaluated at once when no gradient is needed
 CHUNK_TOKENS = 65536
-#: so much padding costs more than evaluating longer texts apart
-PADDING_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,13 @@ class ClassPrompts:
         """Positions up to the last EOT."""
         return int(self.eot.max()) + 1
 
+    def layout(self, n_prefix: int) -> Layout:
+        """Where the positions behind the prefix lie; computed once."""
+        known = self.__dict__.setdefault("_layouts", {})
+        if n_prefix not in known:
+            known[n_prefix] = Layout(self.eot + 1 - n_prefix, self.length - n_prefix)
+        return known[n_prefix]
+
     def select(self, index: Tensor) -> ClassPrompts:
         """The texts of ``index``, in its order."""
         index = torch.as_tensor(index, device=self.tokens.device)
@@ -90,6 +97,8 @@ class TextTower(nn.Module):
         self.layers = len(self.blocks)
         self.heads = self.blocks[0].attn.num_heads
         check_blocks(self.blocks)
+        if getattr(clip, "attn_mask", 0) is None or getattr(clip, "text_pool_type", "argmax") not in ("argmax", "eos"):
+            raise ValueError("only CLIP's causal text tower, read at EOT, is supported; this model's is another")
 
     @property
     def blocks(self):
@@ -205,15 +214,22 @@ class TextTower(nn.Module):
         self._check(prompts, ctx, deep, position)
         if accumulate and return_tokens:
             raise ValueError("accumulate moves the tokens apart, so return_tokens cannot be had with it")
-        per_image = any(t.ndim == 4 for t in (ctx, *deep) if t is not None)
         per_text = any(t.ndim == 3 for t in (ctx, *deep) if t is not None)
         split = share_prefix and trim and position == "end" and not per_text and not return_tokens and prompts.n_prefix > 1
         if split:
             return self._shared(prompts, ctx, deep, token_weights, chunk_tokens, checkpoint, accumulate)
-        features, tokens = self._plain(
-            prompts, ctx, deep, position, token_weights, trim, return_tokens, per_image, accumulate
-        )
-        return (features, tokens) if return_tokens else features
+        length = prompts.length if trim else self.context_length
+        parts = self._chunks_plain(prompts, length, ctx, deep, chunk_tokens)
+        run = lambda index: self._plain(*index, position, length, return_tokens, accumulate)  # noqa: E731
+        done = []
+        for index in parts:
+            some = (prompts, ctx, deep, token_weights) if index is None else select_texts(index, prompts, ctx, deep, token_weights)
+            kept = checkpoint and torch.is_grad_enabled()
+            done.append(recompute(run, some, use_reentrant=False) if kept else run(some))
+        features = done[0][0] if len(done) == 1 else torch.cat([f for f, _ in done], dim=-2)
+        if not return_tokens:
+            return features
+        return features, done[0][1] if len(done) == 1 else torch.cat([t for _, t in done], dim=-3)
 
     def _check(self, prompts: ClassPrompts, ctx: Tensor | None, deep: Sequence[Tensor], position: str) -> None:
         if position not in POSITIONS:
@@ -223,6 +239,8 @@ class TextTower(nn.Module):
         if deep and position != "end":
             raise ValueError(f"deep prompts need the context in front of the class name, not position {position!r}")
         for layer, vectors in enumerate((ctx, *deep)):
+            if vectors is not None and vectors.ndim == 3 and len(vectors) not in (1, len(prompts)):
+                raise ValueError(f"there are {len(vectors)} contexts for {len(prompts)} texts")
             if vectors is None or vectors.shape[-2:] == (prompts.n_ctx, self.width):
                 continue
             if layer == 0 or vectors.shape[-1] != self.width or not 0 < vectors.shape[-2] < prompts.n_ctx:
@@ -246,10 +264,10 @@ class TextTower(nn.Module):
 
     # -- one sequence per text ------------------------------------------------------------------------------------
 
-    def _plain(self, prompts, ctx, deep, position, weights, trim, return_tokens, per_image, accumulate):
-        """Every text with all its positions: ``([..., C, E], [..., C, L, E] or None)``."""
-        n, length = prompts.n_ctx, prompts.length if trim else self.context_length
-        tokens = prompts.tokens[:, :length]
+    def _plain(self, prompts, ctx, deep, weights, position, length, return_tokens, accumulate):
+        """Every text with ``length`` positions: ``([..., C, E], [..., C, L, E] or None)``."""
+        n, tokens = prompts.n_ctx, prompts.tokens[:, :length]
+        per_image = any(t.ndim == 4 for t in (ctx, *deep) if t is not None)
         x = self.token_embedding(tokens).float()
         if weights is not None:
             behind = torch.arange(length, device=x.device) > n
@@ -277,6 +295,18 @@ class TextTower(nn.Module):
         out = self._project(x)
         features = out[torch.arange(len(out), device=out.device), eot]
         return features.view(*lead_shape, -1), out.view(*lead_shape, length, -1)
+
+    def _chunks_plain(self, prompts, length: int, ctx, deep, chunk_tokens: int | None) -> list[Tensor | None]:
+        """Texts to evaluate together, in order."""
+        images = next((t.shape[0] for t in (ctx, *deep) if t is not None and t.ndim == 4), 1)
+        if chunk_tokens is None:
+            if torch.is_grad_enabled():
+                return [None]
+            chunk_tokens = CHUNK_TOKENS
+        size = max(1, chunk_tokens // (length * images))
+        if len(prompts) <= size:
+            return [None]
+        return list(torch.arange(len(prompts), device=prompts.tokens.device).split(size))
 
     def _lead(self, sot: Tensor, ctx: Tensor, count: int) -> list[Tensor]:
         """SOT and context for every text: ``[C, 1, d]`` and ``[C, n, d]``, with B in front for contexts per image."""
@@ -336,44 +366,34 @@ class TextTower(nn.Module):
 
     def _suffix(self, prompts, n_prefix: int, weights: Tensor | None, *kv: Tensor) -> Tensor:
         """Features ``[G, C, E]`` of the positions behind the prefix."""
-        length, groups = prompts.length, kv[0].shape[0]
+        layout, length = prompts.layout(n_prefix), prompts.length
         w = None if weights is None else weights[:, n_prefix:length]
-        x = self._embed(prompts.tokens[:, n_prefix:length], n_prefix, w).to(self.dtype)
-        x = x.expand(groups, *x.shape)
-        rows = prompts.eot - n_prefix
-        causal = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril()
-        for i, block in enumerate(self.blocks):
-            prefix_k, prefix_v = kv[2 * i], kv[2 * i + 1]
-            if i < self.layers - 1:
-                q, k, v = project(block, x)
-                x = finish(block, x, attend_with_prefix(q, k, v, prefix_k, prefix_v, causal))
-                continue
-            k, v = project(block, x, "kv")  # only the EOT row is needed of the last block
-            own = x[:, torch.arange(len(prompts), device=x.device), rows].unsqueeze(-2)
-            (q,) = project(block, own, "q")
-            visible = causal[rows][:, None, None, :]
-            x = finish(block, own, attend_with_prefix(q, k, v, prefix_k, prefix_v, visible)).squeeze(-2)
-        return self._project(x)
+        x = layout.pack(self._embed(prompts.tokens[:, n_prefix:length], n_prefix, w)).to(self.dtype)
+        x = x.expand(kv[0].shape[0], *x.shape)
+        for block, prefix_k, prefix_v in zip(self.blocks[:-1], kv[::2], kv[1::2]):
+            q, k, v = project(block, x)
+            x = finish(block, x, attend_with_prefix(q, k, v, prefix_k, prefix_v, layout))
+        k, v = project(self.blocks[-1], x, "kv")  # of the last block only the EOT rows are needed
+        x = x[:, layout.used.sum(1).cumsum(0) - 1]
+        (q,) = project(self.blocks[-1], x, "q")
+        return self._project(finish(self.blocks[-1], x, attend_last_rows(q, k, v, *kv[-2:], layout)))
 
     def _chunks(self, prompts: ClassPrompts, n_prefix: int, groups: int, chunk_tokens: int | None) -> list[Tensor | None]:
-        """Texts to evaluate together, of similar length and the short ones first; ``[None]`` is all at once."""
-        if chunk_tokens is None and not torch.is_grad_enabled():
+        """Texts to evaluate together, the short ones first; ``[None]`` is all at once."""
+        if chunk_tokens is None:
+            if torch.is_grad_enabled():
+                return [None]
             chunk_tokens = CHUNK_TOKENS
-        order = prompts.eot.argsort(stable=True)
-        sizes = chunk_sizes((prompts.eot[order] + 1 - n_prefix).tolist(), groups, chunk_tokens)
-        return [None] if len(sizes) == 1 else list(order.split(sizes))
+        longest = (prompts.length - n_prefix) * groups
+        if len(prompts) * longest <= chunk_tokens:
+            return [None]
+        return list(prompts.eot.argsort(stable=True).split(max(1, chunk_tokens // longest)))
 
 
-def chunk_sizes(lengths: Sequence[int], groups: int, limit: int | None) -> list[int]:
-    """Cut ascending lengths into chunks of at most ``limit`` tokens (or one text) and little padding, over ``groups`` images."""
-    sizes, start = [], 0
-    for i in range(1, len(lengths)):
-        padding = (lengths[i] - lengths[i - 1]) * (i - start) * groups
-        tokens = lengths[i] * (i + 1 - start) * groups
-        if padding > PADDING_TOKENS or (limit is not None and tokens > limit):
-            sizes.append(i - start)
-            start = i
-    return [*sizes, len(lengths) - start]
+def select_texts(index: Tensor, prompts: ClassPrompts, ctx, deep, weights):
+    """The prompts of some texts, with what belongs to each of them."""
+    own = lambda t: t[index] if t is not None and t.ndim == 3 else t  # noqa: E731
+    return prompts.select(index), own(ctx), [own(t) for t in deep], None if weights is None else weights[index]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:

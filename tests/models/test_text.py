@@ -85,6 +85,23 @@ def test_options_change_nothing(clip, state, kind, options):
     check(clip, state, prompts, ctx, [vectors(*SHAPES[kind], 2, D, seed=1)], **options)
 
 
+@pytest.mark.parametrize("options", [{"chunk_tokens": 8}, {"checkpoint": True}])
+def test_options_change_nothing_without_a_shared_prefix(clip, state, options):
+    prompts = clip.text.class_prompts(NAMES, n_ctx=2)
+    check(clip, state, prompts, vectors(len(NAMES), 2, D), [vectors(len(NAMES), 2, D, seed=1)], **options)
+    with torch.no_grad():
+        whole, tokens = clip.text(prompts, return_tokens=True)
+        parts, rows = clip.text(prompts, return_tokens=True, **options)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows, tokens, rtol=0, atol=1e-5)
+
+
+def test_names_of_one_length_need_no_packing(clip, state):
+    prompts = clip.text.class_prompts(["cat", "dog", "bus"], n_ctx=2)
+    assert prompts.layout(prompts.n_prefix).dense
+    check(clip, state, prompts, vectors(2, D), [vectors(2, D, seed=1)])
+
+
 def test_shared_first_layer_with_deeper_layers_per_image(clip, state):
     prompts = clip.text.class_prompts(NAMES, n_ctx=2)
     check(clip, state, prompts, vectors(2, D), [vectors(3, 1, 2, D, seed=1), vectors(2, D, seed=2)])
@@ -214,6 +231,8 @@ def test_impossible_prompts_are_refused(clip):
         clip.text(prompts, vectors(2, D), [vectors(2, D)] * 4)
     with pytest.raises(ValueError, match="does not fit 2 slots"):
         clip.text(prompts, vectors(3, D))
+    with pytest.raises(ValueError, match="3 contexts for 5 texts"):
+        clip.text(prompts, vectors(3, 2, D))
     with pytest.raises(ValueError, match="in front of the class name"):
         clip.text(prompts, vectors(2, D), [vectors(2, D)], position="front")
     with pytest.raises(ValueError, match="choose one of end"):

@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from dassl_prompts.models import text as text_module
 from dassl_prompts.models.clip import finish, from_state_dict
-from dassl_prompts.models.text import chunk_sizes
 from tests.trainers import plain
 
 NAMES = ["cat", "great white shark", "F/A-18", "tea pot with a very long handle", "dog"]
@@ -45,14 +43,6 @@ def test_a_shorter_deep_context_overwrites_the_first_slots(clip, state, options)
     check(clip, state, prompts, vectors(3, 1, 5, D), [vectors(3, 1, 2, D, seed=1), vectors(3, 1, 5, D, seed=2)], **options)
 
 
-@pytest.mark.parametrize("padding", [0, 3])
-def test_groups_of_similar_length_change_nothing(clip, state, padding, monkeypatch):
-    monkeypatch.setattr(text_module, "PADDING_TOKENS", padding)
-    prompts = clip.text.class_prompts(NAMES, n_ctx=2, words="of a")
-    check(clip, state, prompts, vectors(3, 1, 2, D), [vectors(3, 1, 2, D, seed=1)])
-    check(clip, state, prompts, vectors(3, 1, 2, D), [vectors(3, 1, 2, D, seed=1)], checkpoint=True)
-
-
 def test_longer_deep_contexts_and_tokens_of_growing_prompts_are_refused(clip):
     prompts = clip.text.class_prompts(NAMES, n_ctx=2)
     with pytest.raises(ValueError, match="does not fit 2 slots"):
@@ -61,16 +51,3 @@ def test_longer_deep_contexts_and_tokens_of_growing_prompts_are_refused(clip):
         clip.text(prompts, vectors(1, D))
     with pytest.raises(ValueError, match="return_tokens cannot be had"):
         clip.text(prompts, vectors(2, D), accumulate=True, return_tokens=True)
-
-
-def test_chunks_hold_similar_lengths_and_keep_their_limit():
-    lengths = [3, 3, 3, 4, 4, 9, 9]
-    assert chunk_sizes(lengths, groups=1, limit=None) == [7]
-    # 3 texts, 1 position, 200 images; then 2 texts, 5 positions, 200 images: both more padding than is tolerated
-    assert chunk_sizes(lengths, groups=200, limit=None) == [3, 2, 2]
-    assert chunk_sizes(lengths, groups=60, limit=None) == [5, 2]
-    for limit in (1, 8, 12, 40):
-        sizes = chunk_sizes(lengths, groups=2, limit=limit)
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        assert ends[-1] == 7
-        assert all(size == 1 or lengths[end - 1] * size * 2 <= limit for size, end in zip(sizes, ends))
