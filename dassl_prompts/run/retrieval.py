@@ -24,13 +24,15 @@ METHODS = {
     "ZeroshotITR": "zero-shot CLIP", "CoOpITR": "CoOp", "CLIPAdapterITR": "CLIP-Adapter", "MaPLeITR": "MaPLe", "DCAR": "DCAR",
 }  # fmt: skip
 ZERO_SHOT = "ZeroshotITR"
+#: without its module the CAA branch does not exist
+NO_CAA = ("TRAINER.DCAR.CAA.ENABLED", "False", "TRAINER.DCAR.TEST.BRANCH", "prompt")
+NO_DTR = ("TRAINER.DCAR.DTR.ENABLED", "False")
 #: row of the ablation -> folder tag and options
 ABLATION = {
     "DCAR": ("", ()),
-    "without token re-weighting": ("no-dtr", ("TRAINER.DCAR.DTR.ENABLED", "False")),
-    "without category-aware augmentation": ("no-caa", ("TRAINER.DCAR.CAA.ENABLED", "False")),
-    "with neither (dual prompts)": (
-        "no-dtr-caa", ("TRAINER.DCAR.DTR.ENABLED", "False", "TRAINER.DCAR.CAA.ENABLED", "False")),
+    "without token re-weighting": ("no-dtr", NO_DTR),
+    "without category-aware augmentation": ("no-caa", NO_CAA),
+    "with neither (dual prompts)": ("no-dtr-caa", NO_DTR + NO_CAA),
 }  # fmt: skip
 COLUMNS = {f"{d}_r{k}": f"{n} R@{k}" for d, n in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)} | {"mean_r1": "mean R@1"}
 #: FDRD's domains by the name of their file in configs/datasets, without fdrd_
@@ -156,11 +158,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    title = f"{args.domain}, {args.shots} shots, seeds {' '.join(map(str, args.seed))}"
     text = markdown(rows_of(table))
-    print(f"\n{args.domain}, {args.shots} shots, seeds {' '.join(map(str, args.seed))}\n\n{text}")
+    print(f"\n{title}\n\n{text}")
     if args.write:
+        origin = f"Written by `python -m dassl_prompts.run.retrieval {' '.join(argv)}`: {title}."
         with atomic_path(args.write) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(f"{origin}\n\n{text}\n", encoding="utf-8")
     return 0
 
 
