@@ -1,4 +1,4 @@
-"""Embedded data `emoji`: the same concepts drawn by four artists (docs/emoji.md). No download, no DATASET.ROOT."""
+"""Embedded data `emoji`: the same concepts drawn by four artists (docs/emoji.md). It needs no DATASET.ROOT."""
 
 from __future__ import annotations
 
