@@ -79,7 +79,7 @@ def search() -> list[dict]:
     return rows
 
 
-def step(batch: int = 2) -> list[dict]:
+def step(batch: int = 8) -> list[dict]:
     """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the
     tower."""
     from dassl_prompts.models import build_clip
@@ -221,7 +221,7 @@ def main() -> None:
     for name in args.parts:
         table = tabulate(PARTS[name](), headers="keys", tablefmt="github")
         load = f"(load of the machine at its end {os.getloadavg()[0]:.1f})"
-        sections.append(f"## {name}\n\n{PARTS[name].__doc__.strip()} {load}\n\n{table}\n")
+        sections.append(f"## {name}\n\n{' '.join(PARTS[name].__doc__.split())} {load}\n\n{table}\n")
         print(sections[-1], flush=True)
     if args.write:
         DOC.parent.mkdir(parents=True, exist_ok=True)
