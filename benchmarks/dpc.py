@@ -82,14 +82,12 @@ class Released:
     @staticmethod
     def open_clip_model(trainer):
         """The trainer's weights in open_clip's own module."""
-        from dassl_prompts.models.clip import build_model
+        from dassl_prompts.models.clip import build_model, infer_config
 
         clip = trainer.model.clip
         state = {k.split(".", 1)[1]: v for k, v in clip.state_dict().items() if k.startswith("text.")}
         state |= {"visual." + k.split(".", 1)[1]: v for k, v in clip.state_dict().items() if k.startswith("vision.")}
         state["logit_scale"] = clip.logit_scale
-        from dassl_prompts.models.weights import infer_config
-
         model = build_model(infer_config(state, "the trainer's backbone"))
         model.load_state_dict(state)
         return model.to(clip.logit_scale.device).eval().requires_grad_(False)
