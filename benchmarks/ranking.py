@@ -41,7 +41,9 @@ def measure(n: int, width: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[3669, 8041, 30300])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -54,8 +56,10 @@ def main() -> None:
     table = tabulate([measure(n, args.width) for n in sorted(args.sizes)], headers="keys", tablefmt="github")
     text = (
         "# Exact ranking\n\n"
-        "Written by `python benchmarks/ranking.py --write`. Random normalised features; both directions of an image-caption\n"
-        "gallery, one positive each. Extra memory is the growth of the process's peak over the features themselves.\n\n"
+        "Written by `python benchmarks/ranking.py --write`. Random normalised features; both directions of "
+        "an image-caption\n"
+        "gallery, one positive each. Extra memory is the growth of the process's peak over the features "
+        "themselves.\n\n"
         f"{args.threads} threads, {platform.machine()}, torch {torch.__version__}, "
         f"load of the machine at the end {os.getloadavg()[0]:.1f}.\n\n{table}\n"
     )

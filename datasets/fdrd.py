@@ -1,7 +1,9 @@
-"""FDRD: fine-grained captions for nine of CoOp's datasets (arXiv 2508.04028), and the same format on the embedded emoji.
+"""FDRD: fine-grained captions for nine of CoOp's datasets (arXiv 2508.04028), and the same format on the
+embedded emoji.
 
-``DATASET.FDRD_DOMAIN`` names the domain. Its JSON files are looked for in ``ROOT/FDRD/{train,test}``, the images in CoOp's
-folders below ``ROOT``. The gallery is all test images with their captions; train and val of CoOp's split are one.
+``DATASET.FDRD_DOMAIN`` names the domain. Its JSON files are looked for in ``ROOT/FDRD/{train,test}``, the
+images in CoOp's folders below ``ROOT``. The gallery is all test images with their captions; train and val of
+CoOp's split are one.
 """
 
 from __future__ import annotations
@@ -39,16 +41,22 @@ class FDRD(DatasetBase):
     def __init__(self, cfg):
         name = cfg.DATASET.FDRD_DOMAIN
         if not name:
-            raise ValueError("DATASET.FDRD_DOMAIN is empty: name one of FDRD's domains, e.g. DATASET.FDRD_DOMAIN DTD, or emoji")
+            raise ValueError(
+                "DATASET.FDRD_DOMAIN is empty: name one of FDRD's domains, e.g. DATASET.FDRD_DOMAIN DTD, or "
+                "emoji"
+            )
         if cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "all":
-            raise ValueError("FDRD's protocol has no base and new classes: leave DATASET.SUBSAMPLE_CLASSES at all")
+            raise ValueError(
+                "FDRD's protocol has no base and new classes: leave DATASET.SUBSAMPLE_CLASSES at all"
+            )
         if name.lower() == EMOJI:
             train, test, root, cache_dir = *emoji_pairs(), "", None
         else:
             train, test, root, cache_dir = self.read_domain(cfg, name)
         label = {cname: i for i, cname in enumerate(dict.fromkeys(item[1] for item in (*train, *test)))}
         train, test = ([to_datum(*item, label[item[1]]) for item in part] for part in (train, test))
-        check_images([d.impath for d in (*train, *test)], f"FDRD {name}", "The images are those of CoOp's datasets; "
+        check_images([d.impath for d in (*train, *test)], f"FDRD {name}",
+            "The images are those of CoOp's datasets; "
                      "docs/datasets.md says where each comes from")  # fmt: skip
         train = self.draw(train, cfg, root, cache_dir)
         super().__init__(train_x=train, test=test)
@@ -68,7 +76,9 @@ class FDRD(DatasetBase):
                 parts.append([(r, domain.class_of(r), find(r)) for r in read_records(path)])
             except FDRDError as error:
                 raise FDRDError(error if str(path) in str(error) else f"{path}: {error}") from error
-        cache_dir = None if domain is CUSTOM else os.path.join(find.root, FOLDER, "split_fewshot", domain.name)
+        cache_dir = (
+            None if domain is CUSTOM else os.path.join(find.root, FOLDER, "split_fewshot", domain.name)
+        )
         return *parts, find.root, cache_dir
 
     @staticmethod
@@ -83,7 +93,9 @@ class FDRD(DatasetBase):
 
 def to_datum(record: Record, classname: str, impath: str, label: int) -> CaptionDatum:
     negatives = usable_negatives(record.caption, record.negatives)
-    return CaptionDatum(impath, label, classname=classname, caption=record.caption, negatives=negatives, key=record.key)
+    return CaptionDatum(
+        impath, label, classname=classname, caption=record.caption, negatives=negatives, key=record.key
+    )
 
 
 def emoji_pairs() -> tuple[Sequence, Sequence]:

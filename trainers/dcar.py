@@ -1,7 +1,9 @@
-"""DCAR: dual prompts with token re-weighting and category-aware augmentation for image-text retrieval (arXiv 2508.04028).
+"""DCAR: dual prompts with token re-weighting and category-aware augmentation for image-text retrieval (arXiv
+2508.04028).
 
-No code was released and the paper's body could not be read: beyond the token weight and the category weight, which stand in the
-architecture figure, this is a reconstruction. docs/dcar.md has one table of what is whose, with the key that switches each.
+No code was released and the paper's body could not be read: beyond the token weight and the category weight,
+which stand in the architecture figure, this is a reconstruction. docs/dcar.md has one table of what is whose,
+with the key that switches each.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def extend_cfg(cfg):
             "SCOPE": "pair",  # pair, or vocab: per token id, averaged over the training pairs
             "PROB": 1.0,  # share of training samples that are weighted
             "GROUP_WORDS": False,  # pieces of one word share a weight
-            "CACHE": True,  # weights from un-augmented images, once; False: from each step's images (SOURCE frozen)
+            "CACHE": True,  # frozen weights once, from un-augmented images; False: from each step's
         },
         "CAA": {  # category-aware augmentation
             "ENABLED": True,
@@ -67,7 +69,7 @@ def extend_cfg(cfg):
             "RATIO": 0.2,  # share of the adapter's output
             "N_NEG": 4,  # K, negatives per caption
             "N_ATTR": 1,  # of them: same class, other attributes
-            "ATTR": "caption",  # attribute negatives: another caption of the class, or words of closed vocabularies swapped
+            "ATTR": "caption",  # attribute negatives: another caption of the class; or words swapped
             "SWAP": "similar",  # classes to swap to: meta (META_FILE), similar (10 nearest names) or uniform
             "META_FILE": "",  # JSON {class: meta-category}
             "NEG_SOURCE": "generate",  # generate, or json: the negatives of the annotation file
@@ -83,7 +85,7 @@ def extend_cfg(cfg):
         },
         "TEST": {
             "BRANCH": "prompt",  # text features: prompt, caa or sum
-            "DTR": "off",  # off, vocab (image-independent weights) or rerank (pair weights for the first candidates)
+            "DTR": "off",  # off, vocab (image-independent) or rerank (pair weights of the first candidates)
             "RERANK": 50,  # candidates that rerank looks at
         },
     })  # fmt: skip
@@ -92,11 +94,14 @@ def extend_cfg(cfg):
 #: closed choices, by key
 CHOICES = {
     "COUPLING": ("linear", "mlp", "independent"),
-    "DTR.TOKEN_FEAT": ("context", "isolated"), "DTR.IMAGE_FEAT": IMAGE_FEATS, "DTR.BLANK": BLANKS, "DTR.NORM": NORMS,
+    "DTR.TOKEN_FEAT": ("context", "isolated"), "DTR.IMAGE_FEAT": IMAGE_FEATS, "DTR.BLANK": BLANKS,
+    "DTR.NORM": NORMS,
     "DTR.SOURCE": ("frozen", "prompted"), "DTR.SCOPE": ("pair", "vocab"),
     "CAA.MODULE": ("adapter", "linear", "mlp", "none"), "CAA.ATTR": ("caption", "words"),
-    "CAA.SWAP": ("meta", "similar", "uniform"), "CAA.NEG_SOURCE": ("generate", "json"), "CAA.WEIGHT_MODE": WEIGHT_MODES,
-    "LOSS.DIRECTION": DIRECTIONS, "TEST.BRANCH": ("prompt", "caa", "sum"), "TEST.DTR": ("off", "vocab", "rerank"),
+    "CAA.SWAP": ("meta", "similar", "uniform"), "CAA.NEG_SOURCE": ("generate", "json"),
+    "CAA.WEIGHT_MODE": WEIGHT_MODES,
+    "LOSS.DIRECTION": DIRECTIONS, "TEST.BRANCH": ("prompt", "caa", "sum"),
+    "TEST.DTR": ("off", "vocab", "rerank"),
 }  # fmt: skip
 
 
@@ -111,23 +116,31 @@ def check_node(node) -> None:
         for part in key.split("."):
             value = value[part]
         if value not in choices:
-            hint = " (weights from a caption's own image would give the answer away)" if key == "TEST.DTR" else ""
+            hint = (
+                " (weights from a caption's own image would give the answer away)"
+                if key == "TEST.DTR"
+                else ""
+            )
             raise ValueError(f"TRAINER.DCAR.{key} is {value!r}; choose one of {', '.join(choices)}{hint}")
     if not 0 <= node.DTR.PROB <= 1:
         raise ValueError(f"TRAINER.DCAR.DTR.PROB is {node.DTR.PROB}; it is a share between 0 and 1")
     if node.DTR.SCOPE == "vocab" and node.DTR.SOURCE == "prompted":
         raise ValueError("TRAINER.DCAR.DTR.SCOPE vocab averages weights once, so it needs DTR.SOURCE frozen")
     if node.CAA.ENABLED and node.CAA.N_NEG < 1 and not node.CAA.IN_BATCH:
-        raise ValueError("TRAINER.DCAR.CAA.N_NEG is 0: give negatives, or CAA.IN_BATCH True, or CAA.ENABLED False")
+        raise ValueError(
+            "TRAINER.DCAR.CAA.N_NEG is 0: give negatives, or CAA.IN_BATCH True, or CAA.ENABLED False"
+        )
     if node.CAA.ALPHA <= -1:
         raise ValueError(f"TRAINER.DCAR.CAA.ALPHA is {node.CAA.ALPHA}: the weight 1 + ALPHA must be positive")
     if node.TEST.BRANCH != "prompt" and not node.CAA.ENABLED:
-        raise ValueError(f"TRAINER.DCAR.TEST.BRANCH {node.TEST.BRANCH} needs the module that CAA.ENABLED trains")
+        raise ValueError(
+            f"TRAINER.DCAR.TEST.BRANCH {node.TEST.BRANCH} needs the module that CAA.ENABLED trains"
+        )
     if node.TEST.RERANK < 1:
         raise ValueError(f"TRAINER.DCAR.TEST.RERANK is {node.TEST.RERANK}; give at least 1")
 
 
-# -- model ------------------------------------------------------------------------------------------------------------
+# -- model ---------------------------------------------------------------------------------------------------
 
 
 class IndependentPrompts(nn.Module):
@@ -152,7 +165,9 @@ def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str) -
     learner = MultiModalPromptLearner(ctx, depth, vision_width)
     if coupling == "mlp":
         width = ctx.shape[1]
-        make = lambda: nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, vision_width))  # noqa: E731
+        make = lambda: nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, vision_width)
+        )  # noqa: E731
         learner.proj = make()
         learner.compound_prompt_projections = nn.ModuleList(make() for _ in range(depth - 1))
     return learner
@@ -171,13 +186,19 @@ class Normalised(nn.Module):
 
 
 def caa_module(width: int, kind: str, hidden: int, ratio: float) -> nn.Module:
-    """The trainable box behind the frozen text features of captions and negatives, ``[..., E] -> [..., E]`` normalised."""
+    """The trainable box behind the frozen text features of captions and negatives, ``[..., E] -> [..., E]``
+    normalised.
+    """
     if kind == "adapter":
         return ResidualAdapter(width, hidden, ratio)
     if kind == "linear":
         return Normalised(nn.Linear(width, width, bias=False))
     if kind == "mlp":
-        return Normalised(nn.Sequential(nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)))
+        return Normalised(
+            nn.Sequential(
+                nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
+            )
+        )
     return Normalised(nn.Identity())
 
 
@@ -190,32 +211,46 @@ class DCARModel(MaPLeCaptions):
         super().__init__(clip, node.N_CTX, node.CTX_INIT, node.PROMPT_DEPTH, node="DCAR")
         ctx = self.prompt_learner.ctx.detach()
         self.prompt_learner = coupled_prompts(ctx, node.PROMPT_DEPTH, clip.vision.width, node.COUPLING)
-        self.caa = caa_module(clip.embed_dim, node.CAA.MODULE, node.CAA.HIDDEN, node.CAA.RATIO) if node.CAA.ENABLED else None
+        self.caa = (
+            caa_module(clip.embed_dim, node.CAA.MODULE, node.CAA.HIDDEN, node.CAA.RATIO)
+            if node.CAA.ENABLED
+            else None
+        )
 
 
-# -- negatives --------------------------------------------------------------------------------------------------------
+# -- negatives -----------------------------------------------------------------------------------------------
 
 
 def negative_captions(node, items, classnames, clip, seed: int) -> list[list[tuple[str, int]]]:
-    """For every training caption up to ``N_NEG`` pairs (text, label that it describes); none equals the caption.
+    """For every training caption up to ``N_NEG`` pairs (text, label that it describes); none equals the
+    caption.
 
     Raises:
         ValueError: the meta table lacks classes, or the file has no negatives to take.
     """
     if node.NEG_SOURCE == "json":
         if not any(item.negatives for item in items):
-            raise ValueError("TRAINER.DCAR.CAA.NEG_SOURCE is json, but the annotation file has no usable negatives: use generate")
+            raise ValueError(
+                "TRAINER.DCAR.CAA.NEG_SOURCE is json, but the annotation file has no usable negatives: use "
+                "generate"
+            )
         return [given_negatives(d.caption, d.negatives, d.label, classnames)[: node.N_NEG] for d in items]
     if node.SWAP == "meta":
         if not node.META_FILE:
-            raise ValueError("TRAINER.DCAR.CAA.SWAP meta needs CAA.META_FILE, a JSON file {class: meta-category}")
+            raise ValueError(
+                "TRAINER.DCAR.CAA.SWAP meta needs CAA.META_FILE, a JSON file {class: meta-category}"
+            )
         swaps = swap_table_meta(classnames, read_json(node.META_FILE), node.META_FILE)
     elif node.SWAP == "similar":
-        swaps = swap_table_similar(encode_texts(clip, [f"a photo of a {name.replace('_', ' ')}." for name in classnames]))
+        swaps = swap_table_similar(
+            encode_texts(clip, [f"a photo of a {name.replace('_', ' ')}." for name in classnames])
+        )
     else:
         swaps = swap_table_uniform(len(classnames))
     captions, labels = [d.caption for d in items], [d.label for d in items]
-    generate = NegativeGenerator(classnames, swaps, captions, labels, node.N_NEG, node.N_ATTR, node.ATTR, seed)
+    generate = NegativeGenerator(
+        classnames, swaps, captions, labels, node.N_NEG, node.N_ATTR, node.ATTR, seed
+    )
     return [generate(i) for i in range(len(items))]
 
 
@@ -233,7 +268,9 @@ class Candidates:
         self.weights[:, 0] += node.ALPHA * node.WEIGHT_POS
         self.valid = torch.zeros(n, 1 + k, dtype=torch.bool, device=positives.device)
         self.valid[:, 0] = True
-        unique = {text: i for i, text in enumerate(dict.fromkeys(text for row in negatives for text, _ in row))}
+        unique = {
+            text: i for i, text in enumerate(dict.fromkeys(text for row in negatives for text, _ in row))
+        }
         encoded = encode_texts(clip, list(unique)) if unique else positives
         for i, row in enumerate(negatives):
             for m, (text, label) in enumerate(row, 1):
@@ -242,8 +279,12 @@ class Candidates:
                 self.valid[i, m] = True
 
 
-def with_batch(candidates: Tensor, weights: Tensor, valid: Tensor, labels: Tensor, groups: Tensor, alpha: float):
-    """Candidates ``[B, 1+K, E]`` plus the batch's other captions, weighted by the same rule; equal texts are left out."""
+def with_batch(
+    candidates: Tensor, weights: Tensor, valid: Tensor, labels: Tensor, groups: Tensor, alpha: float
+):
+    """Candidates ``[B, 1+K, E]`` plus the batch's other captions, weighted by the same rule; equal texts are
+    left out.
+    """
     positives = candidates[:, 0]
     same = (labels[:, None] == labels[None, :]).float()
     return (
@@ -253,12 +294,14 @@ def with_batch(candidates: Tensor, weights: Tensor, valid: Tensor, labels: Tenso
     )
 
 
-# -- trainer ----------------------------------------------------------------------------------------------------------
+# -- trainer -------------------------------------------------------------------------------------------------
 
 
 @register_trainer
 class DCAR(RetrievalTrainer):
-    """L = L_con(prompted image, prompted and weighted caption) + lambda L_cate(prompted image, CAA of captions)."""
+    """L = L_con(prompted image, prompted and weighted caption) + lambda L_cate(prompted image, CAA of
+    captions).
+    """
 
     config_node = "DCAR"
 
@@ -273,7 +316,9 @@ class DCAR(RetrievalTrainer):
     def build_model(self):
         super().build_model()
         self.node = self.cfg.TRAINER.DCAR
-        self.reweighter = TokenReweighter(self.model.clip, self.node.DTR, self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD)
+        self.reweighter = TokenReweighter(
+            self.model.clip, self.node.DTR, self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD
+        )
 
     def prepare_training(self):
         super().prepare_training()
@@ -282,13 +327,17 @@ class DCAR(RetrievalTrainer):
             self.train_weights()
         if node.CAA.ENABLED:
             items, clip = self.dm.dataset.train_x, self.model.clip
-            negatives = negative_captions(node.CAA, items, self.dm.dataset.classnames, clip, max(self.cfg.SEED, 0))
-            self.candidates = Candidates(clip, self.frozen_captions(), self.captions["train"].labels, negatives, node.CAA)
+            negatives = negative_captions(
+                node.CAA, items, self.dm.dataset.classnames, clip, max(self.cfg.SEED, 0)
+            )
+            self.candidates = Candidates(
+                clip, self.frozen_captions(), self.captions["train"].labels, negatives, node.CAA
+            )
             short = sum(len(row) < node.CAA.N_NEG for row in negatives)
             if short:
                 print(f"{short} of {len(items)} captions have fewer than {node.CAA.N_NEG} negatives")
 
-    # -- token weights --------------------------------------------------------------------------------------------
+    # -- token weights ---------------------------------------------------------------------------------------
 
     def reweighting_images(self, split: str) -> Tensor:
         """Frozen image features of a split as token re-weighting compares them."""
@@ -302,7 +351,9 @@ class DCAR(RetrievalTrainer):
 
         def compute():
             with self.autocast():
-                weights = self.reweighter.all_pair_weights(raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE)
+                weights = self.reweighter.all_pair_weights(
+                    raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE
+                )
             if self.node.DTR.SCOPE == "vocab":
                 return self._vocabulary(weights)(self.reweighter.ids(raw), self.reweighter.content(raw))
             return weights
@@ -312,14 +363,21 @@ class DCAR(RetrievalTrainer):
     def _vocabulary(self, pair_weights: Tensor) -> VocabularyWeights:
         raw = self.captions["train"].raw
         return VocabularyWeights(
-            self.reweighter.ids(raw), pair_weights, self.reweighter.content(raw), len(self.model.clip.text.token_embedding.weight)
+            self.reweighter.ids(raw),
+            pair_weights,
+            self.reweighter.content(raw),
+            len(self.model.clip.text.token_embedding.weight),
         )
 
     def vocabulary_weights(self, split: str) -> Tensor:
-        """Image-independent content weights ``[M, L]`` of a split's captions, learned from the training pairs."""
+        """Image-independent content weights ``[M, L]`` of a split's captions, learned from the training
+        pairs.
+        """
         raw = self.captions["train"].raw
         with self.autocast():
-            pairs = self.reweighter.all_pair_weights(raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE)
+            pairs = self.reweighter.all_pair_weights(
+                raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE
+            )
         captions = self.captions[split].raw
         return self._vocabulary(pairs)(self.reweighter.ids(captions), self.reweighter.content(captions))
 
@@ -329,21 +387,26 @@ class DCAR(RetrievalTrainer):
         if dtr.SOURCE == "prompted":
             prompts = self.model.emit().map(Tensor.detach)
             return self.reweighter.pair_weights(
-                captions.prompts.select(index), self.reweighter.image_features(images, prompts), prompts)  # fmt: skip
+                captions.prompts.select(index), self.reweighter.image_features(images, prompts), prompts
+            )
         if dtr.CACHE or dtr.SCOPE == "vocab":
             return self.train_weights()[index]
-        return self.reweighter.pair_weights(captions.raw.select(index), self.reweighter.image_features(images))
+        return self.reweighter.pair_weights(
+            captions.raw.select(index), self.reweighter.image_features(images)
+        )
 
     def place(self, weights: Tensor, captions) -> Tensor:
         """Content weights at the positions ``[B, 77]`` of prompted captions."""
         return place_weights(weights, captions.eot, self.model.n_ctx, captions.tokens.shape[1])
 
-    # -- training -------------------------------------------------------------------------------------------------
+    # -- training --------------------------------------------------------------------------------------------
 
     def loss(self, images, index):
         weights = None
         if self.node.DTR.ENABLED:
-            weights = self.place(self.step_weights(images, index), self.captions["train"].prompts.select(index))
+            weights = self.place(
+                self.step_weights(images, index), self.captions["train"].prompts.select(index)
+            )
             if self.node.DTR.PROB < 1:
                 chosen = torch.rand(len(weights), 1, device=weights.device) < self.node.DTR.PROB
                 weights = torch.where(chosen, weights, 1.0)
@@ -358,7 +421,11 @@ class DCAR(RetrievalTrainer):
     def category(self, u: Tensor, index: Tensor) -> Tensor:
         """L_cate of a batch."""
         caa, bank, captions = self.node.CAA, self.candidates, self.captions["train"]
-        candidates, weights, valid = self.model.caa(bank.features[index]), bank.weights[index], bank.valid[index]
+        candidates, weights, valid = (
+            self.model.caa(bank.features[index]),
+            bank.weights[index],
+            bank.valid[index],
+        )
         if caa.IN_BATCH:
             labels, groups = captions.labels[index], captions.groups[index]
             candidates, weights, valid = with_batch(candidates, weights, valid, labels, groups, caa.ALPHA)
@@ -373,25 +440,30 @@ class DCAR(RetrievalTrainer):
     def shortcut_check(self) -> dict[str, float]:
         """Recall of the training pairs with and without token weights.
 
-        Weights come from the pair, so they can give the image away; a large gap means that training used this shortcut.
+        Weights come from the pair, so they can give the image away; a large gap means that training used this
+        shortcut.
         """
         self.set_model_mode("eval")
         captions, model = self.captions["train"].prompts, self.model
         prompts, own = model.emit(), torch.arange(len(captions), device=self.device)
         images = self.image_features("train")
         weights = self.place(self.train_weights(), captions)
-        weighted = self.encode_sorted(captions.eot, lambda i: model.encode_captions(captions.select(i), prompts, weights[i]))
+        weighted = self.encode_sorted(
+            captions.eot, lambda i: model.encode_captions(captions.select(i), prompts, weights[i])
+        )
         results = {}
         for name, text in (("on", weighted), ("off", self.encode_sorted(
                 captions.eot, lambda i: model.encode_captions(captions.select(i), prompts)))):  # fmt: skip
-            both = [recall_at(target_ranks(*sides, own), (1,))[1] for sides in ((images, text), (text, images))]
+            both = [
+                recall_at(target_ranks(*sides, own), (1,))[1] for sides in ((images, text), (text, images))
+            ]
             results[f"mean_r1_weights_{name}"] = sum(both) / 2
         print(f"Training pairs, mean R@1 with token weights {results['mean_r1_weights_on']:.2f}%, "
               f"without {results['mean_r1_weights_off']:.2f}%")  # fmt: skip
         self.write_results({"train": results})
         return results
 
-    # -- test -----------------------------------------------------------------------------------------------------
+    # -- test ------------------------------------------------------------------------------------------------
 
     def branch(self, prompted: Tensor, split: str, index: Tensor | slice = slice(None)) -> Tensor:
         """Text features of ``TEST.BRANCH`` from those of the prompted branch."""
@@ -404,7 +476,9 @@ class DCAR(RetrievalTrainer):
         model, prompts, captions = self.model, self.model.emit(), self.captions[split].prompts
         if self.node.TEST.DTR == "vocab":
             weights = self.place(self.vocabulary_weights(split), captions)
-            text = self.encode_sorted(captions.eot, lambda i: model.encode_captions(captions.select(i), prompts, weights[i]))
+            text = self.encode_sorted(
+                captions.eot, lambda i: model.encode_captions(captions.select(i), prompts, weights[i])
+            )
         else:
             text = super().text_features(split)
         return self.branch(text, split)

@@ -1,7 +1,9 @@
-"""Baselines of few-shot image-text retrieval in DCAR's protocol (arXiv 2508.04028): zero-shot CLIP, CoOp, CLIP-Adapter, MaPLe.
+"""Baselines of few-shot image-text retrieval in DCAR's protocol (arXiv 2508.04028): zero-shot CLIP, CoOp,
+CLIP-Adapter, MaPLe.
 
-How the paper adapted them to captions is not published. Here: the class-prompt methods keep what they learn, a caption takes
-the place of "a photo of a <class>.", and cross-entropy runs over the captions of the batch (``LOSS.DIRECTION i2t``).
+How the paper adapted them to captions is not published. Here: the class-prompt methods keep what they learn,
+a caption takes the place of "a photo of a <class>.", and cross-entropy runs over the captions of the batch
+(``LOSS.DIRECTION i2t``).
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def extend_cfg(cfg):
 
 
 def caption_context(text, n_ctx: int, words: str):
-    """Layer-0 context ``[n, d_t]``: the embeddings of the first ``n_ctx`` words, N(0, 0.02^2) where there are not that many."""
+    """Layer-0 context ``[n, d_t]``: the embeddings of the first ``n_ctx`` words, N(0, 0.02^2) where there are
+    not that many.
+    """
     embedded = text.embed_words(words.replace("_", " ")) if words else None
     if embedded is None or len(embedded) < n_ctx:
         return random_tokens(n_ctx, text.width)
@@ -136,12 +140,16 @@ class MaPLeCaptions(RetrievalModel):
     def __init__(self, clip, n_ctx=2, ctx_init="a photo of a", depth=9, node="MAPLEITR"):
         super().__init__(clip)
         if not clip.is_vit:
-            raise ValueError(f"TRAINER.{node} puts prompts into a vision transformer; set MODEL.BACKBONE.NAME to a ViT")
+            raise ValueError(
+                f"TRAINER.{node} puts prompts into a vision transformer; set MODEL.BACKBONE.NAME to a ViT"
+            )
         if n_ctx < 1:
             raise ValueError(f"TRAINER.{node}.N_CTX is {n_ctx}; give at least 1")
         check_depth(f"TRAINER.{node}.PROMPT_DEPTH", depth, min(clip.text.layers, clip.vision.layers), least=1)
         self.n_ctx = n_ctx
-        self.prompt_learner = MultiModalPromptLearner(caption_context(clip.text, n_ctx, ctx_init), depth, clip.vision.width)
+        self.prompt_learner = MultiModalPromptLearner(
+            caption_context(clip.text, n_ctx, ctx_init), depth, clip.vision.width
+        )
 
     @property
     def image_side_is_frozen(self):

@@ -1,4 +1,6 @@
-"""Negative captions: another class name in the same sentence, or the same class with other attributes (DCAR, FDRD)."""
+"""Negative captions: another class name in the same sentence, or the same class with other attributes (DCAR,
+FDRD).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from dassl_prompts.fdrd.records import usable_negatives
 
 #: attribute words of closed vocabularies; a word is replaced by another of its row
 ATTRIBUTES = (
-    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey", "silver", "golden"),
+    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey",
+     "silver", "golden"),
     ("one", "two", "three", "four", "five", "six", "several", "many"),
     ("left", "right"),
     ("small", "large", "tiny", "huge"),
@@ -22,7 +25,7 @@ ATTRIBUTES = (
     ("front", "back"),
     ("indoor", "outdoor"),
     ("dark", "light", "bright"),
-)
+)  # fmt: skip
 
 #: class -> classes to swap to, best first or weighted equally
 SwapTable = Sequence[Sequence[int]]
@@ -30,9 +33,12 @@ SwapTable = Sequence[Sequence[int]]
 
 @functools.lru_cache(maxsize=None)
 def name_pattern(name: str) -> re.Pattern:
-    """Matches a class name as a whole word in any case, with spaces or underscores, and an article before it."""
+    """Matches a class name as a whole word in any case, with spaces or underscores, and an article before it.
+    """
     words = [re.escape(word) for word in re.split(r"[\s_]+", name.strip()) if word]
-    return re.compile(r"(?<!\w)(?:(?P<article>an?)(?P<gap>\s+))?" + r"[\s_]+".join(words) + r"(?!\w)", re.IGNORECASE)
+    return re.compile(
+        r"(?<!\w)(?:(?P<article>an?)(?P<gap>\s+))?" + r"[\s_]+".join(words) + r"(?!\w)", re.IGNORECASE
+    )
 
 
 def swap_class(caption: str, name: str, other: str) -> str:
@@ -53,8 +59,13 @@ def swap_class(caption: str, name: str, other: str) -> str:
 
 
 def swap_attribute(caption: str, rng: random.Random) -> str:
-    """``caption`` with one attribute word replaced by another of its kind; the caption itself if it has none."""
-    found = [(match, row) for row in ATTRIBUTES for match in re.finditer(rf"\b({'|'.join(row)})\b", caption, re.IGNORECASE)]
+    """``caption`` with one attribute word replaced by another of its kind; the caption itself if it has none.
+    """
+    found = [
+        (match, row)
+        for row in ATTRIBUTES
+        for match in re.finditer(rf"\b({'|'.join(row)})\b", caption, re.IGNORECASE)
+    ]
     if not found:
         return caption
     match, row = rng.choice(found)
@@ -64,7 +75,7 @@ def swap_attribute(caption: str, rng: random.Random) -> str:
     return caption[:match.start()] + other + caption[match.end():]
 
 
-# -- which classes to swap to -----------------------------------------------------------------------------------------
+# -- which classes to swap to --------------------------------------------------------------------------------
 
 
 def swap_table_uniform(n_classes: int) -> list[list[int]]:
@@ -79,7 +90,9 @@ def swap_table_similar(features: Tensor, k: int = 10) -> list[list[int]]:
     return scores.topk(min(k, len(features) - 1), dim=1).indices.tolist()
 
 
-def swap_table_meta(classnames: Sequence[str], meta: Mapping[str, str], source: str = "meta table") -> list[list[int]]:
+def swap_table_meta(
+    classnames: Sequence[str], meta: Mapping[str, str], source: str = "meta table"
+) -> list[list[int]]:
     """The other classes of the same meta-category.
 
     Raises:
@@ -87,15 +100,22 @@ def swap_table_meta(classnames: Sequence[str], meta: Mapping[str, str], source: 
     """
     missing = [name for name in classnames if name not in meta]
     if missing:
-        raise ValueError(f"{source} has no meta-category for {len(missing)} classes: {', '.join(missing[:5])}")
-    table = [[j for j, other in enumerate(classnames) if j != i and meta[other] == meta[name]] for i, name in enumerate(classnames)]
+        raise ValueError(
+            f"{source} has no meta-category for {len(missing)} classes: {', '.join(missing[:5])}"
+        )
+    table = [
+        [j for j, other in enumerate(classnames) if j != i and meta[other] == meta[name]]
+        for i, name in enumerate(classnames)
+    ]
     alone = [name for name, others in zip(classnames, table) if not others]
     if alone:
-        raise ValueError(f"{source}: {len(alone)} classes are alone in their meta-category: {', '.join(alone[:5])}")
+        raise ValueError(
+            f"{source}: {len(alone)} classes are alone in their meta-category: {', '.join(alone[:5])}"
+        )
     return table
 
 
-# -- negatives of a caption -------------------------------------------------------------------------------------------
+# -- negatives of a caption ----------------------------------------------------------------------------------
 
 
 class NegativeGenerator:
@@ -106,10 +126,11 @@ class NegativeGenerator:
         swaps: for each label the labels that may stand in for it.
         captions, labels: the training captions; other captions of the same class are attribute negatives.
         n_negatives, n_attr: K, and how many of them are attribute negatives.
-        attr: "caption" takes another caption of the class, "words" swaps an attribute word of a closed vocabulary.
+        attr: "caption" takes another caption of the class, "words" swaps an attribute word of a closed
+            vocabulary.
         seed: every caption draws from a stream of its own, given by this and its index.
-        fill: where one kind runs short, the other takes its place: a caption without its class name has no swap, a class of one
-            image has no other caption.
+        fill: where one kind runs short, the other takes its place: a caption without its class name has no
+            swap, a class of one image has no other caption.
     """
 
     def __init__(
@@ -136,7 +157,9 @@ class NegativeGenerator:
             self.of_class.setdefault(label, []).append(index)
 
     def __call__(self, index: int) -> list[tuple[str, int]]:
-        """Up to K pairs (caption, label that it describes) for training caption ``index``; none equals the positive."""
+        """Up to K pairs (caption, label that it describes) for training caption ``index``; none equals the
+        positive.
+        """
         rng = random.Random(f"{self.seed}/{index}")
         caption, own = self.captions[index], self.labels[index]
         n_swap = self.n_negatives - self.n_attr
@@ -162,7 +185,9 @@ class NegativeGenerator:
             yield self.captions[j], own
 
 
-def _collect(caption: str, offers: Iterable[tuple[str, int]], limit: int, found: dict[str, int]) -> dict[str, int]:
+def _collect(
+    caption: str, offers: Iterable[tuple[str, int]], limit: int, found: dict[str, int]
+) -> dict[str, int]:
     """Add offers to ``found`` (text -> label) until there are ``limit``, leaving out the positive."""
     found = dict(found)
     for text, described in offers:
@@ -176,7 +201,9 @@ def _collect(caption: str, offers: Iterable[tuple[str, int]], limit: int, found:
 def given_negatives(
     caption: str, negatives: Sequence[str], own: int, classnames: Sequence[str]
 ) -> list[tuple[str, int]]:
-    """Negatives of a file with the label that each describes: the class whose name it has and the caption has not, else ``own``."""
+    """Negatives of a file with the label that each describes: the class whose name it has and the caption has
+    not, else ``own``.
+    """
     pairs = []
     for text in usable_negatives(caption, negatives):
         named = [c for c, name in enumerate(classnames) if name_pattern(name).search(text)]

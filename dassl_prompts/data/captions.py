@@ -17,11 +17,22 @@ class CaptionDatum(Datum):
     Args:
         impath, label, domain, classname: as in ``Datum``.
         caption: the positive caption.
-        negatives: captions that do not describe the image (already without the positive and without repetitions).
+        negatives: captions that do not describe the image (already without the positive and without
+            repetitions).
         key: name of the record in its annotation file.
     """
 
-    def __init__(self, impath="", label=0, domain=0, classname="", *, caption: str, negatives: Sequence[str] = (), key: str = ""):
+    def __init__(
+        self,
+        impath="",
+        label=0,
+        domain=0,
+        classname="",
+        *,
+        caption: str,
+        negatives: Sequence[str] = (),
+        key: str = "",
+    ):
         super().__init__(impath=impath, label=label, domain=domain, classname=classname)
         if not caption.strip():
             raise ValueError(f"{impath}: the caption is empty")
@@ -45,18 +56,24 @@ class CaptionDatum(Datum):
 
 
 class CaptionWrapper(PromptDatasetWrapper):
-    """``PromptDatasetWrapper`` whose items also carry the caption: ``caption``, its index, and ``tokens``, its ids ``[77]``.
+    """``PromptDatasetWrapper`` whose items also carry the caption: ``caption``, its index, and ``tokens``,
+    its ids ``[77]``.
 
-    With :attr:`load_images` False an item has no ``img``: for methods that train on features computed once. Where an
-    unreadable image is replaced, the caption is that of the replacement, so pairs stay pairs.
+    With :attr:`load_images` False an item has no ``img``: for methods that train on features computed once.
+    Where an unreadable image is replaced, the caption is that of the replacement, so pairs stay pairs.
     """
 
-    #: token ids ``[N, 77]`` of the captions, set by the trainer, which knows the tokeniser and the prompt slots
+    #: token ids ``[N, 77]`` of the captions, set by the trainer, which knows the tokeniser and the prompt
+    #: slots
     tokens: Tensor | None = None
     load_images = True
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
-        item = super().__getitem__(idx) if self.load_images else {"label": self.data_source[idx].label, "index": idx}
+        item = (
+            super().__getitem__(idx)
+            if self.load_images
+            else {"label": self.data_source[idx].label, "index": idx}
+        )
         item["caption"] = item["index"]
         if self.tokens is not None:
             item["tokens"] = self.tokens[item["index"]]

@@ -14,38 +14,80 @@ from dassl_prompts.fdrd.records import FDRDError
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m dassl_prompts.fdrd", description="Check or build FDRD files (one caption per image).")
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.fdrd", description="Check or build FDRD files (one caption per image)."
+    )
     commands = p.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="report what is wrong with FDRD files", description=(
-        "Counts every defect that the released files are known to have. Exit code 1 if a file or record cannot be used."))
-    check.add_argument("files", nargs="+", metavar="FILE", help="JSON files; two files (train test) are also compared with each other")
+    check = commands.add_parser(
+        "check",
+        help="report what is wrong with FDRD files",
+        description=(
+            "Counts every defect that the released files are known to have. Exit code 1 if a file or record "
+            "cannot be used."
+        ),
+    )
+    check.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="JSON files; two files (train test) are also compared with each other",
+    )
     check.add_argument("--domain", default="", help="FDRD domain, where the file name does not tell")
     check.add_argument("--root", default="", help="dataset root: also look for the images")
     check.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    build = commands.add_parser("build", help="make an FDRD file for any dataset", description=(
-        "Captions come from a file of ready ones (--captions), a Python function (--captioner), or, to try things out, from image "
-        "statistics (--captions statistics). No model is downloaded."))
+    build = commands.add_parser(
+        "build",
+        help="make an FDRD file for any dataset",
+        description=(
+            "Captions come from a file of ready ones (--captions), a Python function (--captioner), or, to "
+            "try things out, from image "
+            "statistics (--captions statistics). No model is downloaded."
+        ),
+    )
     source = build.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", help="a registered dataset, e.g. DescribableTextures (train and val become one)")
-    source.add_argument("--csv", type=Path, help="CSV with the columns path, class, split (train or test); paths relative to --root")
+    source.add_argument(
+        "--dataset", help="a registered dataset, e.g. DescribableTextures (train and val become one)"
+    )
+    source.add_argument(
+        "--csv",
+        type=Path,
+        help="CSV with the columns path, class, split (train or test); paths relative to --root",
+    )
     build.add_argument("--root", required=True, help="dataset root; paths in the file are relative to it")
     texts = build.add_mutually_exclusive_group(required=True)
     texts.add_argument("--captions", help='JSON lines {"path": ..., "caption": ...}, or the word statistics')
-    texts.add_argument("--captioner", help="module:function that takes a dassl_prompts.fdrd.captioners.Request and returns a string")
-    build.add_argument("--output", type=Path, required=True, help="folder for <name>_train.json, <name>_test.json, <name>_rejected.jsonl")
+    texts.add_argument(
+        "--captioner",
+        help="module:function that takes a dassl_prompts.fdrd.captioners.Request and returns a string",
+    )
+    build.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder for <name>_train.json, <name>_test.json, <name>_rejected.jsonl",
+    )
     build.add_argument("--name", default="", help="name of the files; default the dataset's")
     build.add_argument("--n-ctx", type=int, default=4, help="prompt tokens to keep room for (default 4)")
     build.add_argument("--negatives", default="both", choices=("none", "swap", "attr", "both"))
-    build.add_argument("--meta", type=Path, help="JSON {class: meta-category}: class swaps stay inside a meta-category")
-    build.add_argument("--min-clip-percentile", type=float, default=0.0, help="reject captions below this percentile of CLIP scores")
-    build.add_argument("--backbone", default="ViT-B/32", help="CLIP for --min-clip-percentile (default ViT-B/32)")
+    build.add_argument(
+        "--meta", type=Path, help="JSON {class: meta-category}: class swaps stay inside a meta-category"
+    )
+    build.add_argument(
+        "--min-clip-percentile",
+        type=float,
+        default=0.0,
+        help="reject captions below this percentile of CLIP scores",
+    )
+    build.add_argument(
+        "--backbone", default="ViT-B/32", help="CLIP for --min-clip-percentile (default ViT-B/32)"
+    )
     build.add_argument("--seed", type=int, default=1, help="seed of the negatives")
     build.add_argument("--force", action="store_true", help="replace existing files")
     return p
 
 
-# -- check ------------------------------------------------------------------------------------------------------------
+# -- check ---------------------------------------------------------------------------------------------------
 
 
 def run_check(args) -> int:
@@ -77,7 +119,7 @@ def check_table(reports: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-# -- build ------------------------------------------------------------------------------------------------------------
+# -- build ---------------------------------------------------------------------------------------------------
 
 
 def items_from_csv(path: Path, root: str) -> list:
@@ -88,11 +130,16 @@ def items_from_csv(path: Path, root: str) -> list:
         reader = csv.DictReader(file)
         missing = {"path", "class", "split"} - set(reader.fieldnames or ())
         if missing:
-            raise ValueError(f"{path}: missing columns {', '.join(sorted(missing))} (there are {', '.join(reader.fieldnames or ())})")
+            raise ValueError(
+                f"{path}: missing columns {', '.join(sorted(missing))} (there are "
+                f"{', '.join(reader.fieldnames or ())})"
+            )
         items = []
         for number, row in enumerate(reader, 2):
             if row["split"] not in ("train", "test") or not row["path"] or not row["class"]:
-                raise ValueError(f"{path}, line {number}: expected a path, a class and the split train or test, got {row}")
+                raise ValueError(
+                    f"{path}, line {number}: expected a path, a class and the split train or test, got {row}"
+                )
             relative = row["path"].replace("\\", "/")
             items.append(Item(os.path.join(root, relative), relative, row["class"], row["split"]))
     return items
@@ -111,7 +158,9 @@ def items_from_dataset(name: str, root: str) -> list:
     dataset = build_dataset(cfg)
     parts = (("train", [*dataset.train_x, *(dataset.val or [])]), ("test", dataset.test))
     return [
-        Item(d.impath, relative_path(d.impath, os.path.abspath(root)), d.classname, split) for split, part in parts for d in part
+        Item(d.impath, relative_path(d.impath, os.path.abspath(root)), d.classname, split)
+        for split, part in parts
+        for d in part
     ]
 
 
@@ -141,7 +190,9 @@ def run_build(args) -> int:
     targets = {split: args.output / f"{name}_{split}.json" for split in ("train", "test")}
     there = [str(path) for path in targets.values() if path.exists()]
     if there and not args.force:
-        raise FileExistsError(f"{', '.join(there)} exist already: choose another --name or --output, or give --force")
+        raise FileExistsError(
+            f"{', '.join(there)} exist already: choose another --name or --output, or give --force"
+        )
     items = items_from_csv(args.csv, args.root) if args.csv else items_from_dataset(args.dataset, args.root)
     captioner = (
         load_function(args.captioner) if args.captioner
@@ -161,7 +212,9 @@ def run_build(args) -> int:
     if built.rejected:
         path = args.output / f"{name}_rejected.jsonl"
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in built.rejected), encoding="utf-8")
+            temporary.write_text(
+                "".join(json.dumps(entry) + "\n" for entry in built.rejected), encoding="utf-8"
+            )
         print(f"rejected: {len(built.rejected)} images, listed with reasons in {path}")
     print(f"use them with DATASET.NAME FDRD DATASET.FDRD_DOMAIN custom DATASET.FDRD_TRAIN {targets['train']} "
           f"DATASET.FDRD_TEST {targets['test']}")

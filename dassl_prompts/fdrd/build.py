@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dassl_prompts.data.bpe import CONTEXT, token_count
-from dassl_prompts.data.caption_negatives import NegativeGenerator, name_pattern, swap_table_meta, swap_table_uniform
+from dassl_prompts.data.caption_negatives import (
+    NegativeGenerator,
+    name_pattern,
+    swap_table_meta,
+    swap_table_uniform,
+)
 from dassl_prompts.fdrd.captioners import Captioner, Request, make_request
 
 ROUNDS = 3
@@ -37,7 +42,9 @@ class Built:
 
 
 def shorten(caption: str, limit: int) -> str:
-    """The longest run of leading sentences with at most ``limit`` tokens including SOT and EOT; "" if there is none."""
+    """The longest run of leading sentences with at most ``limit`` tokens including SOT and EOT; "" if there
+    is none.
+    """
     if token_count(caption) <= limit:
         return caption
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$|[A-Z])", caption)]
@@ -100,16 +107,21 @@ def build(
             built.rejected.append({"path": item.relative, "class": item.classname, "reason": reason})
             continue
         built.splits[item.split][item.relative] = {
-            "file_name": item.relative.rpartition("/")[2], "class_name": item.classname, "file_path": item.relative,
+            "file_name": item.relative.rpartition("/")[2], "class_name": item.classname,
+            "file_path": item.relative,
             "positive": caption, "negative": [], "caption_id": number,
         }  # fmt: skip
     for split, records in built.splits.items():
         counts = Counter(r["positive"] for r in records.values())
-        built.notes[f"captions shared with another image ({split})"] = sum(n for n in counts.values() if n > 1)
+        built.notes[f"captions shared with another image ({split})"] = sum(
+            n for n in counts.values() if n > 1
+        )
     return built
 
 
-def _ask(request: Request, captioner: Captioner, limit: int, rounds: int, judge, notes: Counter) -> tuple[str, str]:
+def _ask(
+    request: Request, captioner: Captioner, limit: int, rounds: int, judge, notes: Counter
+) -> tuple[str, str]:
     """An accepted caption and "", or "" and the reason of the last rejection."""
     reason = ""
     for number in range(1, rounds + 1):
@@ -138,7 +150,11 @@ def add_negatives(built: Built, kind: str, meta: Mapping[str, str] | None = None
     for records in built.splits.values():
         captions = [r["positive"] for r in records.values()]
         labels = [names.index(r["class_name"]) for r in records.values()]
-        generate = NegativeGenerator(names, swaps, captions, labels, total, n_attr, seed=seed, fill=kind == "both") if total else None
+        generate = (
+            NegativeGenerator(names, swaps, captions, labels, total, n_attr, seed=seed, fill=kind == "both")
+            if total
+            else None
+        )
         for index, record in enumerate(records.values()):
             record["negative"] = [text for text, _ in generate(index)] if generate else []
             if meta:

@@ -1,4 +1,6 @@
-"""Where captions come from when an FDRD file is built: a file of ready ones, a Python function, or image statistics."""
+"""Where captions come from when an FDRD file is built: a file of ready ones, a Python function, or image
+statistics.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from pathlib import Path
 #: questions for a multi-modal model, given to the captioner ready to use
 QUESTIONS = (
     "Describe the image in one or two sentences: the scene, the main object and the background.",
-    "This picture belongs to the dataset {dataset} and shows the category {classname}. Describe in one or two sentences, "
-    "naming {classname}, what colours, parts, posture and surroundings set it apart from other pictures of {classname}.",
+    "This picture belongs to the dataset {dataset} and shows the category {classname}. Describe in one or "
+    "two sentences, "
+    "naming {classname}, what colours, parts, posture and surroundings set it apart from other pictures of "
+    "{classname}.",
 )
 
 
@@ -49,7 +53,8 @@ def make_request(path: str, relative: str, classname: str, dataset: str) -> Requ
 
 
 class CaptionFile:
-    """Ready captions: JSON lines ``{"path": ..., "caption": ...}``; the path relative to the root, or just the file name.
+    """Ready captions: JSON lines ``{"path": ..., "caption": ...}``; the path relative to the root, or just
+    the file name.
 
     Raises:
         ValueError: a line is not of this form, or names an image twice; names file and line.
@@ -65,7 +70,9 @@ class CaptionFile:
                 entry = json.loads(line)
                 image, caption = entry["path"], entry["caption"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: expected {{"path": ..., "caption": ...}} ({error!r})') from None
+                raise ValueError(
+                    f'{path}, line {number}: expected {{"path": ..., "caption": ...}} ({error!r})'
+                ) from None
             if image in self.captions:
                 raise ValueError(f"{path}, line {number}: {image} has a caption already")
             self.captions[image] = str(caption)
@@ -95,14 +102,18 @@ def load_function(name: str) -> Captioner:
 
 #: reference colours of the offline captions, RGB
 COLOURS = {
-    "red": (200, 40, 40), "orange": (240, 140, 30), "yellow": (240, 220, 60), "green": (60, 150, 60), "blue": (50, 90, 200),
-    "purple": (130, 60, 160), "pink": (240, 150, 180), "brown": (120, 80, 50), "black": (20, 20, 20), "gray": (128, 128, 128),
+    "red": (200, 40, 40), "orange": (240, 140, 30), "yellow": (240, 220, 60), "green": (60, 150, 60),
+    "blue": (50, 90, 200),
+    "purple": (130, 60, 160), "pink": (240, 150, 180), "brown": (120, 80, 50), "black": (20, 20, 20),
+    "gray": (128, 128, 128),
     "white": (240, 240, 240),
 }  # fmt: skip
 
 
 def describe_statistics(request: Request) -> str:
-    """A caption from the class name and what can be measured: main colours, brightness, shape. For trying things out."""
+    """A caption from the class name and what can be measured: main colours, brightness, shape. For trying
+    things out.
+    """
     import numpy as np
 
     from dassl_prompts.data.images import read_image
@@ -118,4 +129,5 @@ def describe_statistics(request: Request) -> str:
     brightness = "dark" if light < 0.35 else "bright" if light > 0.65 else "evenly lit"
     shape = "tall" if height > 1.2 * width else "wide" if width > 1.2 * height else "square"
     share = round(100 * counts.max() / counts.sum(), -1)
-    return f"A {brightness} {shape} photo of {request.classname}, mostly {first} ({share:.0f} percent) with some {second}."
+    colours = f"mostly {first} ({share:.0f} percent) with some {second}"
+    return f"A {brightness} {shape} photo of {request.classname}, {colours}."

@@ -93,7 +93,9 @@ def check_captions(records: Sequence[Record]) -> dict:
     return report | {
         "duplicate captions": len(captions) - len(set(captions)),
         "captions without final punctuation (%)": percent(not c.endswith(ENDINGS) for c in captions),
-        "captions that mention left or right (%)": percent(bool(re.search(r"\b(left|right)\b", c, re.I)) for c in captions),
+        "captions that mention left or right (%)": percent(
+            bool(re.search(r"\b(left|right)\b", c, re.I)) for c in captions
+        ),
     }
 
 

@@ -86,7 +86,9 @@ def _caltech(record: Record) -> str:
 def _cars(record: Record) -> str:
     folder, separator, number = _jpg(_name(record)).rpartition("_")
     if not separator or folder not in ("cars_train", "cars_test"):
-        raise FDRDError(f"record {record.key!r}: the key is not cars_train_<number>.jpg or cars_test_<number>.jpg")
+        raise FDRDError(
+            f"record {record.key!r}: the key is not cars_train_<number>.jpg or cars_test_<number>.jpg"
+        )
     return f"stanford_cars/{folder}/{number}"
 
 
@@ -110,7 +112,13 @@ def _domains() -> dict[str, Domain]:
         Domain("Caltech101", "caltech-101", ("caltech-101", "caltech"), _class_field, _caltech),
         Domain("OxfordPets", "pets", ("oxford_pets", "pets", "pet"), _class_before_number, pets),
         Domain("StanfordCars", "car", ("stanford_cars", "cars", "car"), _class_field, _cars),
-        Domain("Flowers102", "flower", ("oxford_flowers", "oxfordflowers", "flowers", "flower"), _class_spaces, _flowers),
+        Domain(
+            "Flowers102",
+            "flower",
+            ("oxford_flowers", "oxfordflowers", "flowers", "flower"),
+            _class_spaces,
+            _flowers,
+        ),
         Domain("Food101", "food", ("food-101", "food"), _class_field, _no_rule, "food-101/images"),
         Domain("FGVCAircraft", "plane", ("fgvc_aircraft", "aircraft", "plane"), _aircraft_class, plane),
         Domain("SUN397", "sun397", ("sun",), _class_field, _no_rule, "sun397/SUN397"),
@@ -126,7 +134,8 @@ CUSTOM = Domain("custom", "custom", (), _class_field, _no_rule)
 
 
 def get_domain(name: str) -> Domain:
-    """The domain called ``name``: canonical, CoOp's dataset name, or the short form of the files; ``custom`` for own files.
+    """The domain called ``name``: canonical, CoOp's dataset name, or the short form of the files; ``custom``
+    for own files.
 
     Raises:
         ValueError: unknown; lists the nine.
@@ -138,7 +147,8 @@ def get_domain(name: str) -> Domain:
     near = difflib.get_close_matches(wanted, [d.lower() for d in DOMAINS], n=1)
     hint = f"; did you mean {next(d for d in DOMAINS if d.lower() == near[0])}?" if near else ""
     raise ValueError(
-        f"unknown FDRD domain {name!r}: the nine are {', '.join(DOMAINS)}; emoji is embedded, custom reads a file of your own{hint}"
+        f"unknown FDRD domain {name!r}: the nine are {', '.join(DOMAINS)}; emoji is embedded, custom reads "
+        f"a file of your own{hint}"
     )
 
 
@@ -164,7 +174,8 @@ def find_file(domain: Domain, split: str, root: str | os.PathLike, given: str = 
     if domain is CUSTOM:
         raise FileNotFoundError(f"FDRD domain custom: give DATASET.FDRD_{split.upper()} FILE")
     raise FileNotFoundError(
-        f"no {split} file of FDRD's domain {domain.name}: looked for {', '.join(str(p) for p in tried)}. The files are in "
+        f"no {split} file of FDRD's domain {domain.name}: looked for {', '.join(str(p) for p in tried)}. "
+        "The files are in "
         f"{REPOSITORY} (folder FDRD, some only in its history); or give DATASET.FDRD_{split.upper()} FILE"
     )
 
@@ -172,8 +183,8 @@ def find_file(domain: Domain, split: str, root: str | os.PathLike, given: str = 
 class ImageFinder:
     """Resolves the images of one domain's records below ``root``.
 
-    An explicit relative path in the record wins; then the domain's rule; then, for Food101 and SUN397, whose released
-    files could not be examined, the file name is looked up in the dataset's folder.
+    An explicit relative path in the record wins; then the domain's rule; then, for Food101 and SUN397, whose
+    released files could not be examined, the file name is looked up in the dataset's folder.
     """
 
     def __init__(self, domain: Domain, root: str | os.PathLike):
@@ -199,7 +210,10 @@ class ImageFinder:
             return explicit
         if self.domain.image_folder:
             return self._look_up(record)
-        raise FDRDError(f"record {record.key!r} has no file_path, and domain {self.domain.name} has no rule to find its image")
+        raise FDRDError(
+            f"record {record.key!r} has no file_path, and domain {self.domain.name} has no rule to find its "
+            "image"
+        )
 
     def _look_up(self, record: Record) -> str:
         folder = os.path.join(self.root, self.domain.image_folder)
@@ -210,7 +224,8 @@ class ImageFinder:
         if len(found) != 1:
             what = "is not" if not found else f"occurs {len(found)} times"
             raise FDRDError(
-                f"record {record.key!r}: {stem} {what} below {folder}; write the image's path relative to DATASET.ROOT into file_path"
+                f"record {record.key!r}: {stem} {what} below {folder}; write the image's path relative to "
+                "DATASET.ROOT into file_path"
             )
         return found[0]
 

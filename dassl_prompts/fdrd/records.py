@@ -1,8 +1,8 @@
 """The records of an FDRD file: ``{image key: {file_name, class_name, file_path, positive, negative, ...}}``.
 
-Two families exist in the wild (specs of arXiv 2508.04028's data): ``inter_*`` files with keys ``name.jpg`` and a placeholder
-for the path, and the flower / pets / plane files with keys without suffix, the authors' absolute paths and, for the latter
-two, no class name. Both read into :class:`Record`.
+Two families exist in the wild (specs of arXiv 2508.04028's data): ``inter_*`` files with keys ``name.jpg``
+and a placeholder for the path, and the flower / pets / plane files with keys without suffix, the authors'
+absolute paths and, for the latter two, no class name. Both read into :class:`Record`.
 """
 
 from __future__ import annotations
@@ -57,13 +57,17 @@ def read_records(path: str | os.PathLike) -> list[Record]:
 
     Raises:
         FileNotFoundError: no such file.
-        FDRDError: the file was emptied by the host, is no JSON object, or a record is unusable; names up to five of them.
+        FDRDError: the file was emptied by the host, is no JSON object, or a record is unusable; names up to
+            five of them.
     """
     records, problems = parse_records(load_object(path))
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:5])
         more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise FDRDError(f"{path}: {len(problems)} unusable records:{shown}{more}\n`python -m dassl_prompts.fdrd check {path}` lists all")
+        raise FDRDError(
+            f"{path}: {len(problems)} unusable records:{shown}{more}\n`python -m dassl_prompts.fdrd check "
+            f"{path}` lists all"
+        )
     if not records:
         raise FDRDError(f"{path} holds no record")
     return records
@@ -78,17 +82,26 @@ def load_object(path: str | os.PathLike) -> list[tuple[str, object]]:
     content = Path(path).read_bytes()
     if not content.strip():
         raise FDRDError(
-            f"{path} is empty ({len(content)} bytes). Some FDRD uploads were emptied when they were renamed on the website "
-            "(inter_caltech-101_train.json for one): their content is only in the git history of wyf202322/DCAR, commit "
-            "52a981c and before. Clone the repository in full and take the file from there (git show <commit>:<path>)"
+            f"{path} is empty ({len(content)} bytes). Some FDRD uploads were emptied when they were renamed on the "
+            "website (inter_caltech-101_train.json for one): their content is only in the git history of "
+            "wyf202322/DCAR, commit 52a981c and before. Clone the repository in full and take the file from there "
+            "(git show <commit>:<path>)"
         )
     try:
         pairs = json.loads(content, object_pairs_hook=_Pairs)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        hint = " (a Git LFS pointer or an HTML page?)" if content[:20].lstrip().startswith((b"version", b"<")) else ""
-        raise FDRDError(f"{path} is not valid JSON{hint}: {error}; it may have been truncated by the download") from error
+        hint = (
+            " (a Git LFS pointer or an HTML page?)"
+            if content[:20].lstrip().startswith((b"version", b"<"))
+            else ""
+        )
+        raise FDRDError(
+            f"{path} is not valid JSON{hint}: {error}; it may have been truncated by the download"
+        ) from error
     if not isinstance(pairs, _Pairs):
-        raise FDRDError(f"{path} must hold one JSON object {{image key: record}}, not a {type(pairs).__name__}")
+        raise FDRDError(
+            f"{path} must hold one JSON object {{image key: record}}, not a {type(pairs).__name__}"
+        )
     return list(pairs)
 
 

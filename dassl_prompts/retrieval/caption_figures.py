@@ -1,8 +1,9 @@
 """Pictures of captioned retrieval from a finished run: token weights, and what was found both ways.
 
-``python -m dassl_prompts.retrieval.caption_figures weights --run RUN --out weights.png`` draws test images beside their captions, every
-token on a ground as dark as its weight (drawn after the fact: the test itself never weights a caption by its own image).
-``... sheet --run RUN --out sheet.png`` draws queries of both directions with their first five answers, the right one marked.
+``python -m dassl_prompts.retrieval.caption_figures weights --run RUN --out weights.png`` draws test images
+beside their captions, every token on a ground as dark as its weight (drawn after the fact: the test itself
+never weights a caption by its own image). ``... sheet --run RUN --out sheet.png`` draws queries of both
+directions with their first five answers, the right one marked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ WIDTH, LINE = 900, 22
 
 
 def load_run(run: str):
-    """The trainer of a finished retrieval run with its learned tensors, ready to encode; writes nothing into the run's folder.
+    """The trainer of a finished retrieval run with its learned tensors, ready to encode; writes nothing into
+    the run's folder.
 
     Raises:
         FileNotFoundError, ValueError: not a finished retrieval run.
@@ -37,8 +39,14 @@ def load_run(run: str):
     results = RetrievalTrainer.read_run(run)
     trainer = results.get("trainer")
     known = TRAINER_REGISTRY.registered_names()
-    if not results.get("finished") or trainer not in known or not issubclass(TRAINER_REGISTRY.get(trainer), RetrievalTrainer):
-        raise ValueError(f"{run} is not a finished run of an image-text retrieval method (its results.json says {trainer})")
+    if (
+        not results.get("finished")
+        or trainer not in known
+        or not issubclass(TRAINER_REGISTRY.get(trainer), RetrievalTrainer)
+    ):
+        raise ValueError(
+            f"{run} is not a finished run of an image-text retrieval method (its results.json says {trainer})"
+        )
     cfg = get_cfg_default()
     extend_cfg(cfg)
     ours = flatten(cfg)
@@ -55,10 +63,12 @@ def load_run(run: str):
 
 def choose(count: int, n: int, seed: int) -> list[int]:
     """``n`` of ``count`` items, in order."""
-    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: min(n, count)].tolist())
+    return sorted(
+        torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: min(n, count)].tolist()
+    )
 
 
-# -- token weights ----------------------------------------------------------------------------------------------------
+# -- token weights -------------------------------------------------------------------------------------------
 
 
 def draw_weights(trainer, path: str | Path, n: int = 6, seed: int = 0) -> None:
@@ -80,11 +90,19 @@ def draw_weights(trainer, path: str | Path, n: int = 6, seed: int = 0) -> None:
         top = GAP + row * (TILE + GAP)
         paste(sheet, items[i].impath, GAP, top, PLAIN)
         keep = content[row]
-        draw_tokens(ImageDraw.Draw(sheet), 2 * GAP + TILE, top + 4, token_texts(ids[row][keep].tolist()), weights[row][keep].tolist())
+        draw_tokens(
+            ImageDraw.Draw(sheet),
+            2 * GAP + TILE,
+            top + 4,
+            token_texts(ids[row][keep].tolist()),
+            weights[row][keep].tolist(),
+        )
     save(sheet, path)
 
 
-def draw_tokens(draw: ImageDraw.ImageDraw, left: int, top: int, texts: list[str], weights: list[float]) -> None:
+def draw_tokens(
+    draw: ImageDraw.ImageDraw, left: int, top: int, texts: list[str], weights: list[float]
+) -> None:
     """Words on grounds between white (the smallest weight) and blue (the largest), with the weight below."""
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=10)
     low, high = min(weights), max(weights)
@@ -94,13 +112,16 @@ def draw_tokens(draw: ImageDraw.ImageDraw, left: int, top: int, texts: list[str]
         if x + width > WIDTH - GAP:
             x, top = left, top + 2 * LINE
         share = (weight - low) / (high - low) if high > low else 0.0
-        draw.rectangle((x - 1, top, x + width + 1, top + LINE - 2), fill=(int(255 - 155 * share), int(255 - 95 * share), 255))
+        draw.rectangle(
+            (x - 1, top, x + width + 1, top + LINE - 2),
+            fill=(int(255 - 155 * share), int(255 - 95 * share), 255),
+        )
         draw.text((x, top + 1), text.strip(), fill="black", font=font)
         draw.text((x, top + LINE - 1), f"{weight:.1f}", fill=(90, 90, 90), font=small)
         x += max(width, draw.textlength(f"{weight:.1f}", font=small)) + (5 if text.endswith(" ") else 1)
 
 
-# -- what was found ---------------------------------------------------------------------------------------------------
+# -- what was found ------------------------------------------------------------------------------------------
 
 
 def draw_sheet(trainer, path: str | Path, n: int = 5, seed: int = 0) -> list[Path]:
@@ -112,7 +133,8 @@ def draw_sheet(trainer, path: str | Path, n: int = 5, seed: int = 0) -> list[Pat
     path = Path(path)
     _, found = topk(texts[index], images, min(5, len(items)))
     contact_sheet([
-        Row("", items[i].caption, [items[j].impath for j in row], [items[j].classname for j in row], items[i].impath)
+        Row("", items[i].caption, [items[j].impath for j in row], [items[j].classname for j in row],
+            items[i].impath)
         for i, row in zip(index.tolist(), found.tolist())
     ], path)  # fmt: skip
     second = path.with_name(f"{path.stem}_captions{path.suffix}")
@@ -126,7 +148,12 @@ def draw_sheet(trainer, path: str | Path, n: int = 5, seed: int = 0) -> list[Pat
         for place, j in enumerate(answers):
             right = items[j].caption == items[i].caption
             text = fit(draw, f"{place + 1}. {items[j].caption}", font, WIDTH - TILE - 4 * GAP)
-            draw.text((2 * GAP + TILE, top + 2 + 25 * place), text, fill=RIGHT if right else tuple(v // 2 for v in WRONG), font=font)
+            draw.text(
+                (2 * GAP + TILE, top + 2 + 25 * place),
+                text,
+                fill=RIGHT if right else tuple(v // 2 for v in WRONG),
+                font=font,
+            )
     save(sheet, second)
     return [path, second]
 
@@ -148,9 +175,15 @@ def save(sheet: Image.Image, path: str | Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m dassl_prompts.retrieval.caption_figures", description=__doc__.split("\n\n")[0])
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.retrieval.caption_figures", description=__doc__.split("\n\n")[0]
+    )
     p.add_argument("what", choices=("weights", "sheet"))
-    p.add_argument("--run", required=True, help="folder of a finished run, e.g. output/retrieval/fdrd_emoji/shots_16/DCAR/emoji_tiny/seed1")
+    p.add_argument(
+        "--run",
+        required=True,
+        help="folder of a finished run, e.g. output/retrieval/fdrd_emoji/shots_16/DCAR/emoji_tiny/seed1",
+    )
     p.add_argument("--out", required=True, help="picture to write (.png or .jpg)")
     p.add_argument("-n", type=int, default=6, help="number of queries (default 6)")
     p.add_argument("--seed", type=int, default=0, help="which ones")

@@ -36,7 +36,8 @@ class Gallery:
 
     Attributes:
         image: ``[N, E]``, text: ``[M, E]``; both are compared by cosine.
-        image_of_text: ``[M]`` the image that each caption belongs to; default one caption per image, in order.
+        image_of_text: ``[M]`` the image that each caption belongs to; default one caption per image, in
+            order.
         captions: M strings, for text-equal recall; may be empty.
         labels: ``[N]`` class of each image, for the per-class breakdown; may be None.
     """
@@ -51,21 +52,34 @@ class Gallery:
         n, m = len(self.image), len(self.text)
         if self.image_of_text is None:
             if n != m:
-                raise ValueError(f"{n} images and {m} captions: give image_of_text, the image that each caption belongs to")
+                raise ValueError(
+                    f"{n} images and {m} captions: give image_of_text, the image that each caption belongs to"
+                )
             self.image_of_text = torch.arange(n)
         self.image_of_text = torch.as_tensor(self.image_of_text).long()
-        if len(self.image_of_text) != m or not m or int(self.image_of_text.min()) < 0 or int(self.image_of_text.max()) >= n:
-            raise ValueError(f"image_of_text must hold an image index 0 .. {n - 1} for each of the {m} captions")
+        if (
+            len(self.image_of_text) != m
+            or not m
+            or int(self.image_of_text.min()) < 0
+            or int(self.image_of_text.max()) >= n
+        ):
+            raise ValueError(
+                f"image_of_text must hold an image index 0 .. {n - 1} for each of the {m} captions"
+            )
         if len(set(self.image_of_text.tolist())) != n:
             raise ValueError("every image needs at least one caption")
         if self.captions and len(self.captions) != m:
             raise ValueError(f"{len(self.captions)} caption texts for {m} caption features")
         if self.labels is not None and len(self.labels) != n:
             raise ValueError(f"{len(self.labels)} labels for {n} images")
-        self.image, self.text = (torch.nn.functional.normalize(x.float(), dim=1) for x in (self.image, self.text))
+        self.image, self.text = (
+            torch.nn.functional.normalize(x.float(), dim=1) for x in (self.image, self.text)
+        )
 
     def targets(self, text_equal: bool = False) -> dict[str, Tensor]:
-        """Right answers per query, padded with -1: ``i2t`` ``[N, *]`` caption indices, ``t2i`` ``[M, *]`` image indices."""
+        """Right answers per query, padded with -1: ``i2t`` ``[N, *]`` caption indices, ``t2i`` ``[M, *]``
+        image indices.
+        """
         owner = self.image_of_text.tolist()
         if text_equal and not self.captions:
             raise ValueError("text-equal recall needs the caption texts")
@@ -84,11 +98,15 @@ def _pad(rows: list[list[int]]) -> Tensor:
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
 
 
-# -- ranks ------------------------------------------------------------------------------------------------------------
+# -- ranks ---------------------------------------------------------------------------------------------------
 
 
 def retrieval_ranks(
-    gallery: Gallery, *, text_equal: bool = False, chunk: int | None = None, rerank: tuple[int, PairScore] | None = None
+    gallery: Gallery,
+    *,
+    text_equal: bool = False,
+    chunk: int | None = None,
+    rerank: tuple[int, PairScore] | None = None,
 ) -> dict[str, Tensor]:
     """Rank of the best right answer of every query, in both directions.
 
@@ -96,7 +114,8 @@ def retrieval_ranks(
         gallery: features and pairing.
         text_equal: captions with equal texts are equally right.
         chunk: queries at a time.
-        rerank: ``(R, score)``: the first R candidates of every query are ordered anew by ``score(images, texts)``.
+        rerank: ``(R, score)``: the first R candidates of every query are ordered anew by ``score(images,
+            texts)``.
     """
     sides = {"i2t": (gallery.image, gallery.text), "t2i": (gallery.text, gallery.image)}
     ranks = {}
@@ -104,12 +123,16 @@ def retrieval_ranks(
         queries, candidates = sides[direction]
         ranks[direction] = target_ranks(queries, candidates, target, chunk=chunk)
         if rerank:
-            ranks[direction] = _reranked(direction, queries, candidates, target, ranks[direction], chunk, *rerank)
+            ranks[direction] = _reranked(
+                direction, queries, candidates, target, ranks[direction], chunk, *rerank
+            )
     return ranks
 
 
 def _reranked(direction, queries, candidates, target, ranks, chunk, size: int, score: PairScore) -> Tensor:
-    """Ranks after the first ``size`` candidates were ordered by ``score``; targets further back keep their rank."""
+    """Ranks after the first ``size`` candidates were ordered by ``score``; targets further back keep their
+    rank.
+    """
     size = min(size, len(candidates))
     _, found = topk(queries, candidates, size, chunk=chunk)
     query = torch.arange(len(queries), device=found.device)[:, None].expand_as(found)
@@ -147,11 +170,13 @@ def table(results: dict[str, float], ks: Sequence[int] = KS, prefix: str = "") -
     )
 
 
-# -- files of features ------------------------------------------------------------------------------------------------
+# -- files of features ---------------------------------------------------------------------------------------
 
 
 def save_features(gallery: Gallery, path: str | os.PathLike) -> None:
-    """Write an ``.npz`` with ``image``, ``text``, ``image_of_text`` and, where known, ``captions`` and ``labels``."""
+    """Write an ``.npz`` with ``image``, ``text``, ``image_of_text`` and, where known, ``captions`` and
+    ``labels``.
+    """
     import numpy as np
 
     arrays = {"image": gallery.image, "text": gallery.text, "image_of_text": gallery.image_of_text}
@@ -182,18 +207,21 @@ def load_features(path: str | os.PathLike) -> Gallery:
         raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from error
     missing = [name for name in ("image", "text") if name not in arrays]
     if missing:
-        raise ValueError(f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays)}): image [N, E] and text [M, E]")
+        raise ValueError(
+            f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays)}): image [N, E] and text [M, E]"
+        )
     labels = arrays.get("labels")
     try:
         return Gallery(
             torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["text"]), arrays.get("image_of_text"),
-            [str(c) for c in arrays.get("captions", ())], None if labels is None else torch.from_numpy(labels),
+            [str(c) for c in arrays.get("captions", ())],
+            None if labels is None else torch.from_numpy(labels),
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-# -- the evaluator ----------------------------------------------------------------------------------------------------
+# -- the evaluator -------------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -225,8 +253,9 @@ def evaluate(
 class Retrieval(EvaluatorBase):
     """Recall of images and captions; the first result, ``mean_r1``, is the mean of both directions' R@1.
 
-    ``process(features, truth)`` may come in parts: ``features`` holds ``image [B, E]`` and ``text [B, E]``, ``truth`` the
-    ``label [B]`` and ``caption`` (strings) of the same pairs. ``rerank`` is an optional attribute, see :func:`retrieval_ranks`.
+    ``process(features, truth)`` may come in parts: ``features`` holds ``image [B, E]`` and ``text [B, E]``,
+    ``truth`` the ``label [B]`` and ``caption`` (strings) of the same pairs. ``rerank`` is an optional
+    attribute, see :func:`retrieval_ranks`.
     """
 
     def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):
@@ -263,13 +292,19 @@ class Retrieval(EvaluatorBase):
         """
         if not self._image:
             raise ValueError(f"{self.cfg.DATASET.NAME}: nothing to evaluate, the split has no image")
-        return Gallery(torch.cat(self._image), torch.cat(self._text), None, self._captions, torch.cat(self._labels))
+        return Gallery(
+            torch.cat(self._image), torch.cat(self._text), None, self._captions, torch.cat(self._labels)
+        )
 
     def evaluate(self) -> OrderedDict[str, float]:
         node = self.cfg.TEST.RETRIEVAL
         names = self._lab2cname if self.cfg.TEST.PER_CLASS_RESULT else None
         return evaluate(
-            self.gallery(), text_equal=node.TEXT_EQUAL, chunk=node.CHUNK or None, rerank=self.rerank, class_names=names
+            self.gallery(),
+            text_equal=node.TEXT_EQUAL,
+            chunk=node.CHUNK or None,
+            rerank=self.rerank,
+            class_names=names,
         )
 
     def save(self, split: str) -> None:

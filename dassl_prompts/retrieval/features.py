@@ -51,7 +51,8 @@ def encode_image_files(clip, paths: Sequence[str | os.PathLike], batch_size: int
     from dassl_prompts.data.images import read_image
 
     transform = T.Compose([
-        T.Resize(clip.image_size, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(clip.image_size), T.ToTensor(),
+        T.Resize(clip.image_size, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(clip.image_size),
+        T.ToTensor(),
         T.Normalize(MEAN, STD),
     ])  # fmt: skip
     device = clip.logit_scale.device

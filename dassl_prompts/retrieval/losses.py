@@ -1,4 +1,6 @@
-"""Losses of few-shot image-text retrieval (DCAR and its baselines), on normalised features and outside autocast."""
+"""Losses of few-shot image-text retrieval (DCAR and its baselines), on normalised features and outside
+autocast.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ def full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def contrastive(images: Tensor, texts: Tensor, scale: Tensor, groups: Tensor | None = None, direction: str = "both") -> Tensor:
+def contrastive(
+    images: Tensor, texts: Tensor, scale: Tensor, groups: Tensor | None = None, direction: str = "both"
+) -> Tensor:
     """InfoNCE between paired ``[B, E]`` features (L_con).
 
     Args:
         images, texts: row i of one belongs to row i of the other.
         scale: inverse temperature, exp(logit_scale).
-        groups: ``[B]`` ids of equal captions: pairs with the same id share the target mass evenly. None: all differ.
+        groups: ``[B]`` ids of equal captions: pairs with the same id share the target mass evenly. None: all
+            differ.
         direction: "i2t" classifies captions per image, "t2i" images per caption, "both" takes the mean.
     """
     with torch.autocast(images.device.type, enabled=False):
@@ -49,10 +54,12 @@ def category_loss(
         images: ``[B, E]``.
         candidates: ``[B, 1+K, E]``; index 0 is the positive caption.
         weights: ``[B, 1+K]``, 1 + alpha where the caption's category is the image's, else 1.
-        valid: ``[B, 1+K]`` bool; False marks candidates that do not take part (padding, equal to the positive).
+        valid: ``[B, 1+K]`` bool; False marks candidates that do not take part (padding, equal to the
+            positive).
         scale: inverse temperature.
-        mode: where the weight enters. "prob": multiplies the exponentials, in numerator and denominator. "logit": multiplies
-            the cosines before the temperature. "loss": multiplies the terms -log sigmoid(s_0 - s_m) of the candidates' mean.
+        mode: where the weight enters. "prob": multiplies the exponentials, in numerator and denominator.
+            "logit": multiplies the cosines before the temperature. "loss": multiplies the terms -log
+            sigmoid(s_0 - s_m) of the candidates' mean.
     """
     with torch.autocast(images.device.type, enabled=False):
         cosines = torch.einsum("be,bke->bk", full(images), full(candidates))

@@ -12,8 +12,8 @@ from dassl_prompts.models.prompted import Prompts, normalize
 class RetrievalModel(nn.Module):
     """Encodes images and captions with the prompts that :meth:`emit` gives.
 
-    A method sets ``n_ctx``, the number of prompt slots in front of every caption, registers its learnable tensors and
-    implements :meth:`emit`. Everything outside ``clip`` is learned and checkpointed.
+    A method sets ``n_ctx``, the number of prompt slots in front of every caption, registers its learnable
+    tensors and implements :meth:`emit`. Everything outside ``clip`` is learned and checkpointed.
 
     Args:
         clip: a model from :func:`dassl_prompts.models.load_clip`; shared and never changed.
@@ -46,7 +46,9 @@ class RetrievalModel(nn.Module):
         return not self.emit().has_vision
 
     def tokenize(self, captions: list[str]):
-        """Captions behind the prompt slots: SOT, slots, text, EOT; too long ones are cut, EOT stays, ``.truncated`` counts them."""
+        """Captions behind the prompt slots: SOT, slots, text, EOT; too long ones are cut, EOT stays,
+        ``.truncated`` counts them.
+        """
         return self.clip.text.prompts_from_texts(captions, n_ctx=self.n_ctx, truncate=True)
 
     def encode_images(self, images: Tensor, prompts: Prompts) -> Tensor:
@@ -71,7 +73,9 @@ class RetrievalModel(nn.Module):
     def forward(self, images: Tensor, captions) -> tuple[Tensor, Tensor]:
         """Features of both sides of a batch."""
         prompts = self.emit()
-        return self.refine_images(self.encode_images(images, prompts)), self.encode_captions(captions, prompts)
+        return self.refine_images(self.encode_images(images, prompts)), self.encode_captions(
+            captions, prompts
+        )
 
 
 class ResidualAdapter(nn.Module):

@@ -1,6 +1,7 @@
 """Exact ranking by inner product, in blocks of queries: the N x N similarity matrix never exists as a whole.
 
-Order of a ranking: higher score first, equal scores by smaller gallery index. Gallery rows that are bitwise equal always get
+Order of a ranking: higher score first, equal scores by smaller gallery index. Gallery rows that are bitwise
+    equal always get
 equal scores (a matrix product may round the same row differently at the edge of a tile), so ties are ties.
 """
 
@@ -27,9 +28,11 @@ def target_ranks(
     """1-based rank of each query's target: 1 + #(better) + #(equal with smaller gallery index).
 
     Args:
-        queries: ``[Q, E]``; scores are inner products in fp32 (fp64 inputs stay fp64), so normalise for cosines.
+        queries: ``[Q, E]``; scores are inner products in fp32 (fp64 inputs stay fp64), so normalise for
+            cosines.
         gallery: ``[G, E]``.
-        target: gallery index ``[Q]``, or ``[Q, M]`` padded with -1 where any of several items is right: the best of them counts.
+        target: gallery index ``[Q]``, or ``[Q, M]`` padded with -1 where any of several items is right: the
+            best of them counts.
         exclude: gallery indices ``[Q]`` or ``[Q, X]`` that do not take part (a reference image), -1 for none.
         candidates: gallery indices ``[Q, K]``, padded with -1, to which the ranking is restricted.
         chunk: queries per block; default as many as fit into 64 MB of scores.
@@ -38,7 +41,8 @@ def target_ranks(
         ``[Q]`` int64 on the device of ``gallery``.
 
     Raises:
-        ValueError: shapes do not fit, an index is out of range, a target is excluded or no candidate, or a feature is not finite.
+        ValueError: shapes do not fit, an index is out of range, a target is excluded or no candidate, or a
+            feature is not finite.
     """
     target, exclude, candidates = (_index(t, queries, gallery, n) for t, n in (
         (target, "target"), (exclude, "exclude"), (candidates, "candidates")))  # fmt: skip
@@ -70,7 +74,8 @@ def topk(
 
     Args:
         queries, gallery, exclude, candidates, chunk: as in :func:`target_ranks`.
-        k: number of items, at most G; when fewer remain after exclusion, the row is filled with index -1 and score -inf.
+        k: number of items, at most G; when fewer remain after exclusion, the row is filled with index -1 and
+            score -inf.
 
     Returns:
         scores ``[Q, k]`` and gallery indices ``[Q, k]``.
@@ -80,7 +85,9 @@ def topk(
     """
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k is {k}, the gallery has {len(gallery)} items")
-    exclude, candidates = _index(exclude, queries, gallery, "exclude"), _index(candidates, queries, gallery, "candidates")
+    exclude, candidates = _index(exclude, queries, gallery, "exclude"), _index(
+        candidates, queries, gallery, "candidates"
+    )
     values, indices = [], []
     for _, scores in score_blocks(queries, gallery, exclude=exclude, candidates=candidates, chunk=chunk):
         block_values, block_indices = ordered_topk(scores, k)
@@ -129,7 +136,9 @@ def score_blocks(
     ``exclude`` and ``candidates`` are ``[Q, X]`` here. The block is reused: do not keep it.
     """
     queries, gallery = _features(queries, gallery)
-    size = chunk if chunk is not None else max(1, BLOCK_BYTES // (gallery.element_size() * max(1, len(gallery))))
+    size = (
+        chunk if chunk is not None else max(1, BLOCK_BYTES // (gallery.element_size() * max(1, len(gallery))))
+    )
     if size < 1:
         raise ValueError(f"chunk is {chunk}; give a positive number of queries")
     copies, originals = _equal_rows(gallery)
@@ -147,12 +156,14 @@ def score_blocks(
         yield rows, scores
 
 
-# -- pieces -----------------------------------------------------------------------------------------------------------
+# -- pieces --------------------------------------------------------------------------------------------------
 
 
 def _features(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"features must be [Q, E] and [G, E], got {tuple(queries.shape)} and {tuple(gallery.shape)}")
+        raise ValueError(
+            f"features must be [Q, E] and [G, E], got {tuple(queries.shape)} and {tuple(gallery.shape)}"
+        )
     if len(gallery) > 2**24:
         raise ValueError(f"the gallery has {len(gallery)} items, more than {2**24}: split it")
     dtype = torch.float64 if torch.float64 in (queries.dtype, gallery.dtype) else torch.float32
@@ -170,7 +181,10 @@ def _index(index: Tensor | None, queries: Tensor, gallery: Tensor, name: str) ->
         return None
     index = torch.as_tensor(index, device=gallery.device)
     if index.dtype.is_floating_point or index.ndim not in (1, 2) or len(index) != len(queries):
-        raise ValueError(f"{name} must hold integers [Q] or [Q, M] for {len(queries)} queries, got {tuple(index.shape)} {index.dtype}")
+        raise ValueError(
+            f"{name} must hold integers [Q] or [Q, M] for {len(queries)} queries, got {tuple(index.shape)} "
+            f"{index.dtype}"
+        )
     index = index.long().reshape(len(queries), -1)
     if index.numel() and (int(index.min()) < -1 or int(index.max()) >= len(gallery)):
         raise ValueError(f"{name} has an index outside -1 .. {len(gallery) - 1}")
@@ -212,12 +226,16 @@ def _best_target(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _count(compare, scores: Tensor, value: Tensor, marks: Tensor) -> Tensor:
-    """Items per row for which ``compare`` holds; floats (exact to 2^24), because summing booleans takes three times longer."""
+    """Items per row for which ``compare`` holds; floats (exact to 2^24), because summing booleans takes three
+    times longer.
+    """
     return compare(scores, value, out=marks).sum(1).long()
 
 
 def _ties_before(scores: Tensor, best: Tensor, position: Tensor, equal: Tensor) -> Tensor:
-    """Items with the target's score and a smaller index; only rows with more than one of ``equal`` items are looked at."""
+    """Items with the target's score and a smaller index; only rows with more than one of ``equal`` items are
+    looked at.
+    """
     counts = torch.zeros_like(equal)
     tied = (equal > 1).nonzero().flatten()
     if len(tied):

@@ -1,7 +1,8 @@
-"""``python -m dassl_prompts.retrieval.recall FEATURES.npz``: recall both ways of features that any program computed.
+"""``python -m dassl_prompts.retrieval.recall FEATURES.npz``: recall both ways of features that any program
+computed.
 
-The file holds ``image [N, E]`` and ``text [M, E]`` and, optionally, ``image_of_text [M]`` (default: caption i belongs to image i),
-``captions [M]`` strings and ``labels [N]``.
+The file holds ``image [N, E]`` and ``text [M, E]`` and, optionally, ``image_of_text [M]`` (default: caption i
+belongs to image i), ``captions [M]`` strings and ``labels [N]``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ from dassl_prompts.retrieval.evaluation import evaluate, load_features
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m dassl_prompts.retrieval.recall", description=__doc__)
-    p.add_argument("features", help=".npz file of plain arrays, such as features_test.npz of a run with TEST.RETRIEVAL.SAVE_FEATURES")
-    p.add_argument("--text-equal", action="store_true", help="also count every caption with the same text as right")
+    p.add_argument(
+        "features",
+        help=(".npz file of plain arrays, such as features_test.npz of a run with "
+              "TEST.RETRIEVAL.SAVE_FEATURES"),
+    )
+    p.add_argument(
+        "--text-equal", action="store_true", help="also count every caption with the same text as right"
+    )
     p.add_argument("--per-class", action="store_true", help="also R@1 per class (needs labels)")
     p.add_argument("--json", action="store_true", help="print the results as JSON too")
     args = p.parse_args(argv)

@@ -1,8 +1,9 @@
 """Dynamic token re-weighting (DCAR): how much each caption token says about its image.
 
-w_j = |S(token_j, blank image) - S(token_j, image)|: with a CLIP-like critic an estimate of the pointwise mutual information of
-token and image. The formula is the paper's (its architecture figure); normalisation and the choice of features are ours.
-Everything here is per *content* token: ``[B, L]`` with position j for the j-th token behind SOT and the prompt slots.
+w_j = |S(token_j, blank image) - S(token_j, image)|: with a CLIP-like critic an estimate of the pointwise
+mutual information of token and image. The formula is the paper's (its architecture figure); normalisation and
+the choice of features are ours. Everything here is per *content* token: ``[B, L]`` with position j for the
+j-th token behind SOT and the prompt slots.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def token_weights(
     Args:
         delta: non-negative ``[B, L]``.
         content: True at content tokens.
-        norm: "mean1" divides by the caption's mean; "softmax" is n softmax(scale dS); "minmax" maps to 0..1; "residual" is
-            1 + beta minmax; "none" is the bare formula.
+        norm: "mean1" divides by the caption's mean; "softmax" is n softmax(scale dS); "minmax" maps to 0..1;
+            "residual" is 1 + beta minmax; "none" is the bare formula.
         clamp: bounds of the result, except for "none".
         beta: factor of "residual".
         scale: inverse temperature of "softmax".
@@ -80,7 +81,9 @@ def token_weights(
 
 
 def group_means(values: Tensor, groups: Tensor, content: Tensor) -> Tensor:
-    """Mean of ``values [B, L]`` over tokens of the same group (word) in a caption; ``groups [B, L]`` counts from 0."""
+    """Mean of ``values [B, L]`` over tokens of the same group (word) in a caption; ``groups [B, L]`` counts
+    from 0.
+    """
     groups = groups.masked_fill(~content, values.shape[1] - 1)
     masked = values.masked_fill(~content, 0.0)
     sums = torch.zeros_like(values).scatter_add_(1, groups, masked)
@@ -89,7 +92,8 @@ def group_means(values: Tensor, groups: Tensor, content: Tensor) -> Tensor:
 
 
 def place_weights(weights: Tensor, eot: Tensor, n_ctx: int, length: int) -> Tensor:
-    """Content weights ``[B, L]`` at the token positions ``[B, length]`` of prompted captions; 1 at SOT, slots, EOT, padding.
+    """Content weights ``[B, L]`` at the token positions ``[B, length]`` of prompted captions; 1 at SOT,
+    slots, EOT, padding.
 
     Args:
         eot: ``[B]`` position of EOT, 1 + n_ctx + number of content tokens that fitted.
@@ -179,7 +183,11 @@ class TokenReweighter:
     def _vocabulary(self, ids: Tensor) -> Tensor:
         """Features of each token alone, SOT token EOT; computed once per id."""
         if self._isolated is None:
-            self._isolated = torch.full((len(self.clip.text.token_embedding.weight), self.clip.embed_dim), torch.nan, device=ids.device)
+            self._isolated = torch.full(
+                (len(self.clip.text.token_embedding.weight), self.clip.embed_dim),
+                torch.nan,
+                device=ids.device,
+            )
         unique = ids.unique()
         new = unique[self._isolated[unique, 0].isnan()]
         if len(new):
@@ -197,15 +205,20 @@ class TokenReweighter:
         if node.IMAGE_FEAT == "global":
             delta = similarity(tokens, blank - images).abs()
         else:
-            delta = (similarity(tokens, blank, node.IMAGE_FEAT) - similarity(tokens, images, node.IMAGE_FEAT)).abs()
+            delta = (
+                similarity(tokens, blank, node.IMAGE_FEAT) - similarity(tokens, images, node.IMAGE_FEAT)
+            ).abs()
         if node.GROUP_WORDS:
             delta = group_means(delta, word_index(self.ids(captions)), content)
         scale = float(self.clip.logit_scale.float().exp())
         return token_weights(delta, content, node.NORM, tuple(node.CLAMP), node.BETA, scale)
 
     def pair_weights(self, captions, images: Tensor, prompts: Prompts = Prompts()) -> Tensor:
-        """Pair weights ``[B, L]`` of captions with the images of these features (see :meth:`image_features`)."""
-        return self.weights(captions, self.token_features(captions, prompts), images, self.blank_features(prompts))
+        """Pair weights ``[B, L]`` of captions with the images of these features (see :meth:`image_features`).
+        """
+        return self.weights(
+            captions, self.token_features(captions, prompts), images, self.blank_features(prompts)
+        )
 
     def all_pair_weights(self, captions, images: Tensor, batch_size: int = 256) -> Tensor:
         """The same for a whole set, in length-sorted batches; ``[N, L]`` with 1 behind shorter captions."""

@@ -1,4 +1,6 @@
-"""What all few-shot retrieval methods share as Dassl trainers: captions, frozen features, one step, the test both ways."""
+"""What all few-shot retrieval methods share as Dassl trainers: captions, frozen features, one step, the test
+both ways.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Captions:
         self.texts = [item.caption for item in items]
         self.labels = torch.tensor([item.label for item in items], device=device)
         self.prompts = model.tokenize(self.texts)
-        self.raw = model.clip.text.prompts_from_texts(self.texts, truncate=True) if model.n_ctx else self.prompts
+        self.raw = (
+            model.clip.text.prompts_from_texts(self.texts, truncate=True) if model.n_ctx else self.prompts
+        )
         first = {text: i for i, text in reversed(list(enumerate(self.texts)))}
         self.groups = torch.tensor([first[text] for text in self.texts], device=device)
 
@@ -38,32 +42,42 @@ class Captions:
 class RetrievalTrainer(ClassificationTrainer):
     """Trains a :class:`~dassl_prompts.retrieval.model.RetrievalModel` on captioned images.
 
-    A method sets ``config_node`` and implements ``build_net``; its node has ``PREC`` and ``LOSS.DIRECTION``, ``LOSS.DEDUP``.
-    Features of frozen towers are computed once per run. The test encodes every caption once, without looking at images.
+    A method sets ``config_node`` and implements ``build_net``; its node has ``PREC`` and ``LOSS.DIRECTION``,
+    ``LOSS.DEDUP``. Features of frozen towers are computed once per run. The test encodes every caption once,
+    without looking at images.
 
     Raises:
         ValueError: the dataset has no captions, or ``TEST.EVALUATOR`` is not ``Retrieval``.
     """
 
-    # -- set-up ---------------------------------------------------------------------------------------------------
+    # -- set-up ----------------------------------------------------------------------------------------------
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         if cfg.TEST.EVALUATOR != Retrieval.__name__:
-            raise ValueError(f"TEST.EVALUATOR is {cfg.TEST.EVALUATOR!r}: {cfg.TRAINER.NAME} is measured with TEST.EVALUATOR Retrieval")
+            raise ValueError(
+                f"TEST.EVALUATOR is {cfg.TEST.EVALUATOR!r}: {cfg.TRAINER.NAME} is measured with "
+                "TEST.EVALUATOR Retrieval"
+            )
         loss = method_node(cfg, self.config_node).get("LOSS", {})
         if loss and loss.DIRECTION not in DIRECTIONS:
-            raise ValueError(f"TRAINER.{self.config_node}.LOSS.DIRECTION is {loss.DIRECTION!r}; choose one of {', '.join(DIRECTIONS)}")
+            raise ValueError(
+                f"TRAINER.{self.config_node}.LOSS.DIRECTION is {loss.DIRECTION!r}; choose one of "
+                f"{', '.join(DIRECTIONS)}"
+            )
 
     def build_data_loader(self):
         cfg = self.cfg
         test = build_transform(cfg, is_train=False)
         self.images_are_fixed = all(name in FIXED_TRANSFORMS for name in cfg.INPUT.TRANSFORMS)
-        # Dassl's training transform without a random crop squeezes the picture; captions describe the whole of it
+        # Dassl's training transform without a random crop squeezes the picture; captions describe the whole
+        # of it
         train = test if self.images_are_fixed else None
         self.use_data_manager(DataManager(cfg, train, test, dataset_wrapper=CaptionWrapper))
         if not isinstance(self.dm.dataset.train_x[0], CaptionDatum):
-            raise ValueError(f"dataset {cfg.DATASET.NAME} has no captions: {cfg.TRAINER.NAME} needs one such as FDRD")
+            raise ValueError(
+                f"dataset {cfg.DATASET.NAME} has no captions: {cfg.TRAINER.NAME} needs one such as FDRD"
+            )
 
     def build_model(self):
         super().build_model()
@@ -74,22 +88,30 @@ class RetrievalTrainer(ClassificationTrainer):
         }
         for split, captions in self.captions.items():
             if captions.prompts.truncated:
-                print(f"{captions.prompts.truncated} of {len(captions.texts)} {split} captions are too long and were cut (EOT kept)")
+                print(
+                    f"{captions.prompts.truncated} of {len(captions.texts)} {split} captions are too long "
+                    "and were cut (EOT kept)"
+                )
         self.train_loader_x.dataset.tokens = self.captions["train"].prompts.tokens.cpu()
         self._frozen: dict[str, Tensor] = {}
         self.trains_on_features = self.images_are_fixed and self.model.image_side_is_frozen
         self.train_loader_x.dataset.load_images = not self.trains_on_features
 
-    # -- features of frozen towers, computed once -----------------------------------------------------------------
+    # -- features of frozen towers, computed once ------------------------------------------------------------
 
     def frozen_images(self, split: str = "train") -> Tensor:
         """Normalised features ``[N, E]`` of the frozen image tower, un-augmented."""
-        return self._once(f"images {split}", lambda: self.over_images(split, lambda x: normalize(self.model.clip.encode_image(x))))
+        return self._once(
+            f"images {split}",
+            lambda: self.over_images(split, lambda x: normalize(self.model.clip.encode_image(x))),
+        )
 
     def frozen_captions(self, split: str = "train") -> Tensor:
         """Normalised features ``[N, E]`` of the raw captions."""
         raw, text = self.captions[split].raw, self.model.clip.text
-        return self._once(f"captions {split}", lambda: self.encode_sorted(raw.eot, lambda i: normalize(text(raw.select(i)))))
+        return self._once(
+            f"captions {split}", lambda: self.encode_sorted(raw.eot, lambda i: normalize(text(raw.select(i))))
+        )
 
     def _once(self, name: str, compute) -> Tensor:
         if name not in self._frozen:
@@ -113,18 +135,21 @@ class RetrievalTrainer(ClassificationTrainer):
             return self.choose_split(split)[1]
         reference = self.test_loader
         data = CaptionWrapper(self.cfg, self.dm.dataset.train_x, transform=reference.dataset.transform)
-        return torch.utils.data.DataLoader(data, batch_size=reference.batch_size, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
+        return torch.utils.data.DataLoader(
+            data, batch_size=reference.batch_size, num_workers=self.cfg.DATALOADER.NUM_WORKERS
+        )
 
     def encode_sorted(self, lengths: Tensor, encode) -> Tensor:
         """Like :func:`~dassl_prompts.retrieval.features.encode_sorted`, in the run's precision."""
         with self.autocast():
             return encode_sorted(lengths, encode, self.cfg.DATALOADER.TEST.BATCH_SIZE)
 
-    # -- training -------------------------------------------------------------------------------------------------
+    # -- training --------------------------------------------------------------------------------------------
 
     def before_train(self):
         super().before_train()
-        # here and not at the first batch: loaders draw from the random streams that a resumed run has to continue
+        # here and not at the first batch: loaders draw from the random streams that a resumed run has to
+        # continue
         self.prepare_training()
 
     def prepare_training(self) -> None:
@@ -138,13 +163,17 @@ class RetrievalTrainer(ClassificationTrainer):
         images = self.frozen_images()[index] if self.trains_on_features else batch["img"].to(self.device)
         return images, index
 
-    def encode_pair(self, images: Tensor, index: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode_pair(
+        self, images: Tensor, index: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Normalised image and caption features ``[B, E]`` of the training pairs ``index``."""
         model, prompts = self.model, self.model.emit()
         u = images if self.trains_on_features else model.encode_images(images, prompts)
         if prompts.text is None and weights is None:
             return model.refine_images(u), self.frozen_captions()[index]
-        return model.refine_images(u), model.encode_captions(self.captions["train"].prompts.select(index), prompts, weights)
+        return model.refine_images(u), model.encode_captions(
+            self.captions["train"].prompts.select(index), prompts, weights
+        )
 
     def contrast(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
         """L_con of a batch, as ``LOSS.DIRECTION`` and ``LOSS.DEDUP`` say."""
@@ -155,7 +184,7 @@ class RetrievalTrainer(ClassificationTrainer):
     def loss(self, images: Tensor, index: Tensor) -> dict[str, Tensor]:
         return {"loss": self.contrast(*self.encode_pair(images, index), index)}
 
-    # -- test -----------------------------------------------------------------------------------------------------
+    # -- test ------------------------------------------------------------------------------------------------
 
     def image_features(self, split: str) -> Tensor:
         """Normalised ``[N, E]`` with the learned prompts."""

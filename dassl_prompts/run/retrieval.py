@@ -1,7 +1,7 @@
 """``python -m dassl_prompts.run.retrieval``: image-text retrieval in FDRD's protocol, from start to table.
 
-``compare`` runs zero-shot CLIP, the baselines and DCAR on a domain; ``ablate`` runs DCAR without its parts. Several seeds give
-means and standard deviations. Finished runs are skipped.
+``compare`` runs zero-shot CLIP, the baselines and DCAR on a domain; ``ablate`` runs DCAR without its parts.
+Several seeds give means and standard deviations. Finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dassl_prompts.run.steps import Step, StepFailed, execute
 
 #: trainer -> its name in tables and on the command line
 METHODS = {
-    "ZeroshotITR": "zero-shot CLIP", "CoOpITR": "CoOp", "CLIPAdapterITR": "CLIP-Adapter", "MaPLeITR": "MaPLe", "DCAR": "DCAR",
+    "ZeroshotITR": "zero-shot CLIP", "CoOpITR": "CoOp", "CLIPAdapterITR": "CLIP-Adapter", "MaPLeITR": "MaPLe",
+    "DCAR": "DCAR",
 }  # fmt: skip
 ZERO_SHOT = "ZeroshotITR"
 #: without its module the CAA branch does not exist
@@ -34,11 +35,15 @@ ABLATION = {
     "without category-aware augmentation": ("no-caa", NO_CAA),
     "with neither (dual prompts)": ("no-dtr-caa", NO_DTR + NO_CAA),
 }  # fmt: skip
-COLUMNS = {f"{d}_r{k}": f"{n} R@{k}" for d, n in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)} | {"mean_r1": "mean R@1"}
+COLUMNS = {f"{d}_r{k}": f"{n} R@{k}" for d, n in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)} | {
+    "mean_r1": "mean R@1"
+}
 #: FDRD's domains by the name of their file in configs/datasets, without fdrd_
 DOMAIN_FILES = {
-    "Caltech101": "caltech101", "OxfordPets": "oxford_pets", "StanfordCars": "stanford_cars", "Flowers102": "oxford_flowers",
-    "Food101": "food101", "FGVCAircraft": "fgvc_aircraft", "SUN397": "sun397", "DTD": "dtd", "UCF101": "ucf101",
+    "Caltech101": "caltech101", "OxfordPets": "oxford_pets", "StanfordCars": "stanford_cars",
+    "Flowers102": "oxford_flowers",
+    "Food101": "food101", "FGVCAircraft": "fgvc_aircraft", "SUN397": "sun397", "DTD": "dtd",
+    "UCF101": "ucf101",
 }  # fmt: skip
 
 
@@ -62,12 +67,17 @@ class Runs:
         """
         name = self.domain if self.domain == "emoji" else DOMAIN_FILES.get(get_domain(self.domain).name)
         if name is None:
-            raise ValueError("domain custom has no configuration file: use train.py with DATASET.FDRD_TRAIN and DATASET.FDRD_TEST")
+            raise ValueError(
+                "domain custom has no configuration file: use train.py with DATASET.FDRD_TRAIN and "
+                "DATASET.FDRD_TEST"
+            )
         return f"fdrd_{name}"
 
     def job(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Job:
         cfg = self.cfg or ("emoji_tiny" if self.domain == "emoji" else "vit_b32_fdrd")
-        own = tuple(o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair)
+        own = tuple(
+            o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair
+        )
         return Job(trainer, self.dataset, seed, self.shots, cfg, self.root, self.output, tag, (*own, *opts))
 
     def step(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Step:
@@ -104,7 +114,10 @@ def rows_of(table: dict[str, list[Step]]) -> list[dict[str, str]]:
         cells = {title: spread([r["test"][key] for r in results]) for key, title in COLUMNS.items()}
         checks = [r["train"] for r in results if "mean_r1_weights_on" in r.get("train", {})]
         shortcut = {
-            f"train R@1, weights {way}": spread([c[f"mean_r1_weights_{way}"] for c in checks]) if checks else "" for way in ("on", "off")
+            f"train R@1, weights {way}": (
+                spread([c[f"mean_r1_weights_{way}"] for c in checks]) if checks else ""
+            )
+            for way in ("on", "off")
         }
         rows.append({"method": name, "seeds": str(len(steps)), **cells, **shortcut})
     return rows
@@ -119,24 +132,41 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
     from tabulate import tabulate
 
     kept = [c for c in rows[0] if any(row[c] for row in rows)]
-    return tabulate([[row[c] for c in kept] for row in rows], headers=kept, tablefmt="github", disable_numparse=True)
+    return tabulate(
+        [[row[c] for c in kept] for row in rows], headers=kept, tablefmt="github", disable_numparse=True
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.run.retrieval", description=__doc__.split("\n\n")[1],
-        epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run they concern.",
+        epilog=("Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run "
+                "they concern."),
     )  # fmt: skip
     p.add_argument("command", choices=("compare", "ablate"))
     p.add_argument("--domain", required=True, help="one of FDRD's nine domains, or emoji (embedded)")
     p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
     p.add_argument("--shots", type=int, default=16, help="training pairs per class (default 16)")
-    p.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS, help="compare: methods (default all)")
-    p.add_argument("--cfg", default="", help="file in configs/trainers/<trainer> (default vit_b32_fdrd; emoji_tiny for emoji)")
-    p.add_argument("--root", default=os.environ.get("DATA", "data"), help="folder of the datasets (default $DATA or ./data)")
-    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
+    p.add_argument(
+        "--method", nargs="+", default=list(METHODS), choices=METHODS, help="compare: methods (default all)"
+    )
+    p.add_argument(
+        "--cfg",
+        default="",
+        help="file in configs/trainers/<trainer> (default vit_b32_fdrd; emoji_tiny for emoji)",
+    )
+    p.add_argument(
+        "--root",
+        default=os.environ.get("DATA", "data"),
+        help="folder of the datasets (default $DATA or ./data)",
+    )
+    p.add_argument(
+        "--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)"
+    )
     p.add_argument("--write", type=Path, help="also write the table as Markdown to this file")
-    p.add_argument("--quiet", action="store_true", help="what the runs print goes to console.txt in their folders")
+    p.add_argument(
+        "--quiet", action="store_true", help="what the runs print goes to console.txt in their folders"
+    )
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
                    help="repeat finished runs (also FORCE=1)")  # fmt: skip
     return p

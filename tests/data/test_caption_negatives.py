@@ -16,7 +16,13 @@ from dassl_prompts.data.caption_negatives import (
 )
 
 NAMES = ["red fox", "owl", "F-16A/B", "737-600"]
-CAPTIONS = ["A red fox runs.", "An owl sits. The OWL sleeps.", "An owl flies.", "A Red_Fox and a blue wall.", "A photo."]
+CAPTIONS = [
+    "A red fox runs.",
+    "An owl sits. The OWL sleeps.",
+    "An owl flies.",
+    "A Red_Fox and a blue wall.",
+    "A photo.",
+]
 LABELS = [0, 1, 1, 0, 1]
 
 
@@ -66,6 +72,12 @@ def test_more_attributes_than_negatives_is_refused():
 
 
 def test_given_negatives_know_their_class():
-    given = ["A photo of owl.", "A photo of red fox.", "A photo of 737-600.", "A photo of owl.", "A dark photo of red fox."]
+    given = [
+        "A photo of owl.",
+        "A photo of red fox.",
+        "A photo of 737-600.",
+        "A photo of owl.",
+        "A dark photo of red fox.",
+    ]
     assert given_negatives("A photo of red fox.", given, 0, NAMES) == [
         ("A photo of owl.", 1), ("A photo of 737-600.", 3), ("A dark photo of red fox.", 0)]  # fmt: skip

@@ -14,8 +14,15 @@ def config(root, **keys):
     cfg = get_cfg_default()
     fdrd.extend_cfg(cfg)
     add_defaults(cfg, "DATASET", {"SUBSAMPLE_CLASSES": "all"})
-    values = {"DATASET.NAME": "FDRD", "DATASET.ROOT": str(root), "DATASET.FDRD_DOMAIN": "DTD", "DATASET.NUM_SHOTS": 2, "SEED": 1,
-              "VERBOSE": False, **keys}
+    values = {
+        "DATASET.NAME": "FDRD",
+        "DATASET.ROOT": str(root),
+        "DATASET.FDRD_DOMAIN": "DTD",
+        "DATASET.NUM_SHOTS": 2,
+        "SEED": 1,
+        "VERBOSE": False,
+        **keys,
+    }
     merge_opts(cfg, [x for item in values.items() for x in item])
     return cfg
 
@@ -32,8 +39,13 @@ def dtd(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (40, 32), (30 * i, 0, 0)).save(path)
                 caption = f"This is a photo of {name}. Number {i}."
-                records[key] = {"file_name": key, "class_name": name, "file_path": "YOUR_IMAGE_PATH", "positive": caption,
-                                "negative": [caption, "a", "a", "b"] if i == 0 else []}
+                records[key] = {
+                    "file_name": key,
+                    "class_name": name,
+                    "file_path": "YOUR_IMAGE_PATH",
+                    "positive": caption,
+                    "negative": [caption, "a", "a", "b"] if i == 0 else [],
+                }
         folder = tmp_path / "FDRD" / split
         folder.mkdir(parents=True)
         (folder / f"inter_dtd_{split}.json").write_text(json.dumps(records))
@@ -44,9 +56,17 @@ def test_records_become_captioned_items(dtd):
     data = build_dataset(config(dtd, **{"DATASET.NUM_SHOTS": -1}))
     first = data.train_x[0]
     assert isinstance(first, CaptionDatum)
-    assert (first.caption, first.negatives, first.classname) == ("This is a photo of banded. Number 0.", ("a", "b"), "banded")
+    assert (first.caption, first.negatives, first.classname) == (
+        "This is a photo of banded. Number 0.",
+        ("a", "b"),
+        "banded",
+    )
     assert len(data.train_x) == 8 and len(data.test) == 12 and data.val is None
-    assert data.classnames == ["banded", "dotted"] and data.lab2cname == {0: "banded", 1: "dotted", 2: "waffled"}
+    assert data.classnames == ["banded", "dotted"] and data.lab2cname == {
+        0: "banded",
+        1: "dotted",
+        2: "waffled",
+    }
 
 
 def test_shots_are_drawn_once_per_domain_shots_and_seed(dtd, capsys):
@@ -68,7 +88,11 @@ def test_loader_items_carry_tokens_and_caption_index(dtd):
     wrapper = CaptionWrapper(cfg, data.train_x, transform=lambda image: torch.zeros(3, 8, 8), is_train=True)
     wrapper.tokens = torch.arange(4 * 77).reshape(4, 77)
     item = wrapper[3]
-    assert item["caption"] == 3 and torch.equal(item["tokens"], wrapper.tokens[3]) and item["img"].shape == (3, 8, 8)
+    assert (
+        item["caption"] == 3
+        and torch.equal(item["tokens"], wrapper.tokens[3])
+        and item["img"].shape == (3, 8, 8)
+    )
     wrapper.load_images = False
     assert "img" not in wrapper[1] and wrapper[1]["label"] == data.train_x[1].label
 
@@ -83,7 +107,11 @@ def test_replaced_image_brings_its_own_caption(dtd):
     wrapper = CaptionWrapper(cfg, data.train_x, transform=lambda image: torch.zeros(1), is_train=True)
     wrapper.tokens = torch.arange(8)[:, None].expand(8, 77)
     item = wrapper[2]
-    assert item["caption"] == item["index"] == 3 and int(item["tokens"][0]) == 3 and item["corrupt"] == data.train_x[2].impath
+    assert (
+        item["caption"] == item["index"] == 3
+        and int(item["tokens"][0]) == 3
+        and item["corrupt"] == data.train_x[2].impath
+    )
 
 
 def test_emoji_needs_no_files(tmp_path):

@@ -11,7 +11,11 @@ from dassl_prompts.fdrd.build import Item, add_negatives, build, drop_low_scores
 from dassl_prompts.fdrd.captioners import CaptionFile
 from dassl_prompts.fdrd.records import read_records
 
-ITEMS = [Item(f"/r/{c}/{i}.png", f"{c}/{i}.png", c, "train" if i else "test") for c in ("red_fox", "owl", "bear") for i in range(3)]
+ITEMS = [
+    Item(f"/r/{c}/{i}.png", f"{c}/{i}.png", c, "train" if i else "test")
+    for c in ("red_fox", "owl", "bear")
+    for i in range(3)
+]
 
 
 def good(request):
@@ -43,10 +47,15 @@ def test_rejected_captions_come_back_with_the_reason():
     assert asked == [(1, ""), (2, "there is no caption"), (3, "there is no caption")]
     assert len(built.splits["test"]) == 1 and not built.rejected
     lost = build(ITEMS[:1], lambda r: "A red fox.", "zoo", judge=lambda request, caption: "dull")
-    assert lost.rejected == [{"path": "red_fox/0.png", "class": "red_fox", "reason": "dull"}] and not lost.splits["test"]
+    assert (
+        lost.rejected == [{"path": "red_fox/0.png", "class": "red_fox", "reason": "dull"}]
+        and not lost.splits["test"]
+    )
 
 
-@pytest.mark.parametrize(("kind", "swaps", "own"), [("none", 0, 0), ("swap", 2, 0), ("attr", 0, 1), ("both", 2, 1)])
+@pytest.mark.parametrize(
+    ("kind", "swaps", "own"), [("none", 0, 0), ("swap", 2, 0), ("attr", 0, 1), ("both", 2, 1)]
+)
 def test_negatives_by_kind(kind, swaps, own):
     built = build(ITEMS, good, "zoo")
     add_negatives(built, kind)
@@ -86,7 +95,15 @@ def tree(tmp_path):
             Image.new("RGB", (20 + 20 * j, 20), (200 * i, 120, 40 * j)).save(tmp_path / f"{name}{j}.png")
             rows.append(f"{name}{j}.png,{name},{'train' if j else 'test'}")
     (tmp_path / "zoo.csv").write_text("\n".join(rows))
-    return ["build", "--csv", str(tmp_path / "zoo.csv"), "--root", str(tmp_path), "--output", str(tmp_path / "out")]
+    return [
+        "build",
+        "--csv",
+        str(tmp_path / "zoo.csv"),
+        "--root",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "out"),
+    ]
 
 
 def test_command_writes_files_that_read_back(tmp_path, capsys):
@@ -94,24 +111,33 @@ def test_command_writes_files_that_read_back(tmp_path, capsys):
     assert main(command) == 0
     records = read_records(tmp_path / "out" / "zoo_train.json")
     assert [r.key for r in records] == ["red_fox1.png", "red_fox2.png", "owl1.png", "owl2.png"]
-    assert all("fox" in r.caption or "owl" in r.caption for r in records) and all(r.negatives for r in records)
+    assert all("fox" in r.caption or "owl" in r.caption for r in records) and all(
+        r.negatives for r in records
+    )
     assert "wide photo of red fox" in records[1].caption and "square" not in records[1].caption
     assert main(command) == 2 and "exist already" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
 
 
 def test_command_lists_what_was_rejected(tmp_path):
-    captions = [{"path": f"{n}{j}.png", "caption": f"An {n} here."} for n in ("red_fox", "owl") for j in range(3)][:-1]
+    captions = [
+        {"path": f"{n}{j}.png", "caption": f"An {n} here."} for n in ("red_fox", "owl") for j in range(3)
+    ][:-1]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, captions)))
     assert main([*tree(tmp_path), "--captions", str(tmp_path / "c.jsonl")]) == 0
     rejected = (tmp_path / "out" / "zoo_rejected.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in rejected] == [{"path": "owl2.png", "class": "owl", "reason": "there is no caption"}]
+    assert [json.loads(line) for line in rejected] == [
+        {"path": "owl2.png", "class": "owl", "reason": "there is no caption"}
+    ]
 
 
 def test_wrong_csv_and_captioner_are_named(tmp_path, capsys):
     command = tree(tmp_path)
     (tmp_path / "zoo.csv").write_text("path,label\n")
-    assert main([*command, "--captions", "statistics"]) == 2 and "missing columns class, split" in capsys.readouterr().err
+    assert (
+        main([*command, "--captions", "statistics"]) == 2
+        and "missing columns class, split" in capsys.readouterr().err
+    )
     (tmp_path / "zoo.csv").write_text("path,class,split\na.png,x,dev\n")
     assert main([*command, "--captions", "statistics"]) == 2 and "line 2" in capsys.readouterr().err
     tree(tmp_path)

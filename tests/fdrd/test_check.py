@@ -7,21 +7,29 @@ import pytest
 from dassl_prompts.fdrd.__main__ import main
 from dassl_prompts.fdrd.check import check_file, check_pair
 
-# counts of specs/dcar.md 3.5; 66 of the 85 aircraft captions do name their class, but with the slash that keys cannot have
+# counts of specs/dcar.md 3.5; 66 of the 85 aircraft captions do name their class, but with the slash that
+# keys cannot have
 REAL = {
-    "flower_test": {"caption tokens, mean": 36.8, "caption tokens, 95th percentile": 50, "caption tokens, longest": 55,
+    "flower_test": {"caption tokens, mean": 36.8, "caption tokens, 95th percentile": 50,
+        "caption tokens, longest": 55,
                     "duplicate captions": 30, "records with a negative equal to the positive": 96,
-                    "records whose negatives all equal the positive": 55, "records that repeat a negative": 202},
-    "pets_test": {"caption tokens, mean": 30.1, "caption tokens, 95th percentile": 44, "caption tokens, longest": 55,
+                    "records whose negatives all equal the positive": 55,
+                    "records that repeat a negative": 202},
+    "pets_test": {"caption tokens, mean": 30.1, "caption tokens, 95th percentile": 44,
+        "caption tokens, longest": 55,
                   "duplicate captions": 6, "records with a negative equal to the positive": 344,
                   "records whose negatives all equal the positive": 2, "records that repeat a negative": 581,
                   "class name absent from the caption": 6},
-    "plane_test": {"caption tokens, mean": 27.6, "caption tokens, 95th percentile": 42, "caption tokens, longest": 56,
+    "plane_test": {"caption tokens, mean": 27.6, "caption tokens, 95th percentile": 42,
+        "caption tokens, longest": 56,
                    "duplicate captions": 34, "records with a negative equal to the positive": 10,
-                   "records whose negatives all equal the positive": 10, "records that repeat a negative": 207,
+                   "records whose negatives all equal the positive": 10,
+                   "records that repeat a negative": 207,
                    "class name absent, as the key spells it": 85, "class name absent from the caption": 19},
-    "inter_dtd_test": {"caption tokens, mean": 45.9, "caption tokens, 95th percentile": 57, "caption tokens, longest": 66,
-                       "captions too long beside 16 prompt tokens": 8, "captions too long beside 4 prompt tokens": 0,
+    "inter_dtd_test": {"caption tokens, mean": 45.9, "caption tokens, 95th percentile": 57,
+        "caption tokens, longest": 66,
+                       "captions too long beside 16 prompt tokens": 8,
+                       "captions too long beside 4 prompt tokens": 0,
                        "duplicate captions": 8, "placeholder path": 1692, "records without negatives": 1692},
 }  # fmt: skip
 
@@ -41,7 +49,13 @@ def test_real_splits_share_captions_but_no_images(shared_data, stem, shared):
 
 
 def record(**changes):
-    base = {"file_name": "cat_1", "file_path": "YOUR_IMAGE_PATH", "class_name": "cat", "positive": "A cat.", "negative": []}
+    base = {
+        "file_name": "cat_1",
+        "file_path": "YOUR_IMAGE_PATH",
+        "class_name": "cat",
+        "positive": "A cat.",
+        "negative": [],
+    }
     return {**base, **changes}
 
 
@@ -61,11 +75,15 @@ def test_every_defect_is_counted(tmp_path, capsys):
     path.write_text(json.dumps(records))
     report = check_file(path, root=str(tmp_path))
     expected = {
-        "domain": "custom", "records": 6, "unusable records": 1, "classes": 1, "placeholder path": 3, "absolute path": 1,
-        "key differs from file_name": 4, "captions longer than 77 tokens": 1, "captions too long beside 4 prompt tokens": 1,
-        "duplicate captions": 1, "captions without final punctuation (%)": 20.0, "captions that mention left or right (%)": 20.0,
+        "domain": "custom", "records": 6, "unusable records": 1, "classes": 1, "placeholder path": 3,
+        "absolute path": 1,
+        "key differs from file_name": 4, "captions longer than 77 tokens": 1,
+        "captions too long beside 4 prompt tokens": 1,
+        "duplicate captions": 1, "captions without final punctuation (%)": 20.0,
+        "captions that mention left or right (%)": 20.0,
         "class name absent from the caption": 1, "class name only inside a longer word": 1,
-        "records with a negative equal to the positive": 2, "records whose negatives all equal the positive": 1,
+        "records with a negative equal to the positive": 2,
+        "records whose negatives all equal the positive": 1,
         "records that repeat a negative": 1, "usable negatives": 1, "images missing": 4,
     }  # fmt: skip
     assert {key: report[key] for key in expected} == expected

@@ -1,4 +1,6 @@
-"""FDRD files: both families, every way in which a file can be broken, image rules, and the real files' counts."""
+"""FDRD files: both families, every way in which a file can be broken, image rules, and the real files'
+counts.
+"""
 
 import json
 import os
@@ -8,7 +10,13 @@ import pytest
 from dassl_prompts.fdrd.domains import DOMAINS, ImageFinder, find_file, get_domain
 from dassl_prompts.fdrd.records import FDRDError, Record, read_records, usable_negatives
 
-INTER = {"file_name": "a.jpg", "class_name": "banded", "file_path": "YOUR_IMAGE_PATH", "positive": " A photo. ", "negative": []}
+INTER = {
+    "file_name": "a.jpg",
+    "class_name": "banded",
+    "file_path": "YOUR_IMAGE_PATH",
+    "positive": " A photo. ",
+    "negative": [],
+}
 
 
 def write(path, content):
@@ -17,7 +25,12 @@ def write(path, content):
 
 
 def test_both_families_read(tmp_path):
-    pets = {"file_name": "Sphynx_43", "file_path": "/x/Sphynx_43.jpg", "positive": "A Sphynx.", "negative": ["A cat.", "A cat."]}
+    pets = {
+        "file_name": "Sphynx_43",
+        "file_path": "/x/Sphynx_43.jpg",
+        "positive": "A Sphynx.",
+        "negative": ["A cat.", "A cat."],
+    }
     first, second = read_records(write(tmp_path / "f.json", {"a.jpg": INTER, "Sphynx_43": pets}))
     assert (first.caption, first.class_name, first.has_path) == ("A photo.", "banded", False)
     assert (second.class_name, second.negatives, second.has_path) == ("", ("A cat.", "A cat."), True)
@@ -53,16 +66,22 @@ def test_usable_negatives_are_filtered_and_unique():
 @pytest.mark.parametrize(("domain", "record", "path", "classname"), [
     ("caltech", Record("Faces_image_0426.jpg", "c", class_name="face", file_name="Faces_image_0426.jpg"),
      "caltech-101/101_ObjectCategories/Faces/image_0426.jpg", "face"),
-    ("stanford_cars", Record("cars_train_00012.jpg", "c", class_name="2012 Audi A5"), "stanford_cars/cars_train/00012.jpg", "2012 Audi A5"),
-    ("DTD", Record("banded_0060.jpg", "c", class_name="banded"), "dtd/images/banded/banded_0060.jpg", "banded"),
+    ("stanford_cars", Record("cars_train_00012.jpg", "c", class_name="2012 Audi A5"),
+        "stanford_cars/cars_train/00012.jpg", "2012 Audi A5"),
+    ("DTD", Record("banded_0060.jpg", "c", class_name="banded"), "dtd/images/banded/banded_0060.jpg",
+        "banded"),
     ("ucf101", Record("v_ApplyEyeMakeup_g01_c01.jpg", "c", class_name="Apply_Eye_Makeup"),
      "ucf101/UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg", "Apply_Eye_Makeup"),
-    ("flowers", Record("moon_orchid_image_00007", "c", class_name="moon_orchid", number="00007", file_path="/root/x.jpg"),
+    ("flowers", Record("moon_orchid_image_00007", "c", class_name="moon_orchid", number="00007",
+        file_path="/root/x.jpg"),
      "oxford_flowers/jpg/image_00007.jpg", "moon orchid"),
-    ("pets", Record("german_shorthaired_105", "c", file_name="german_shorthaired_105", file_path="/root/x.jpg"),
+    ("pets", Record("german_shorthaired_105", "c", file_name="german_shorthaired_105",
+        file_path="/root/x.jpg"),
      "oxford_pets/images/german_shorthaired_105.jpg", "german shorthaired"),
-    ("plane", Record("F-16A_B_0810303", "c", file_name="0810303", file_path="/root/x.jpg"), "fgvc_aircraft/images/0810303.jpg", "F-16A/B"),
-    ("plane", Record("F_A-18_0810304", "c", file_name="0810304"), "fgvc_aircraft/images/0810304.jpg", "F/A-18"),
+    ("plane", Record("F-16A_B_0810303", "c", file_name="0810303", file_path="/root/x.jpg"),
+        "fgvc_aircraft/images/0810303.jpg", "F-16A/B"),
+    ("plane", Record("F_A-18_0810304", "c", file_name="0810304"), "fgvc_aircraft/images/0810304.jpg",
+        "F/A-18"),
 ])  # fmt: skip
 def test_resolver_rules(domain, record, path, classname):
     found = get_domain(domain)
@@ -96,7 +115,9 @@ def test_files_are_found_in_either_naming_and_whole_ones_first(tmp_path):
     write(folder / "dtd_train.json", "\r\n")
     write(folder / "inter_dtd_train.json", {"a": INTER})
     assert find_file(get_domain("dtd"), "train", tmp_path).name == "inter_dtd_train.json"
-    with pytest.raises(FileNotFoundError, match=r"domain SUN397.*inter_sun397_test\.json.*DATASET\.FDRD_TEST"):
+    with pytest.raises(
+        FileNotFoundError, match=r"domain SUN397.*inter_sun397_test\.json.*DATASET\.FDRD_TEST"
+    ):
         find_file(get_domain("sun397"), "test", tmp_path)
 
 

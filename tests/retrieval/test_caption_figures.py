@@ -32,7 +32,12 @@ def test_loaded_run_encodes_like_the_trained_one(runs):
 
 
 def test_weights_are_drawn(runs, tmp_path):
-    assert caption_figures.main(["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.png"), "-n", "3"]) == 0
+    assert (
+        caption_figures.main(
+            ["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.png"), "-n", "3"]
+        )
+        == 0
+    )
     image = np.asarray(Image.open(tmp_path / "w.png").convert("RGB")).astype(int)
     assert image.shape[0] > 3 * 128
     blue = (image[..., 2] == 255) & (image[..., 0] < 130)
@@ -40,7 +45,12 @@ def test_weights_are_drawn(runs, tmp_path):
 
 
 def test_sheets_mark_the_right_answer(runs, tmp_path):
-    assert caption_figures.main(["sheet", "--run", str(runs / "CoOpITR"), "--out", str(tmp_path / "s.png"), "-n", "12"]) == 0
+    assert (
+        caption_figures.main(
+            ["sheet", "--run", str(runs / "CoOpITR"), "--out", str(tmp_path / "s.png"), "-n", "12"]
+        )
+        == 0
+    )
     trainer = caption_figures.load_run(str(runs / "CoOpITR"))
     ranks = trainer.test() and json.loads((runs / "CoOpITR" / "results.json").read_text())["test"]
     for name, direction in (("s.png", "t2i"), ("s_captions.png", "i2t")):
@@ -55,7 +65,9 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path, capsys):
     assert "has no token weights" in capsys.readouterr().err
     assert caption_figures.main(["weights", "--run", str(tmp_path), "--out", out]) == 2
     assert "not a finished run" in capsys.readouterr().err
-    assert caption_figures.main(["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.txt")]) == 2
+    assert (
+        caption_figures.main(["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.txt")]) == 2
+    )
 
 
 def test_recall_command_reads_foreign_features(tmp_path, capsys):
@@ -64,5 +76,8 @@ def test_recall_command_reads_foreign_features(tmp_path, capsys):
     assert recall.main([str(tmp_path / "f.npz"), "--json"]) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["i2t_r1"] == results["t2i_r1"] == 50.0 and results["i2t_r5"] == 100.0
-    assert recall.main([str(tmp_path / "f.npz"), "--per-class"]) == 2 and "has no labels" in capsys.readouterr().err
+    assert (
+        recall.main([str(tmp_path / "f.npz"), "--per-class"]) == 2
+        and "has no labels" in capsys.readouterr().err
+    )
     assert recall.main([str(tmp_path / "none.npz")]) == 2

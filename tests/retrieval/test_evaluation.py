@@ -1,4 +1,6 @@
-"""Recall both ways against sorting by hand, equal texts, several captions per image, re-ranking, files, the evaluator."""
+"""Recall both ways against sorting by hand, equal texts, several captions per image, re-ranking, files, the
+evaluator.
+"""
 
 import numpy as np
 import pytest
@@ -55,7 +57,10 @@ def test_equal_texts_count_when_asked():
         gallery.text[j] = gallery.text[i]
     strict, equal = retrieval_ranks(gallery), retrieval_ranks(gallery, text_equal=True)
     groups = [[j for j in range(6) if captions[j] == captions[i]] for i in range(6)]
-    for direction, sides in {"i2t": (gallery.image, gallery.text), "t2i": (gallery.text, gallery.image)}.items():
+    for direction, sides in {
+        "i2t": (gallery.image, gallery.text),
+        "t2i": (gallery.text, gallery.image),
+    }.items():
         assert strict[direction].tolist() == brute_ranks(*sides, [[i] for i in range(6)])
         assert equal[direction].tolist() == brute_ranks(*sides, groups)
     # equal captions tie, and the tie goes to the smaller index
@@ -81,7 +86,9 @@ def test_reranking_reorders_the_first_candidates_only():
 
 def test_reranking_with_the_same_scores_changes_nothing():
     gallery = random_gallery(12, 12)
-    ranks = retrieval_ranks(gallery, rerank=(5, lambda image, text: (gallery.image[image] * gallery.text[text]).sum(1)))
+    ranks = retrieval_ranks(
+        gallery, rerank=(5, lambda image, text: (gallery.image[image] * gallery.text[text]).sum(1))
+    )
     assert all(torch.equal(ranks[d], r) for d, r in retrieval_ranks(gallery).items())
 
 
@@ -89,13 +96,25 @@ def test_summary_and_classes_by_hand():
     ranks = {"i2t": torch.tensor([1, 2, 6, 20]), "t2i": torch.tensor([1, 1, 5, 11])}
     results = summarise(ranks)
     assert list(results)[0] == "mean_r1"
-    assert results == {"mean_r1": 37.5, "i2t_r1": 25.0, "i2t_r5": 50.0, "i2t_r10": 75.0, "t2i_r1": 50.0, "t2i_r5": 75.0, "t2i_r10": 75.0}
+    assert results == {
+        "mean_r1": 37.5,
+        "i2t_r1": 25.0,
+        "i2t_r5": 50.0,
+        "i2t_r10": 75.0,
+        "t2i_r1": 50.0,
+        "t2i_r5": 75.0,
+        "t2i_r10": 75.0,
+    }
     gallery = random_gallery(4, 4, labels=torch.tensor([0, 0, 3, 3]))
-    assert per_class(ranks, gallery) == {0: {"i2t": 50.0, "t2i": 100.0, "total": 2}, 3: {"i2t": 0.0, "t2i": 0.0, "total": 2}}
+    assert per_class(ranks, gallery) == {
+        0: {"i2t": 50.0, "t2i": 100.0, "total": 2},
+        3: {"i2t": 0.0, "t2i": 0.0, "total": 2},
+    }
 
 
 def test_features_survive_a_file(tmp_path):
-    gallery = random_gallery(4, 7, image_of_text=torch.tensor([0, 0, 1, 2, 2, 2, 3]), captions=[f"é {i}" for i in range(7)],
+    gallery = random_gallery(4, 7, image_of_text=torch.tensor([0, 0, 1, 2, 2, 2, 3]),
+        captions=[f"é {i}" for i in range(7)],
                              labels=torch.tensor([1, 0, 1, 0]))  # fmt: skip
     save_features(gallery, tmp_path / "f.npz")
     again = load_features(tmp_path / "f.npz")
@@ -107,8 +126,10 @@ def test_features_survive_a_file(tmp_path):
 @pytest.mark.parametrize(("arrays", "message"), [
     ({"image": np.ones((3, 2))}, "lacks text"),
     ({"image": np.ones((3, 2)), "text": np.ones((4, 2))}, "3 images and 4 captions"),
-    ({"image": np.ones((3, 2)), "text": np.ones((4, 2)), "image_of_text": np.array([0, 1, 1, 1])}, "every image needs"),
-    ({"image": np.ones((2, 2)), "text": np.ones((2, 2)), "captions": np.array(["a"])}, "1 caption texts for 2"),
+    ({"image": np.ones((3, 2)), "text": np.ones((4, 2)), "image_of_text": np.array([0, 1, 1, 1])},
+        "every image needs"),
+    ({"image": np.ones((2, 2)), "text": np.ones((2, 2)), "captions": np.array(["a"])},
+        "1 caption texts for 2"),
     ({"image": np.array([object()]), "text": np.ones((1, 2))}, "plain arrays"),
 ])  # fmt: skip
 def test_unusable_feature_files_are_named(tmp_path, arrays, message):
@@ -126,12 +147,16 @@ def config(**keys):
 
 
 def test_evaluator_collects_parts_and_prints(capsys, tmp_path):
-    evaluator = Retrieval(config(**{"TEST.PER_CLASS_RESULT": True, "TEST.RETRIEVAL.TEXT_EQUAL": True, "OUTPUT_DIR": str(tmp_path),
-                                    "TEST.RETRIEVAL.SAVE_FEATURES": True}), lab2cname={0: "cat", 1: "dog"})  # fmt: skip
+    evaluator = Retrieval(config(**{"TEST.PER_CLASS_RESULT": True, "TEST.RETRIEVAL.TEXT_EQUAL": True,
+        "OUTPUT_DIR": str(tmp_path),
+                                    "TEST.RETRIEVAL.SAVE_FEATURES": True}), lab2cname={0: "cat",
+                                    1: "dog"})  # fmt: skip
     image, text, captions = torch.randn(10, 4), torch.randn(10, 4), [f"caption {i % 9}" for i in range(10)]
     for part in (slice(0, 6), slice(6, 10)):
         labels = torch.arange(10)[part] % 2
-        evaluator.process({"image": image[part], "text": text[part]}, {"label": labels, "caption": captions[part]})
+        evaluator.process(
+            {"image": image[part], "text": text[part]}, {"label": labels, "caption": captions[part]}
+        )
     results = evaluator.evaluate()
     assert next(iter(results)) == "mean_r1"
     groups = [[j for j in equal_groups(captions)[i].tolist() if j >= 0] for i in range(10)]
@@ -149,4 +174,6 @@ def test_evaluator_refuses_nothing_and_unequal_parts():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluator.evaluate()
     with pytest.raises(ValueError, match="differ in number"):
-        evaluator.process({"image": torch.ones(2, 3), "text": torch.ones(2, 3)}, {"label": [0], "caption": ["a", "b"]})
+        evaluator.process(
+            {"image": torch.ones(2, 3), "text": torch.ones(2, 3)}, {"label": [0], "caption": ["a", "b"]}
+        )

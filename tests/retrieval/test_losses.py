@@ -1,4 +1,5 @@
-"""L_con and L_cate against formulas written element by element, with gradients; finite differences in fp64."""
+"""L_con and L_cate against formulas written element by element, with gradients; finite differences in fp64.
+"""
 
 import math
 
@@ -46,7 +47,11 @@ def slow_category(u, q, weights, valid, mode):
         members = [m for m in range(q.shape[1]) if valid[i][m]]
         cosine = {m: (u[i] * q[i, m]).sum() for m in members}
         if mode == "loss":
-            terms = [weights[i][m] * -torch.log(torch.sigmoid(SCALE * (cosine[0] - cosine[m]))) for m in members if m]
+            terms = [
+                weights[i][m] * -torch.log(torch.sigmoid(SCALE * (cosine[0] - cosine[m])))
+                for m in members
+                if m
+            ]
             total = total + sum(terms) / sum(weights[i][m] for m in members if m)
         elif mode == "logit":
             powers = {m: torch.exp(SCALE * weights[i][m] * cosine[m]) for m in members}
@@ -59,7 +64,9 @@ def slow_category(u, q, weights, valid, mode):
 
 def category_case():
     u, q = features(4, 5), features(4, 4, 5, seed=2)
-    weights = torch.tensor([[1.5, 1, 1.5, 1], [1.5, 1, 1, 1], [1, 1, 1.5, 1.5], [1.5, 1.5, 1.5, 1.5]], dtype=torch.float64)
+    weights = torch.tensor(
+        [[1.5, 1, 1.5, 1], [1.5, 1, 1, 1], [1, 1, 1.5, 1.5], [1.5, 1.5, 1.5, 1.5]], dtype=torch.float64
+    )
     valid = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
     return u, q, weights, valid
 
@@ -95,7 +102,8 @@ def test_masked_candidates_do_not_matter():
     changed[~valid] = 100.0
     for mode in ("prob", "logit", "loss"):
         torch.testing.assert_close(
-            category_loss(u, changed, weights, valid, SCALE, mode), category_loss(u, q, weights, valid, SCALE, mode)
+            category_loss(u, changed, weights, valid, SCALE, mode),
+            category_loss(u, q, weights, valid, SCALE, mode),
         )
 
 

@@ -11,7 +11,11 @@ CHUNKS = (1, 7, None)
 def brute_order(query, gallery, exclude=(), candidates=None):
     """Gallery indices by falling score, equal scores by index."""
     allowed = range(len(gallery)) if candidates is None else [c for c in candidates if c >= 0]
-    scored = [(-sum(a * b for a, b in zip(query.tolist(), gallery[j].tolist())), j) for j in set(allowed) if j not in exclude]
+    scored = [
+        (-sum(a * b for a, b in zip(query.tolist(), gallery[j].tolist())), j)
+        for j in set(allowed)
+        if j not in exclude
+    ]
     return [j for _, j in sorted(scored)]
 
 
@@ -39,7 +43,8 @@ def test_several_targets_count_the_best(chunk):
     target[::2, 1] = -1
     ranks = target_ranks(queries, gallery, target, chunk=chunk)
     expected = [
-        min(brute_order(q, gallery).index(t) + 1 for t in row if t >= 0) for q, row in zip(queries, target.tolist())
+        min(brute_order(q, gallery).index(t) + 1 for t in row if t >= 0)
+        for q, row in zip(queries, target.tolist())
     ]
     assert ranks.tolist() == expected
 
@@ -50,8 +55,12 @@ def test_exclusion_and_candidates(chunk):
     exclude = torch.randint(-1, 25, (20,))
     candidates = torch.stack([torch.randperm(25)[:8] for _ in range(20)])
     candidates[:, 6] = -1
-    target = torch.tensor([next(c for c in row if c not in (-1, e)) for row, e in zip(candidates.tolist(), exclude.tolist())])
-    orders = [brute_order(q, gallery, (e,), c) for q, e, c in zip(queries, exclude.tolist(), candidates.tolist())]
+    target = torch.tensor(
+        [next(c for c in row if c not in (-1, e)) for row, e in zip(candidates.tolist(), exclude.tolist())]
+    )
+    orders = [
+        brute_order(q, gallery, (e,), c) for q, e, c in zip(queries, exclude.tolist(), candidates.tolist())
+    ]
     ranks = target_ranks(queries, gallery, target, exclude=exclude, candidates=candidates, chunk=chunk)
     assert ranks.tolist() == [order.index(t) + 1 for order, t in zip(orders, target.tolist())]
     scores, indices = topk(queries, gallery, 10, exclude=exclude, candidates=candidates, chunk=chunk)
@@ -74,7 +83,9 @@ def test_equal_rows_tie_in_floating_point():
     gallery[196], gallery[100] = gallery[1], gallery[1]
     queries = torch.randn(67, 131)
     for chunk in CHUNKS:
-        first, middle, last = (target_ranks(queries, gallery, torch.full((67,), t), chunk=chunk) for t in (1, 100, 196))
+        first, middle, last = (
+            target_ranks(queries, gallery, torch.full((67,), t), chunk=chunk) for t in (1, 100, 196)
+        )
         assert torch.equal(middle, first + 1) and torch.equal(last, first + 2)
 
 

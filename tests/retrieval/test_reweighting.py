@@ -1,4 +1,6 @@
-"""Token weights against loops over tokens with two separate cosines, and the invariants of the paper's formula."""
+"""Token weights against loops over tokens with two separate cosines, and the invariants of the paper's
+formula.
+"""
 
 from types import SimpleNamespace
 
@@ -28,7 +30,8 @@ def clip():
 
 
 def node(**changes):
-    base = dict(TOKEN_FEAT="context", IMAGE_FEAT="global", BLANK="white", NORM="mean1", BETA=1.0, CLAMP=(0.2, 3.0), SOURCE="frozen",
+    base = dict(TOKEN_FEAT="context", IMAGE_FEAT="global", BLANK="white", NORM="mean1", BETA=1.0, CLAMP=(0.2,
+        3.0), SOURCE="frozen",
                 SCOPE="pair", PROB=1.0, GROUP_WORDS=False, CACHE=True)  # fmt: skip
     return SimpleNamespace(**{**base, **changes})
 
@@ -106,7 +109,8 @@ def test_mean_is_one_before_clamping_and_bounds_hold():
 
 
 @pytest.mark.parametrize(("norm", "expected"), [
-    ("mean1", [0.5, 1.0, 1.5]), ("minmax", [0.0, 0.5, 1.0]), ("residual", [1.0, 1.25, 1.5]), ("none", [0.1, 0.2, 0.3]),
+    ("mean1", [0.5, 1.0, 1.5]), ("minmax", [0.0, 0.5, 1.0]), ("residual", [1.0, 1.25, 1.5]),
+    ("none", [0.1, 0.2, 0.3]),
     ("softmax", [3 * w / (1 + 2.718282 + 7.389056) for w in (1, 2.718282, 7.389056)]),
 ])  # fmt: skip
 def test_normalisations_by_hand(norm, expected):
@@ -128,12 +132,14 @@ def test_blank_image_as_input_gives_ones(clip, kind):
     blank = blank_image(kind, 32, MEAN, STD)
     if kind != "mean":
         level = 1.0 if kind == "white" else 0.0
-        torch.testing.assert_close(blank * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1),
+        torch.testing.assert_close(blank * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3,
+            1, 1),
                                    torch.full((1, 3, 32, 32), level))  # fmt: skip
     reweighter = TokenReweighter(clip, node(BLANK=kind), MEAN, STD)
     captions = clip.text.prompts_from_texts(CAPTIONS[:1])
     assert torch.equal(
-        reweighter.pair_weights(captions, reweighter.image_features(blank)), torch.ones(1, int(captions.eot[0]) - 1)
+        reweighter.pair_weights(captions, reweighter.image_features(blank)),
+        torch.ones(1, int(captions.eot[0]) - 1),
     )
 
 
@@ -178,4 +184,6 @@ def test_vocabulary_weights_average_per_token_id():
     content = torch.tensor([[True, True, False], [True, True, True]])
     weights = torch.tensor([[1.0, 2.0, 1.0], [4.0, 4.0, 0.5]])
     table = VocabularyWeights(ids, weights, content, 12)
-    assert table(torch.tensor([[7, 8, 9, 3, 0]]), torch.ones(1, 5, dtype=torch.bool)).tolist() == [[3.0, 2.0, 0.5, 1.0, 1.0]]
+    assert table(torch.tensor([[7, 8, 9, 3, 0]]), torch.ones(1, 5, dtype=torch.bool)).tolist() == [
+        [3.0, 2.0, 0.5, 1.0, 1.0]
+    ]

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dassl_prompts.run.retrieval import ABLATION, METHODS, Runs, ablate, compare, main, markdown, rows_of, spread
+from dassl_prompts.run.retrieval import (
+    ABLATION,
+    METHODS,
+    Runs,
+    ablate,
+    compare,
+    main,
+    markdown,
+    rows_of,
+    spread,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,11 +29,30 @@ def test_compare_trains_every_method_once_per_seed(tmp_path):
     assert "--eval-only" in zero_shot.args and "--eval-only" not in dcar.args
     assert dcar.output == tmp_path / "retrieval/train_all/fdrd_dtd/shots_4/DCAR/vit_b32_fdrd/seed2"
     cfg = dcar.config()
-    assert (cfg.DATASET.NAME, cfg.DATASET.FDRD_DOMAIN, cfg.DATASET.NUM_SHOTS, cfg.SEED) == ("FDRD", "DTD", 4, 2)
+    assert (cfg.DATASET.NAME, cfg.DATASET.FDRD_DOMAIN, cfg.DATASET.NUM_SHOTS, cfg.SEED) == (
+        "FDRD",
+        "DTD",
+        4,
+        2,
+    )
     assert (cfg.TEST.EVALUATOR, cfg.MODEL.BACKBONE.NAME, cfg.OPTIM.MAX_EPOCH) == ("Retrieval", "ViT-B/32", 50)
 
 
-@pytest.mark.parametrize("domain", ["Caltech101", "pets", "stanford_cars", "Flowers102", "Food101", "aircraft", "SUN397", "DTD", "UCF101", "emoji"])
+@pytest.mark.parametrize(
+    "domain",
+    [
+        "Caltech101",
+        "pets",
+        "stanford_cars",
+        "Flowers102",
+        "Food101",
+        "aircraft",
+        "SUN397",
+        "DTD",
+        "UCF101",
+        "emoji",
+    ],
+)
 def test_every_domain_has_its_configuration(domain, tmp_path):
     from dassl_prompts.fdrd.domains import get_domain
 
@@ -43,7 +72,10 @@ def test_ablation_shares_the_full_run_and_switches_parts_off(tmp_path):
     table = ablate(runs, [1])
     assert list(table) == list(ABLATION)
     assert table["DCAR"][0] == compare(runs, [1], ["DCAR"])["DCAR"][0]
-    parts = [(s[0].config().TRAINER.DCAR.DTR.ENABLED, s[0].config().TRAINER.DCAR.CAA.ENABLED) for s in table.values()]
+    parts = [
+        (s[0].config().TRAINER.DCAR.DTR.ENABLED, s[0].config().TRAINER.DCAR.CAA.ENABLED)
+        for s in table.values()
+    ]
     assert parts == [(True, True), (False, True), (True, False), (False, False)]
     assert len({s[0].output for s in table.values()}) == 4
 
@@ -51,7 +83,9 @@ def test_ablation_shares_the_full_run_and_switches_parts_off(tmp_path):
 def finish(step, value, train=None):
     test = {f"{d}_r{k}": value + k for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"mean_r1": value}
     step.output.mkdir(parents=True)
-    (step.output / "results.json").write_text(json.dumps({"finished": True, "test": test, **({"train": train} if train else {})}))
+    (step.output / "results.json").write_text(
+        json.dumps({"finished": True, "test": test, **({"train": train} if train else {})})
+    )
 
 
 def test_rows_hold_mean_and_deviation(tmp_path):
@@ -60,7 +94,11 @@ def test_rows_hold_mean_and_deviation(tmp_path):
         finish(a, value)
         finish(b, value + 1, {"mean_r1_weights_on": 50.0, "mean_r1_weights_off": value})
     first, second = rows_of(table)
-    assert first["mean R@1"] == "15.00 ± 7.07" and first["I2T R@5"] == "20.00 ± 7.07" and first["train R@1, weights on"] == ""
+    assert (
+        first["mean R@1"] == "15.00 ± 7.07"
+        and first["I2T R@5"] == "20.00 ± 7.07"
+        and first["train R@1, weights on"] == ""
+    )
     assert second["train R@1, weights off"] == "15.00 ± 7.07"
     assert spread([3.14159]) == "3.14"
     assert "train R@1, weights on" in markdown([first, second]) and "train" not in markdown([first])
@@ -73,7 +111,19 @@ def test_wrong_domain_ends_with_the_nine(capsys):
     assert main(["compare", "--domain", "emoji", "--", "OPTIM.LR"]) == 2
 
 
-@pytest.mark.parametrize("script", ["dcar/retrieval.sh", "dcar/ablation.sh", "itr/zeroshot.sh", "itr/coop.sh", "itr/clip_adapter.sh", "itr/maple.sh"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "dcar/retrieval.sh",
+        "dcar/ablation.sh",
+        "itr/zeroshot.sh",
+        "itr/coop.sh",
+        "itr/clip_adapter.sh",
+        "itr/maple.sh",
+    ],
+)
 def test_scripts_say_how_they_are_used(script):
-    done = subprocess.run(["bash", str(ROOT / "scripts" / script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2 and f"usage: bash scripts/{script} DOMAIN" in done.stderr

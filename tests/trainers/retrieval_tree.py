@@ -9,7 +9,13 @@ from dassl_prompts.engine import build_trainer, get_cfg_default, merge_opts, set
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 CLASSES = ("ball", "red_box", "cone")
-NODES = {"DCAR": "DCAR", "CoOpITR": "COOPITR", "CLIPAdapterITR": "CLIPADAPTERITR", "MaPLeITR": "MAPLEITR", "ZeroshotITR": "ZEROSHOTITR"}
+NODES = {
+    "DCAR": "DCAR",
+    "CoOpITR": "COOPITR",
+    "CLIPAdapterITR": "CLIPADAPTERITR",
+    "MaPLeITR": "MAPLEITR",
+    "ZeroshotITR": "ZEROSHOTITR",
+}
 
 
 def make_tree(root):
@@ -26,9 +32,16 @@ def make_tree(root):
                 box = (4 + 6 * c, 4, 20 + 6 * c, 34 - 6 * c)
                 (draw.ellipse if c == 0 else draw.rectangle)(box, fill=tuple(int(v * shade) for v in rgb))
                 image.save(path, quality=95)
-                caption = f"This is a {name.replace('_', ' ')} lacquered in {word}." + (" It stands there." * c)
-                records[key] = {"file_name": key, "class_name": name, "file_path": "YOUR_IMAGE_PATH", "positive": caption,
-                                "negative": [f"This is a cone lacquered in {word}." + " It stands there." * c, caption]}
+                caption = f"This is a {name.replace('_', ' ')} lacquered in {word}." + (
+                    " It stands there." * c
+                )
+                records[key] = {
+                    "file_name": key,
+                    "class_name": name,
+                    "file_path": "YOUR_IMAGE_PATH",
+                    "positive": caption,
+                    "negative": [f"This is a cone lacquered in {word}." + " It stands there." * c, caption],
+                }
         folder = root / "FDRD" / split
         folder.mkdir(parents=True)
         (folder / f"inter_dtd_{split}.json").write_text(json.dumps(records))
@@ -39,10 +52,14 @@ def config(root, clip_file, output, trainer, **keys):
     cfg = get_cfg_default()
     extend_cfg(cfg)
     values = {
-        "DATASET.NAME": "FDRD", "DATASET.ROOT": str(root), "DATASET.FDRD_DOMAIN": "DTD", "DATASET.NUM_SHOTS": 4, "SEED": 1,
-        "VERBOSE": False, "USE_CUDA": False, "OUTPUT_DIR": str(output), "TRAINER.NAME": trainer, "MODEL.BACKBONE.NAME": str(clip_file),
-        "INPUT.SIZE": (32, 32), "INPUT.TRANSFORMS": ("normalize",), "DATALOADER.NUM_WORKERS": 0, "TEST.EVALUATOR": "Retrieval",
-        "DATALOADER.TRAIN_X.BATCH_SIZE": 6, "DATALOADER.TEST.BATCH_SIZE": 5, "OPTIM.MAX_EPOCH": 1, "OPTIM.NAME": "sgd",
+        "DATASET.NAME": "FDRD", "DATASET.ROOT": str(root), "DATASET.FDRD_DOMAIN": "DTD",
+        "DATASET.NUM_SHOTS": 4, "SEED": 1,
+        "VERBOSE": False, "USE_CUDA": False, "OUTPUT_DIR": str(output), "TRAINER.NAME": trainer,
+        "MODEL.BACKBONE.NAME": str(clip_file),
+        "INPUT.SIZE": (32, 32), "INPUT.TRANSFORMS": ("normalize",), "DATALOADER.NUM_WORKERS": 0,
+        "TEST.EVALUATOR": "Retrieval",
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 6, "DATALOADER.TEST.BATCH_SIZE": 5, "OPTIM.MAX_EPOCH": 1,
+        "OPTIM.NAME": "sgd",
         "OPTIM.LR": 0.01, f"TRAINER.{NODES[trainer]}.PREC": "fp32",
     }  # fmt: skip
     if trainer == "MaPLeITR":

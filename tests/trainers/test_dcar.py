@@ -1,4 +1,6 @@
-"""DCAR: plain formulas with token weights, off-switch identities, every switch acts, no leak at test time, learning."""
+"""DCAR: plain formulas with token weights, off-switch identities, every switch acts, no leak at test time,
+learning.
+"""
 
 import json
 
@@ -24,7 +26,10 @@ def make(tree, clip_file, tmp_path):
     """``make(**keys)``: a DCAR trainer; keys without a dot-path prefix belong to TRAINER.DCAR."""
 
     def build(name="run", **keys):
-        keys = {k if k.split(".")[0] in ("OPTIM", "INPUT", "DATASET", "TEST_", "SEED") else f"TRAINER.DCAR.{k}": v for k, v in keys.items()}
+        keys = {
+            k if k.split(".")[0] in ("OPTIM", "INPUT", "DATASET", "TEST_", "SEED") else f"TRAINER.DCAR.{k}": v
+            for k, v in keys.items()
+        }
         return make_trainer(tree, clip_file, tmp_path / name, "DCAR", **keys)
 
     return build
@@ -43,10 +48,12 @@ def first_loss(trainer):
     terms = trainer.loss(*trainer.parse_batch_train(batch))
     trainer.model.zero_grad()
     terms["loss"].backward()
-    return {k: v.detach() for k, v in terms.items()}, {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
+    return {k: v.detach() for k, v in terms.items()}, {
+        n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad
+    }
 
 
-# -- the whole objective, written plainly -----------------------------------------------------------------------------
+# -- the whole objective, written plainly --------------------------------------------------------------------
 
 
 def plain_weighted_text(state, tokens, ctx, weights):
@@ -57,7 +64,10 @@ def plain_weighted_text(state, tokens, ctx, weights):
     mask = torch.full((77, 77), float("-inf")).triu(1)
     for i in range(plain.LAYERS):
         x = plain.block(state, f"transformer.resblocks.{i}.", x, mask)
-    x = plain.norm(state, "ln_final", x)[torch.arange(len(tokens)), tokens.argmax(-1)] @ state["text_projection"]
+    x = (
+        plain.norm(state, "ln_final", x)[torch.arange(len(tokens)), tokens.argmax(-1)]
+        @ state["text_projection"]
+    )
     return F.normalize(x, dim=-1)
 
 
@@ -75,7 +85,9 @@ def plain_objective(trainer, state, clip, batch, negatives):
     node, model, k = trainer.node, trainer.model, trainer.node.N_CTX
     items = [trainer.dm.dataset.train_x[int(i)] for i in batch["index"]]
     scale = state["logit_scale"].exp()
-    blank = plain.image_features(state, blank_image("white", 32, trainer.cfg.INPUT.PIXEL_MEAN, trainer.cfg.INPUT.PIXEL_STD))[0]
+    blank = plain.image_features(
+        state, blank_image("white", 32, trainer.cfg.INPUT.PIXEL_MEAN, trainer.cfg.INPUT.PIXEL_STD)
+    )[0]
     ctx, proj = model.prompt_learner.ctx, model.prompt_learner.proj
     visual = ctx @ proj.weight.t() + proj.bias
     us, zs, cate = [], [], 0.0
@@ -86,7 +98,9 @@ def plain_objective(trainer, state, clip, batch, negatives):
         delta = [abs(float(F.normalize(hidden[1 + j], dim=0) @ (blank - g))) for j in range(len(ids))]
         weights = torch.ones(1, 77)
         for j, d in enumerate(delta):
-            weights[0, 1 + k + j] = min(max(d / (sum(delta) / len(delta)), node.DTR.CLAMP[0]), node.DTR.CLAMP[1])
+            weights[0, 1 + k + j] = min(
+                max(d / (sum(delta) / len(delta)), node.DTR.CLAMP[0]), node.DTR.CLAMP[1]
+            )
         tokens = clip.tokenize([" ".join(["x"] * k) + " " + item.caption])
         zs.append(plain_weighted_text(state, tokens, ctx, weights)[0])
         us.append(plain.image_features(state, image[None], visual)[0])
@@ -95,7 +109,9 @@ def plain_objective(trainer, state, clip, batch, negatives):
         first, second = model.caa.mlp[0].weight, model.caa.mlp[2].weight
         r = node.CAA.RATIO
         p = F.normalize((1 - r) * frozen + r * F.relu(F.relu(frozen @ first.t()) @ second.t()), dim=1)
-        omega = torch.tensor([1 + node.CAA.ALPHA, *(1 + node.CAA.ALPHA * (c == item.label) for _, c in negatives[item.key])])
+        omega = torch.tensor(
+            [1 + node.CAA.ALPHA, *(1 + node.CAA.ALPHA * (c == item.label) for _, c in negatives[item.key])]
+        )
         powers = omega * torch.exp(scale * (p @ us[-1]))
         cate = cate - torch.log(powers[0] / powers.sum()) / len(items)
     u, z = torch.stack(us), torch.stack(zs)
@@ -137,17 +153,20 @@ def test_default_parameters_are_prompts_coupling_and_caa(clip):
     model = DCARModel(clip, cfg.TRAINER.DCAR)
     counts = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     t, v, e = clip.text.width, clip.vision.width, clip.embed_dim
-    assert counts == {"prompt_learner.ctx": 4 * t, "prompt_learner.proj.weight": v * t, "prompt_learner.proj.bias": v,
+    assert counts == {"prompt_learner.ctx": 4 * t, "prompt_learner.proj.weight": v * t,
+        "prompt_learner.proj.bias": v,
                       "caa.mlp.0.weight": 128 * e, "caa.mlp.2.weight": 128 * e}  # fmt: skip
     assert torch.equal(model.prompt_learner.ctx, clip.text.embed_words("a photo of a"))
 
 
-# -- off-switch identities --------------------------------------------------------------------------------------------
+# -- off-switch identities -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_with_both_parts_off_it_is_maple(clip, images, depth):
-    node = config("", "", "", "DCAR", **{"TRAINER.DCAR.CAA.ENABLED": False, "TRAINER.DCAR.PROMPT_DEPTH": depth}).TRAINER.DCAR
+    node = config(
+        "", "", "", "DCAR", **{"TRAINER.DCAR.CAA.ENABLED": False, "TRAINER.DCAR.PROMPT_DEPTH": depth}
+    ).TRAINER.DCAR
     ours, maple = DCARModel(clip, node), MaPLeCaptions(clip, 4, depth=depth)
     ours.prompt_learner.load_state_dict(maple.prompt_learner.state_dict())
     captions = ours.tokenize(["a red box", "an owl that sleeps"])
@@ -160,7 +179,10 @@ def test_weights_of_one_change_nothing(clip):
     captions = model.tokenize(["a red box", "an owl that sleeps"])
     prompts = model.emit()
     torch.testing.assert_close(
-        model.encode_captions(captions, prompts, torch.ones(2, 77)), model.encode_captions(captions, prompts), rtol=1e-5, atol=1e-6
+        model.encode_captions(captions, prompts, torch.ones(2, 77)),
+        model.encode_captions(captions, prompts),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -169,15 +191,21 @@ def test_probability_zero_equals_disabled(make):
     torch.testing.assert_close(first_loss(off)[0]["loss"], first_loss(never)[0]["loss"])
 
 
-# -- every switch acts ------------------------------------------------------------------------------------------------
+# -- every switch acts ---------------------------------------------------------------------------------------
 
 SWITCHES = [
-    {"DTR.ENABLED": False}, {"DTR.TOKEN_FEAT": "isolated"}, {"DTR.IMAGE_FEAT": "patch_max"}, {"DTR.IMAGE_FEAT": "patch_mean"},
-    {"DTR.BLANK": "black"}, {"DTR.BLANK": "mean"}, {"DTR.NORM": "softmax"}, {"DTR.NORM": "minmax"}, {"DTR.NORM": "residual"},
-    {"DTR.NORM": "none"}, {"DTR.NORM": "residual", "DTR.BETA": 0.5}, {"DTR.CLAMP": (0.9, 1.1)}, {"DTR.SOURCE": "prompted"},
-    {"DTR.SCOPE": "vocab"}, {"DTR.PROB": 0.5}, {"DTR.GROUP_WORDS": True}, {"COUPLING": "mlp"}, {"COUPLING": "independent"},
-    {"PROMPT_DEPTH": 2}, {"N_CTX": 3}, {"CTX_INIT": ""}, {"CAA.ENABLED": False}, {"CAA.MODULE": "linear"}, {"CAA.MODULE": "mlp"},
-    {"CAA.MODULE": "none"}, {"CAA.HIDDEN": 16}, {"CAA.RATIO": 0.5}, {"CAA.N_NEG": 2}, {"CAA.N_ATTR": 3}, {"CAA.ATTR": "words"},
+    {"DTR.ENABLED": False}, {"DTR.TOKEN_FEAT": "isolated"}, {"DTR.IMAGE_FEAT": "patch_max"},
+    {"DTR.IMAGE_FEAT": "patch_mean"},
+    {"DTR.BLANK": "black"}, {"DTR.BLANK": "mean"}, {"DTR.NORM": "softmax"}, {"DTR.NORM": "minmax"},
+    {"DTR.NORM": "residual"},
+    {"DTR.NORM": "none"}, {"DTR.NORM": "residual", "DTR.BETA": 0.5}, {"DTR.CLAMP": (0.9, 1.1)},
+    {"DTR.SOURCE": "prompted"},
+    {"DTR.SCOPE": "vocab"}, {"DTR.PROB": 0.5}, {"DTR.GROUP_WORDS": True}, {"COUPLING": "mlp"},
+    {"COUPLING": "independent"},
+    {"PROMPT_DEPTH": 2}, {"N_CTX": 3}, {"CTX_INIT": ""}, {"CAA.ENABLED": False}, {"CAA.MODULE": "linear"},
+    {"CAA.MODULE": "mlp"},
+    {"CAA.MODULE": "none"}, {"CAA.HIDDEN": 16}, {"CAA.RATIO": 0.5}, {"CAA.N_NEG": 2}, {"CAA.N_ATTR": 3},
+    {"CAA.ATTR": "words"},
     {"CAA.NEG_SOURCE": "json"}, {"CAA.ALPHA": 2.0}, {"CAA.WEIGHT_MODE": "logit"}, {"CAA.WEIGHT_MODE": "loss"},
     {"CAA.WEIGHT_POS": False}, {"CAA.IN_BATCH": True}, {"LOSS.DIRECTION": "i2t"}, {"LOSS.DIRECTION": "t2i"},
     {"LOSS.CATE_WEIGHT": 0.3},
@@ -193,7 +221,9 @@ def test_every_switch_changes_the_loss(make):
 
 
 def test_residual_beta_and_swap_tables_act(make, tmp_path):
-    one, half = (first_loss(make(f"b{b}", **{"DTR.NORM": "residual", "DTR.BETA": b}))[0]["loss"] for b in (1.0, 0.5))
+    one, half = (
+        first_loss(make(f"b{b}", **{"DTR.NORM": "residual", "DTR.BETA": b}))[0]["loss"] for b in (1.0, 0.5)
+    )
     assert abs(float(one - half)) > 1e-6
     meta = tmp_path / "meta.json"
     meta.write_text(json.dumps({"ball": "round", "cone": "round", "red_box": "square"}))
@@ -227,13 +257,15 @@ def test_equal_captions_share_their_image(make):
 def test_in_batch_candidates_follow_the_rule():
     q = torch.randn(3, 2, 4)
     labels, groups = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 2])
-    candidates, weights, valid = with_batch(q, torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bool), labels, groups, 0.5)
+    candidates, weights, valid = with_batch(
+        q, torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bool), labels, groups, 0.5
+    )
     assert candidates.shape == (3, 5, 4) and torch.equal(candidates[1, 2:], q[:, 0])
     assert weights[:, 2:].tolist() == [[1.5, 1, 1.5], [1, 1.5, 1], [1.5, 1, 1.5]]
     assert valid[:, 2:].tolist() == [[False, True, True], [True, False, True], [True, True, False]]
 
 
-# -- no leak ----------------------------------------------------------------------------------------------------------
+# -- no leak -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["off", "vocab"])
@@ -288,18 +320,23 @@ def test_reranking_equals_pair_by_pair_encoding(make):
         for n, (i, t) in enumerate(zip(image, text)):
             weights = trainer.reweighter.pair_weights(captions.raw.select(t[None]), frozen[i[None]])
             prompted = captions.prompts.select(t[None])
-            z = trainer.model.encode_captions(prompted, trainer.model.emit(), trainer.place(weights, prompted))
+            z = trainer.model.encode_captions(
+                prompted, trainer.model.emit(), trainer.place(weights, prompted)
+            )
             assert float(got[n]) == pytest.approx(float(images[i] @ z[0]), abs=1e-5)
     assert size == 3 and 0 <= trainer.test() <= 100
 
 
-# -- configuration, runs ----------------------------------------------------------------------------------------------
+# -- configuration, runs -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [
-    ("COUPLING", "quadratic", "choose one of linear, mlp, independent"), ("DTR.NORM", "l2", "choose one of mean1"),
-    ("DTR.PROB", 1.5, "share between 0 and 1"), ("CAA.ALPHA", -1.0, "must be positive"), ("CAA.N_NEG", 0, "N_NEG is 0"),
-    ("TEST.RERANK", 0, "RERANK is 0"), ("CAA.SWAP", "random", "choose one of meta"), ("CAA.N_ATTR", 9, "N_ATTR is 9"),
+    ("COUPLING", "quadratic", "choose one of linear, mlp, independent"),
+    ("DTR.NORM", "l2", "choose one of mean1"),
+    ("DTR.PROB", 1.5, "share between 0 and 1"), ("CAA.ALPHA", -1.0, "must be positive"),
+    ("CAA.N_NEG", 0, "N_NEG is 0"),
+    ("TEST.RERANK", 0, "RERANK is 0"), ("CAA.SWAP", "random", "choose one of meta"),
+    ("CAA.N_ATTR", 9, "N_ATTR is 9"),
 ])  # fmt: skip
 def test_wrong_values_name_their_key(make, key, value, message):
     with pytest.raises(ValueError, match=message):

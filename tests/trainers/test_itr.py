@@ -55,9 +55,13 @@ def test_maple_equals_the_plain_formula(clip, state, images, depth):
     model = perturbed(MaPLeCaptions(clip, 2, depth=depth))
     p = model.prompt_learner
     linear = lambda layer, x: x @ layer.weight.t() + layer.bias  # noqa: E731
-    visual_deep = [linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)]
+    visual_deep = [
+        linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)
+    ]
     u, z = model(images, model.tokenize(CAPTIONS))
-    torch.testing.assert_close(u, plain.image_features(state, images, linear(p.proj, p.ctx), visual_deep), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        u, plain.image_features(state, images, linear(p.proj, p.ctx), visual_deep), rtol=1e-4, atol=1e-5
+    )
     wanted = plain.text_features(state, slots(clip, 2), p.ctx, list(p.compound_prompts_text))
     torch.testing.assert_close(z, wanted, rtol=1e-4, atol=1e-5)
 
