@@ -82,10 +82,10 @@ def load_object(path: str | os.PathLike) -> list[tuple[str, object]]:
     content = Path(path).read_bytes()
     if not content.strip():
         raise FDRDError(
-            f"{path} is empty ({len(content)} bytes). Some FDRD uploads were emptied when they were renamed on the "
+            f"{path} is empty ({len(content)} bytes). Some FDRD uploads were emptied by a rename on the "
             "website (inter_caltech-101_train.json for one): their content is only in the git history of "
-            "wyf202322/DCAR, commit 52a981c and before. Clone the repository in full and take the file from there "
-            "(git show <commit>:<path>)"
+            "wyf202322/DCAR, commit 52a981c and before. Clone the repository in full and take the file "
+            "from there (git show <commit>:<path>)"
         )
     try:
         pairs = json.loads(content, object_pairs_hook=_Pairs)
