@@ -116,7 +116,7 @@ def step(batch: int = 8) -> list[dict]:
             optim.step()
 
         one(True)
-        (live, live_cpu), (cached, cached_cpu) = timed(lambda: one(False)), timed(lambda: one(True), 3)
+        (live, live_cpu), (cached, cached_cpu) = timed(lambda: one(False), 2), timed(lambda: one(True), 3)
         rows.append(
             {
                 "tuned towers": tune,
