@@ -195,7 +195,7 @@ class Changes:
         """Concepts whose names differ in a colour word only: 'red heart' -> 'blue heart'."""
         words = p.concept.name.split()
         own = [w for w in words if w in COLOURS]
-        if len(own) != 1:
+        if len(own) != 1 or p.concept.tones:  # a hair colour is a change of hair
             return None
         at = words.index(own[0])
         wanted = {" ".join([*words[:at], w, *words[at + 1 :]]): w for w in COLOURS if w != own[0]}

@@ -158,6 +158,10 @@ def test_cirr_changes_are_what_the_text_says(cirr, kinds):
             assert after.hair in q["caption"]
         if kind == "concept":
             assert before.subgroup == after.subgroup and after.name in q["caption"]
+        if kind == "colour":
+            words = [set(c.name.split()) for c in (before, after)]
+            assert len(words[0] ^ words[1]) == 2 and not tone(ref) and not tone(tgt)
+            assert (words[1] - words[0]).pop() in q["caption"]
         if kind == "compound":
             assert before.gender != after.gender and tone(ref) != tone(tgt) and tone(tgt) in q["caption"]
 
