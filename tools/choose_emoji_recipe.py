@@ -1,0 +1,139 @@
+"""Compare settings of a classification recipe on the emoji *training* concepts, so that no test picture chooses a recipe.
+
+    python tools/choose_emoji_recipe.py DPC_CoOp --seed 1 2 3 --try "OPTIM.LR 0.002" --try "OPTIM.LR 0.02 OPTIM.MAX_EPOCH 20"
+
+Per seed, a third of the concept families of every class is set aside (with the validation concepts) and judged after training
+on the rest: base classes on what base training left out, new classes on theirs. Every --try is a variant of the shipped recipe
+``configs/trainers/<TRAINER>/emoji_tiny.yaml``; the first stage of DPC and PromptKD's teacher keep their own recipes. Every
+--judge is a setting that matters only in judging, such as "TRAINER.DPC.OMEGA_B 0.5": trained variants are judged with each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import random
+import shlex
+import statistics
+import tempfile
+from itertools import product
+from pathlib import Path
+
+import dassl_prompts
+from dassl_prompts.data import emoji
+from dassl_prompts.data.splits import subsample_classes
+from dassl_prompts.datasets.emoji import Emoji, read_splits
+from dassl_prompts.engine import (
+    DatasetBase,
+    build_trainer,
+    get_cfg_default,
+    merge_file,
+    merge_opts,
+    register_dataset,
+    set_random_seed,
+)
+from dassl_prompts.run.distillation import TEACHER_DIR
+from dassl_prompts.run.job import config_file
+from dassl_prompts.run.tables import harmonic_mean
+
+
+@register_dataset
+class EmojiFamilies(DatasetBase):
+    """The training concepts of :class:`Emoji`, a third of the families of each class judged instead of learned."""
+
+    def __init__(self, cfg):
+        train, val, _ = read_splits(Emoji.style)
+        family = {p.path: p.concept.family for p in emoji.pictures(Emoji.style, tones=False)}
+        rng = random.Random(cfg.SEED)
+        judged = set()
+        for label in sorted({item.label for item in train}):
+            families = sorted({family[item.impath] for item in train if item.label == label})
+            judged.update(rng.sample(families, len(families) // 3))
+        test = [item for item in train if family[item.impath] in judged] + val
+        train = [item for item in train if family[item.impath] not in judged]
+        train, test = subsample_classes(train, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=train, test=test)
+
+
+def accuracy(trainer: str, cfg_name: str, seed: int, classes: str, output, opts: list[str], model: Path | None = None) -> float:
+    """Train on ``classes`` and judge, or only judge the trained ``model`` on them; percent."""
+    cfg = get_cfg_default()
+    dassl_prompts.extend_cfg(cfg)
+    merge_file(cfg, config_file("trainers", trainer, cfg_name))
+    merge_opts(cfg, [
+        "TRAINER.NAME", trainer, "DATASET.NAME", "EmojiFamilies", "SEED", seed, "OUTPUT_DIR", str(output),
+        "DATASET.SUBSAMPLE_CLASSES", classes, *opts,
+    ])  # fmt: skip
+    cfg.freeze()
+    set_random_seed(seed)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        made = build_trainer(cfg)
+        if trainer.startswith("Zeroshot"):
+            return made.test()
+        if model is None:
+            made.train()
+            made = build_trainer(cfg)  # judged from its checkpoint, as the scripts do
+            model = output
+        made.load_model(str(model))
+        return made.test()
+
+
+class Seed:
+    """The runs of one seed; what several variants build on is trained once."""
+
+    def __init__(self, seed: int, folder: Path, first: list[str]):
+        self.seed, self.folder, self.first = seed, folder / f"seed{seed}", first
+
+    def base_new(self, trainer: str, name: str, opts: list[str], judge: list[str]) -> tuple[float, float]:
+        """Base and new accuracy of one variant, which is trained unless it was."""
+        opts, trained = [*self.needs(trainer), *opts], self.folder / name
+        if not trained.exists():  # PromptKD is distilled on all classes and judged on each half
+            accuracy(trainer, "emoji_tiny", self.seed, "all" if trainer == "PromptKD" else "base", trained, opts)
+        return tuple(
+            accuracy(trainer, "emoji_tiny", self.seed, classes, tempfile.mkdtemp(dir=self.folder), [*opts, *judge], trained)
+            for classes in ("base", "new")
+        )
+
+    def needs(self, trainer: str) -> list[str]:
+        """Options that name a first stage or a teacher, which are trained if they are not there."""
+        opts = []
+        if trainer.endswith("PromptKD"):
+            teacher = self.folder / "teacher"
+            if not teacher.exists():
+                accuracy("PromptSRC", "emoji_base", self.seed, "base", teacher, [])
+            opts = [TEACHER_DIR, str(teacher)]
+        if trainer.startswith("DPC_"):
+            first = self.folder / "first"
+            if not first.exists():
+                backbone = trainer.removeprefix("DPC_")
+                scores = self.base_new(backbone, "first", self.first, [])
+                print(f"seed {self.seed}: {backbone} {scores[0]:.2f} / {scores[1]:.2f}", flush=True)
+            opts += ["TRAINER.DPC.CKPT_DIR", str(first)]
+        return opts
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("trainer")
+    p.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3])
+    p.add_argument("--try", dest="variants", action="append", metavar='"KEY VALUE ..."', help="a variant of the recipe")
+    p.add_argument("--judge", action="append", metavar='"KEY VALUE ..."', help="a setting of the judging")
+    p.add_argument("--first", default="", metavar='"KEY VALUE ..."', help="changes the recipe of DPC's first stage")
+    args = p.parse_args()
+    from tabulate import tabulate
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = [Seed(seed, Path(folder), shlex.split(args.first)) for seed in args.seed]
+        for (i, words), judge in product(enumerate(args.variants or [""]), args.judge or [""]):
+            scores = [seed.base_new(args.trainer, f"variant{i}", shlex.split(words), shlex.split(judge)) for seed in seeds]
+            base, new = (statistics.mean(column) for column in zip(*scores))
+            name = f"{words} {judge}".strip() or "as shipped"
+            rows.append({"variant": name, "Base": base, "New": new, "HM": harmonic_mean(base, new)})
+            print(f"{name}: {base:.2f} / {new:.2f}", flush=True)
+    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    main()
