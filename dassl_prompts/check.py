@@ -5,18 +5,22 @@ from __future__ import annotations
 import sys
 
 
+class TorchMismatch(ImportError):
+    """torchvision was built for another torch."""
+
+
 def check_torch_pair() -> str:
     """Versions of torch and torchvision.
 
     Raises:
-        RuntimeError: when torchvision was built for another torch, which shows as a missing ``torchvision::nms`` operator.
+        TorchMismatch: they do not belong together, which shows as a missing ``torchvision::nms`` operator; says what to do.
     """
     import torch
 
     try:
         import torchvision
     except (RuntimeError, ImportError) as error:
-        raise RuntimeError(
+        raise TorchMismatch(
             f"torch {torch.__version__} and the installed torchvision do not belong together ({error}).\n"
             "Install both in one call, so that pip picks a matching pair:\n"
             "  pip uninstall -y torch torchvision && pip install torch torchvision"
@@ -27,7 +31,7 @@ def check_torch_pair() -> str:
 def main() -> int:
     try:
         pair = check_torch_pair()
-    except RuntimeError as error:
+    except TorchMismatch as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     import torch

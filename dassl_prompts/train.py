@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 import dassl_prompts
+from dassl_prompts.check import TorchMismatch, check_torch_pair
 from dassl_prompts.engine import (
     UnsafePickleError,
     build_trainer,
@@ -82,6 +83,7 @@ def run(args) -> float | None:
     """Execute the parsed command; returns the final metric, or None when nothing was evaluated."""
     import torch
 
+    check_torch_pair()
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
@@ -106,17 +108,25 @@ def run(args) -> float | None:
     return None
 
 
+def message(error: Exception) -> str:
+    """What to tell the user; of an error in a loader's process its own text, not the traceback that torch puts around it."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.rstrip().rpartition("\n")[2]
+        return text.removeprefix(f"{type(error).__module__}.").removeprefix(f"{type(error).__qualname__}: ")
+    return text
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line; what the user can mend ends with one readable line and exit code 2 (the traceback is in the log)."""
     args = parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError, KeyError, FloatingPointError, UnsafePickleError) as error:
+    except (ValueError, OSError, KeyError, FloatingPointError, UnsafePickleError, TorchMismatch) as error:
         if args.output_dir and Path(args.output_dir, "log.txt").is_file():
             with open(Path(args.output_dir, "log.txt"), "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -102,7 +102,10 @@ class ClassificationTrainer(PromptTrainer):
         cfg = self.cfg
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip = self.load_backbone(cfg, self.device)
-        self.precision = resolve_precision(self.wanted_precision(cfg), self.device)
+        wanted = self.wanted_precision(cfg)
+        self.precision = resolve_precision(wanted, self.device)
+        if self.precision != wanted:
+            print(f"PREC {wanted} needs a GPU: computing in {self.precision}")
         self.autocast_dtype = None
         if self.precision == "amp":
             self.autocast_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -43,19 +43,20 @@ base_python() {
     exit 1
 }
 
-# Create $VENV and install the project in it; does nothing when that is done for this setup.py.
+# Create $VENV and install the project in it; does nothing when that is done for this folder and this setup.py.
 set_up() {
     local stamp want
     stamp=$VENV/.installed
-    want=$(cksum <"$PROJECT/setup.py")
+    want="$PROJECT $(cksum <"$PROJECT/setup.py")"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
         echo "== environment $VENV is ready"
     else
         echo "== creating $VENV and installing dassl-prompts with its dependencies (a few minutes, several GB with CUDA)"
         "$(base_python)" -m venv "$VENV"
         "$VENV/bin/python" -m pip install --quiet --upgrade pip
-        # one call: pip has to choose torch and torchvision together
-        "$VENV/bin/python" -m pip install --quiet -e "$PROJECT[dev]"
+        # one call: pip has to choose torch and torchvision together. The warning left out is setuptools' remark on every
+        # editable installation; errors are printed.
+        PYTHONWARNINGS="ignore:Editable installation" "$VENV/bin/python" -m pip install --quiet -e "$PROJECT[dev]"
         echo "$want" >"$stamp"
     fi
     PYTHON=$VENV/bin/python

@@ -45,3 +45,43 @@ def test_main_scripts_on_the_embedded_data(script, tmp_path):
     again = run(script, *SHORT[script], OUTPUT=str(tmp_path))
     assert [line for line in again.stdout.splitlines() if line.startswith("|")] == table
     assert "epoch [" not in again.stdout
+
+
+#: stands for every Python: `-m venv DIR` puts it into DIR, everything else is noted
+FAKE_PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    "-c "*) exit 0 ;;
+    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    *) echo "$* [$PYTHONWARNINGS]" >>"$NOTES" ;;
+esac
+case "$*" in *"-e "*) exit "${FAIL:-0}" ;; esac
+"""
+
+
+def test_set_up_installs_once_for_a_folder_and_its_setup_py(tmp_path):
+    python, notes = tmp_path / "python", tmp_path / "notes"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    for name in ("here", "moved"):
+        (tmp_path / name / "scripts").mkdir(parents=True)
+        (tmp_path / name / "scripts" / "lib.sh").write_text((ROOT / "scripts" / "lib.sh").read_text())
+        (tmp_path / name / "setup.py").write_text("1")
+
+    def set_up(name="here", **env):
+        notes.write_text("")
+        result = subprocess.run(
+            ["bash", "-c", f"source {tmp_path}/{name}/scripts/lib.sh; set_up"], capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHON": str(python), "VENV": str(tmp_path / "venv"), "NOTES": str(notes), **env},
+        )  # fmt: skip
+        return result, [line for line in notes.read_text().splitlines() if " -e " in line]
+
+    failed, _ = set_up(FAIL="1")
+    assert failed.returncode == 1
+    _, installs = set_up()
+    # pip resolves everything in one call, without setuptools' remark on editable installations
+    assert installs == [f"-m pip install --quiet -e {tmp_path}/here[dev] [ignore:Editable installation]"]
+    again, installs = set_up()
+    assert not installs and "is ready" in again.stdout and "dassl_prompts.check" in notes.read_text()
+    (tmp_path / "here" / "setup.py").write_text("2")
+    assert set_up()[1]
+    assert set_up("moved")[1]

@@ -1,10 +1,13 @@
 """The command line of train.py."""
 
 import json
+import sys
 
 import pytest
+import torch
 
-from dassl_prompts.train import main, parser, setup_cfg
+from dassl_prompts.engine import ImageReadError
+from dassl_prompts.train import main, message, parser, setup_cfg
 
 EMOJI = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file", "configs/trainers/CoOp/emoji_tiny.yaml"]
 
@@ -67,3 +70,40 @@ def test_train_then_evaluate_new_classes(tmp_path, capsys):
           "DATASET.SUBSAMPLE_CLASSES", "new"])  # fmt: skip
     results = json.loads((tmp_path / "test" / "results.json").read_text())
     assert results["finished"] and results["classes"] == "new" and 0 <= results["test"]["accuracy"] <= 100
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [
+    ImageReadError("cannot read image a.jpg: cut short"), KeyError("a.jpg"), FileNotFoundError("no a.jpg"),
+])  # fmt: skip
+def test_an_error_in_a_loader_process_is_told_as_one_line(error):
+    data = Unreadable()
+    data.error = error
+    with pytest.raises(type(error)) as caught:
+        next(iter(torch.utils.data.DataLoader(data, num_workers=1)))
+    assert "Traceback" in str(caught.value.args[0])
+    assert message(caught.value) == str(error)
+    assert message(error) == str(error).strip("'")
+
+
+def test_a_torchvision_for_another_torch_is_named(monkeypatch, capsys):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stop:
+        main([*EMOJI, "--trainer", "CoOp"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in error
+    assert "do not belong together (operator torchvision::nms does not exist)" in error
+    assert "pip install torch torchvision" in error

@@ -26,9 +26,14 @@ def initial_context(text, n_ctx: int, words: str = "", n_classes: int | None = N
     """Layer-0 context ``[n, d_t]`` (``[C, n, d_t]`` for class-specific ones): word embeddings or N(0, 0.02^2).
 
     As in CoOp, initial words fix the number of tokens and give a shared context.
+
+    Raises:
+        ValueError: no token.
     """
     if words:
         return text.embed_words(words)
+    if n_ctx < 1:
+        raise ValueError(f"N_CTX is {n_ctx}: a context has at least one token")
     shape = (n_ctx, text.width) if n_classes is None else (n_classes, n_ctx, text.width)
     return torch.empty(shape).normal_(std=0.02)
 

@@ -81,9 +81,20 @@ def _publish(name: str, sources: tuple[str, ...]) -> None:
     module.__builtin_engine__ = True
     if name == "dassl":
         module.__version__ = "0.6.3"
+    if name == "dassl.engine.trainer":
+        module.__getattr__ = _summary_writer
     for source in sources:
         content = importlib.import_module(_PACKAGE + source)
         for key, value in vars(content).items():
             if not key.startswith("_") and key != "annotations":
                 setattr(module, key, value)
     sys.modules[name] = module
+
+
+def _summary_writer(name: str):
+    """Dassl's trainer module also hands out tensorboard's writer, and DePT takes it from there; imported when asked for."""
+    if name != "SummaryWriter":
+        raise AttributeError(f"module 'dassl.engine.trainer' has no attribute {name!r}")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter

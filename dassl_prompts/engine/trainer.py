@@ -33,6 +33,8 @@ from dassl_prompts.engine.randomness import set_rng_state
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
 from dassl_prompts.engine.seam import ENGINE, VERSION, announce
 
+TEST_CHOICES = {"SPLIT": ("test", "val"), "FINAL_MODEL": ("last_step", "best_val")}
+
 
 class PromptTrainer(TrainerX):
     """Trainer of one run.
@@ -47,11 +49,14 @@ class PromptTrainer(TrainerX):
 
     Raises:
         OSError: the output folder cannot be written.
-        ValueError: the labels of the dataset have gaps.
+        ValueError: the labels of the dataset have gaps, or a key of ``cfg.TEST`` has an unknown value.
     """
 
     def __init__(self, cfg):
         cfg = with_engine_defaults(cfg)
+        for key, known in TEST_CHOICES.items():  # Dassl takes anything it does not know for the first of them
+            if cfg.TEST[key] not in known:
+                raise ValueError(f"TEST.{key} is {cfg.TEST[key]!r}; choose one of {', '.join(known)}")
         announce()
         self.folder = RunFolder(cfg.OUTPUT_DIR, run_identity(cfg))
         self.corrupt_images: set[str] = set()
@@ -295,6 +300,9 @@ class PromptTrainer(TrainerX):
                 "Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)"
             )
             return
+        backbone, own = self.read_run(directory).get("backbone"), self.cfg.MODEL.BACKBONE.NAME
+        if backbone not in (None, own):
+            print(f"Note: {directory} was trained on the backbone {backbone}, this run has {own}")
         for name in self.get_model_names():
             state = read_learned(directory, name, epoch)
             self.load_learned_state(name, self._models[name], state)

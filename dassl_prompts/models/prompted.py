@@ -140,8 +140,9 @@ class PromptedCLIP(nn.Module):
         return normalize(self.clip.encode_image(images))
 
     def class_features(self) -> Tensor:
-        """The class matrix ``[C, E]`` for evaluation: computed once and kept until a parameter changes."""
-        key = tuple((p.data_ptr(), p._version) for p in self.prompt_parameters())
+        """The class matrix ``[C, E]`` for evaluation: computed once and kept until a parameter changes or the model moves."""
+        # the temperature stands for the frozen CLIP: it tells when the model was moved, also without learned parameters
+        key = tuple((p.data_ptr(), p._version) for p in (self.clip.logit_scale, *self.prompt_parameters()))
         if self._cache is None or key != self._cache_key:
             with torch.no_grad():
                 self._cache = self.encode_classes(self.emit())

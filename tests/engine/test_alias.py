@@ -81,6 +81,20 @@ def test_a_labs_trainer_runs_on_the_alias(tmp_path):
     assert "* total: 18" in out
 
 
+def test_tensorboards_writer_comes_from_where_depts_trainers_take_it():
+    code = """
+    import sys, types
+    from dassl_prompts.engine import install_alias
+    install_alias()
+    assert "tensorboard" not in sys.modules
+    sys.modules["torch.utils.tensorboard"] = types.SimpleNamespace(SummaryWriter="the writer")
+    from dassl.engine.trainer import SummaryWriter
+    import dassl.engine.trainer
+    print(SummaryWriter, hasattr(dassl.engine.trainer, "nonsense"))
+    """
+    assert python(textwrap.dedent(code), engine="builtin") == "the writer False\n"
+
+
 def test_nothing_is_published_without_being_asked():
     assert (
         python("import sys, dassl_prompts.engine; print('dassl' in sys.modules)", engine="builtin")

@@ -39,6 +39,8 @@ def test_check_availability():
     text = r"The requested one is expected to belong to \['CoOp', 'MaPLe'\], but got \[MaPle\] \(do you mean \[MaPLe\]\?\)"
     with pytest.raises(ValueError, match=text):
         check_availability("MaPle", ["CoOp", "MaPLe"])
+    with pytest.raises(ValueError, match=r"do you mean \[CoOp\]"):
+        check_availability("Coop", ["CoCoOp", "CoOp"])
     with pytest.raises(ValueError, match=r"do you mean \[None\]"):
         check_availability("X", [])
 

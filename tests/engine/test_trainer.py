@@ -78,6 +78,22 @@ def test_files_of_a_run(images, tmp_path):
     assert written["config"]["OPTIM.LR"] == "0.05" and written["max_epoch"] == 4
 
 
+@pytest.mark.parametrize("key, known", [("SPLIT", "test, val"), ("FINAL_MODEL", "last_step, best_val")])
+def test_unknown_values_of_the_test_keys_are_refused(images, tmp_path, key, known):
+    with pytest.raises(ValueError, match=f"TEST.{key} is 'best'; choose one of {known}"):
+        toy_trainer(images, tmp_path, f"TEST.{key}", "best")
+
+
+def test_prompts_of_another_backbone_are_told(images, tmp_path, capsys):
+    toy_trainer(images, tmp_path / "train", "MODEL.BACKBONE.NAME", "small", "OPTIM.MAX_EPOCH", 1).train()
+    capsys.readouterr()
+    for backbone, told in (("small", False), ("large", True)):
+        trainer = toy_trainer(images, tmp_path / "eval", "MODEL.BACKBONE.NAME", backbone)
+        trainer.load_model(tmp_path / "train")
+        note = f"was trained on the backbone small, this run has {backbone}"
+        assert (note in capsys.readouterr().out) == told
+
+
 def test_full_checkpoints_on_request(images, tmp_path):
     trainer = toy_trainer(images, tmp_path, "TRAIN.CHECKPOINT_FULL", "True", "OPTIM.MAX_EPOCH", 1)
     trainer.train()

@@ -1,5 +1,7 @@
 """CoOp and zero-shot CLIP against the plain formulas."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +72,17 @@ def test_kept_class_matrix_follows_the_parameters(clip, images):
     torch.testing.assert_close(model(images), fresh(images))
 
 
+def test_kept_class_matrix_is_computed_again_when_the_model_was_moved(clip, monkeypatch):
+    model = ZeroshotModel(copy.deepcopy(clip), plain.CLASSES, ["a photo of a {}."])
+    calls = []
+    monkeypatch.setattr(model, "encode_classes", lambda prompts: calls.append(1) or torch.zeros(1))
+    model.class_features(), model.class_features()
+    assert len(calls) == 1
+    model.double()
+    model.class_features()
+    assert len(calls) == 2
+
+
 def test_checkpoint_is_coops(train, tmp_path):
     train("CoOp", "TRAINER.COOP.N_CTX", 4)
     saved = load_checkpoint(tmp_path / "run" / "prompt_learner" / "model.pth.tar-2")
@@ -88,6 +101,14 @@ def test_checkpoint_of_official_coop_loads(make_cfg, tmp_path, images):
     assert torch.equal(trainer.model.prompt_learner.ctx, ctx)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="half precision is computed as such on a GPU")
+@pytest.mark.parametrize("precision, told", [("fp32", False), ("amp", True), ("fp16", True)])
+def test_half_precision_on_a_cpu_is_fp32_and_says_so(make_cfg, capsys, precision, told):
+    trainer = build_trainer(make_cfg("CoOp", "TRAINER.COOP.PREC", precision))
+    assert trainer.precision == "fp32" and trainer.model.clip.dtype == torch.float32
+    assert (f"PREC {precision} needs a GPU: computing in fp32" in capsys.readouterr().out) == told
+
+
 def test_bad_settings(make_cfg):
     with pytest.raises(ValueError, match="PREC is 'int8'"):
         build_trainer(make_cfg("CoOp", "TRAINER.COOP.PREC", "int8"))
@@ -95,6 +116,8 @@ def test_bad_settings(make_cfg):
         build_trainer(make_cfg("CoOp", "INPUT.SIZE", (64, 64)))
     with pytest.raises(ValueError, match="only 1 fit into 77"):
         build_trainer(make_cfg("CoOp", "TRAINER.COOP.N_CTX", 74))
+    with pytest.raises(ValueError, match="N_CTX is -1"):
+        build_trainer(make_cfg("CoOp", "TRAINER.COOP.N_CTX", -1))
 
 
 def test_test_sets_may_not_be_trained_on(make_cfg):

@@ -66,9 +66,9 @@ def check_availability(requested: str, available: Iterable[str]) -> None:
     available = list(available)
     if requested in available:
         return
-    nearest = max(
-        available, key=lambda name: difflib.SequenceMatcher(None, str(requested), name).ratio(), default=None
-    )
+    # "coop" is nearer to CoOp than to CoCoOp, whose letters it matches as often
+    alike = lambda name: difflib.SequenceMatcher(None, str(requested).lower(), name.lower()).ratio()  # noqa: E731
+    nearest = max(available, key=alike, default=None)
     raise ValueError(
         f"The requested one is expected to belong to {available}, but got [{requested}] (do you mean [{nearest}]?)"
     )
