@@ -92,6 +92,7 @@ class VisionTower(nn.Module):
     def _embed(self, images: Tensor, prompts: Tensor | None) -> tuple[Tensor, int]:
         """Input of the first block ``[B, 1 + P + n, d_v]`` and n."""
         x = self.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
+        x = x.to(self.dtype)  # autocast leaves bf16 here; the residual stream keeps the weights' precision, as in CLIP
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         n = 0

@@ -62,6 +62,15 @@ def test_layers_tokens_and_head(clip, state, images):
     torch.testing.assert_close(tokens, clip.vision.head(layers[-1]))
 
 
+def test_residual_stream_stays_fp32_under_autocast(clip, images):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        feature, layers = clip.vision(images, return_layers=True)
+    assert {x.dtype for x in layers} == {torch.float32} and feature.dtype == torch.float32
+    exact = clip.vision(images)
+    assert torch.cosine_similarity(feature, exact).min() > 0.99
+    assert not torch.equal(feature, exact)  # the products did run in bf16
+
+
 def test_frozen_tower_keeps_no_graph(clip, images):
     assert not clip.encode_image(images).requires_grad
     assert not any(p.requires_grad for p in clip.parameters())
