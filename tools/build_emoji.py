@@ -6,7 +6,7 @@ The npm packages of SOURCES are fetched with `npm pack` into --cache and checked
 an archive of its own, `emoji-<style>-v<VERSION>.zip`, with stored WebP pictures named by code points, its
 licence and its attribution; `emoji-meta-v<VERSION>.json.xz` holds concepts, attributes, classes, splits and
 the archives' hashes. Time stamps, member order and encoder settings are fixed: two builds with the same
-Pillow and resvg-py are identical.
+Pillow and resvg-py are identical. Pillow 13.0.0 and resvg-py 0.5.0 repeat the committed ones.
 
 WebP (lossy, quality 75) was chosen over PNG and over sprite sheets: about 750 bytes a picture (lossless
 WebP 900 to 1700), and a single picture stays addressable as `archive.zip::member`.
