@@ -289,7 +289,8 @@ def main() -> None:
         cosines = features @ text_vectors(vectors, model, names).T
         right = cosines.argmax(1) == labels
         own = cosines.gather(1, labels[:, None]).mean()
-        print(f"{title}: {right.sum()} of {len(labels)} CIFAR-10 test pictures right, {100 * right.float().mean():.2f} % "
+        percent = 100 * right.float().mean()
+        print(f"{title}: {right.sum()} of {len(labels)} CIFAR-10 test pictures right, {percent:.2f} % "
               f"({len(names)} classes, chance {100 / len(names):.1f} %); mean cosine with the right name {own:.3f}")  # fmt: skip
 
 
