@@ -291,7 +291,7 @@ def main() -> None:
         own = cosines.gather(1, labels[:, None]).mean()
         percent = 100 * right.float().mean()
         print(f"{title}: {right.sum()} of {len(labels)} CIFAR-10 test pictures right, {percent:.2f} % "
-              f"({len(names)} classes, chance {100 / len(names):.1f} %); mean cosine with the right name {own:.3f}")  # fmt: skip
+              f"({len(names)} classes, chance {100 / len(names):.1f} %); mean cosine with the right name {own:.3f}")
 
 
 if __name__ == "__main__":
