@@ -283,23 +283,27 @@ TRAIN_TRIPLETS = {
 
 
 def look_alikes(reference: Picture, target: Picture, changes: Changes, rng: random.Random) -> list[Picture]:
-    """Reference, target and four pictures like them: other tones and relatives first, then the subgroup."""
+    """Reference, target and four pictures like them: other tones and relatives first, then the subgroup, the group, any."""
     members = {p.key: p for p in (reference, target)}
-    near = [
-        Picture(c, target.style, tone)
-        for c in (target.concept, reference.concept)
-        for tone in (None, *c.tones)
-    ]
-    near += [Picture(r, target.style, target.tone) for r in changes.relatives(target)]
-    far = [Picture(c, target.style) for c in changes.by_subgroup[target.concept.subgroup]]
-    wide = [
-        Picture(c, target.style)
-        for group in changes.by_subgroup.values()
-        for c in group
-        if c.group == target.concept.group
-    ]
-    rest = [Picture(c, target.style) for group in changes.by_subgroup.values() for c in group]
-    for pool in (near, far, wide, rest):
+
+    def near():
+        for c in (target.concept, reference.concept):
+            yield from (Picture(c, target.style, tone) for tone in (None, *c.tones))
+        yield from (Picture(r, target.style, target.tone) for r in changes.relatives(target))
+
+    def far():
+        return (Picture(c, target.style) for c in changes.by_subgroup[target.concept.subgroup])
+
+    def everything():
+        return (Picture(c, target.style) for group in changes.by_subgroup.values() for c in group)
+
+    def wide():
+        return (p for p in everything() if p.concept.group == target.concept.group)
+
+    for draw in (near, far, wide, everything):
+        if len(members) == 6:
+            break  # the wide pools are large and seldom needed
+        pool = list(draw())
         rng.shuffle(pool)
         for p in pool:
             if len(members) < 6 and not emoji.is_twin(p):

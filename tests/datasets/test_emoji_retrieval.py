@@ -1,5 +1,6 @@
 """Captions and composed queries of the embedded emoji data, checked against code points and pixels."""
 
+import hashlib
 import json
 from collections import Counter
 
@@ -18,6 +19,8 @@ TONES = {
     "1f3fe": "medium-dark",
     "1f3ff": "dark",
 }
+
+DIGESTS = ["fc0366234d31", "09fc5295fdf3", "2252bd7c60cc", "0b623b79ba4a", "0891ab083623", "b53083f37f97"]
 
 
 def codes(key):
@@ -108,6 +111,14 @@ def test_unknown_split_is_refused():
         emoji_fdrd("dev")
     with pytest.raises(ValueError, match="'test1'"):
         emoji_cirr("test1")
+
+
+def test_annotations_are_those_that_the_tables_were_measured_on(cirr):
+    """The same on every machine; who changes them on purpose measures the pages' tables again."""
+    fdrd = {f"{s} {k}": {**r, "file_path": ""} for s in ("train", "val", "test") for k, r in emoji_fdrd(s).items()}
+    laion = emoji_laion_cir()
+    parts = fdrd, cirr["captions"], cirr["captions_ext"], list(cirr["image_splits"]), laion["triplets"], list(laion["images"])
+    assert [hashlib.sha256(json.dumps(part).encode()).hexdigest()[:12] for part in parts] == DIGESTS
 
 
 # -- composed queries --------------------------------------------------------------------------------------

@@ -78,7 +78,13 @@ def test_too_small_a_class_is_an_error():
 
 def test_package_with_another_hash_is_refused(tmp_path):
     (tmp_path / "iconify-json-noto-1.0.tgz").write_bytes(b"something else")
-    with pytest.raises(ValueError, match="expected abc: delete it"):
+    with pytest.raises(build_emoji.FetchError, match="expected abc: delete it"):
+        build_emoji.fetch(tmp_path, "@iconify-json/noto", "1.0", "abc")
+
+
+def test_missing_npm_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(build_emoji.FetchError, match="npm is not installed: install it, or put iconify-json-noto-1.0.tgz"):
         build_emoji.fetch(tmp_path, "@iconify-json/noto", "1.0", "abc")
 
 
