@@ -6,7 +6,7 @@ import torch
 
 
 def resolve_precision(prec: str, device) -> str:
-    """``fp32``, ``amp`` or ``fp16`` for a device; the half precisions fall back to fp32 on CPU, with one line.
+    """``fp32``, ``amp`` or ``fp16`` for a device; the half precisions fall back to fp32 on CPU.
 
     Raises:
         ValueError: unknown precision.
