@@ -139,9 +139,13 @@ class PromptedCLIP(nn.Module):
             return normalize(self.clip.vision(images, prompts.vision, prompts.vision_deep))
         return normalize(self.clip.encode_image(images))
 
+    def cache_key(self) -> tuple:
+        """What the class matrix depends on."""
+        return tuple((p.data_ptr(), p._version) for p in self.prompt_parameters())
+
     def class_features(self) -> Tensor:
-        """The class matrix ``[C, E]`` for evaluation: computed once and kept until a parameter changes."""
-        key = tuple((p.data_ptr(), p._version) for p in self.prompt_parameters())
+        """The class matrix ``[C, E]`` for evaluation: computed once and kept until :meth:`cache_key` changes."""
+        key = self.cache_key()
         if self._cache is None or key != self._cache_key:
             with torch.no_grad():
                 self._cache = self.encode_classes(self.emit())
