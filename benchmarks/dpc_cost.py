@@ -3,8 +3,9 @@
     python -m benchmarks.dpc_cost [--device cuda --prec amp] [--methods CoOp MaPLe] [--images 32] [--classes 50]
 
 ViT-B/16 with random weights and the recipes' prompts (PromptKD's teacher: ViT-L/14). Both stages step on the same number of
-images: stage 1 on a batch of them, stage 2 on groups of an anchor and seven negatives, mining included. Memory is the peak of a
-process during one step, with weights, prompts and optimiser, after a step on a few images; each step in a process of its own.
+images: stage 1 on a batch of them, stage 2 on groups of an anchor and seven negatives, mining included. Memory is the peak of
+a process during one step, with weights, prompts and optimiser, after a step on two images; each step in a process of its own.
+Stage 2 encodes the text of the step's classes only (PromptSRC's consistency terms need all), so it may need less than stage 1.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def measure(args, name: str, stage: int) -> dict[str, float]:
 
 
 def in_own_process(args, name: str, stage: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.dpc_cost", "--measure", name, str(stage), "--device", args.device, "--prec", args.prec,
-               "--images", str(args.images), "--classes", str(args.classes), "--threads", str(args.threads)]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.dpc_cost", "--measure", name, str(stage), "--device", args.device,
+               "--prec", args.prec, "--images", str(args.images), "--classes", str(args.classes), "--threads", str(args.threads)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -133,8 +134,8 @@ def rows(args) -> list[dict]:
         first, second = in_own_process(args, name, 1), in_own_process(args, name, 2)
         out.append({
             "backbone": name, "learned in stage 1": first["parameters"], "learned in stage 2 (P')": second["parameters"],
-            "stored (P and P')": 2 * second["parameters"], "stage 1 (MB)": round(first["mb"]), "stage 2 (MB)": round(second["mb"]),
-            "extra (MB)": round(second["mb"] - first["mb"]),
+            "stored (P and P')": 2 * second["parameters"],
+            "stage 1 (MB)": round(first["mb"]), "stage 2 (MB)": round(second["mb"]), "extra (MB)": round(second["mb"] - first["mb"]),
         })  # fmt: skip
         print(*(f"{key} {value}" for key, value in out[-1].items()), sep=", ", flush=True)
     return out

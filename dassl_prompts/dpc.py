@@ -196,7 +196,7 @@ class DPC(ClassificationTrainer):
         state = strip_module(state)
         tuned = {key.removeprefix(TUNED): value for key, value in state.items() if key.startswith(TUNED)}
         if not tuned:
-            raise ValueError(f"{source} holds P' without P (a run of the released code): evaluate it with TRAINER.DPC.CKPT_DIR")
+            raise ValueError(f"{source} holds P' without P, as the released code does: evaluate it with TRAINER.DPC.CKPT_DIR")
         cls.backbone.load_state(model.parallel, {k: v for k, v in state.items() if not k.startswith(TUNED)}, source)
         model.adopt(tuned)
         model.param = "mixed" if "theta_omega" in state else "parallel"

@@ -109,8 +109,8 @@ class DualPrompts(PromptedCLIP):
         return [*self.tuned.prompt_parameters(), *self.parallel.prompt_parameters()]
 
     def cache_key(self):
-        mixture = (self.task, self.omega_b, self.omega_n, self.eval_base, self.scope, self.mix_leaves, self.param, self.theta_omega)
-        return *super().cache_key(), *mixture
+        weights = (self.task, self.omega_b, self.omega_n, self.eval_base, self.scope, self.mix_leaves)
+        return *super().cache_key(), *weights, self.param, self.theta_omega
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """Names, relative to the method's model, and tensors that stage 2 trains."""

@@ -132,7 +132,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shots", type=int, default=16)
     p.add_argument("--root", default=os.environ.get("DATA", "data"))
     p.add_argument("--output", type=Path, default=Path("output"))
-    p.add_argument("--common", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="configuration of every run")
+    p.add_argument("--common", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+                   help="configuration of every run, stage 1 included")  # fmt: skip
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     return p
 
