@@ -1,11 +1,12 @@
 """DPC's second stage against a straightforward implementation of the released procedure.
 
-    python -m benchmarks.dpc [--device cuda --prec amp] [--backbone emoji-tiny ViT-B/16] [--write]
+    python -m benchmarks.dpc [--device cuda --prec amp] [--cases emoji-tiny:18 ViT-B/16:50] [--write]
 
 "Released" does what the released code does in a step: class features of all base classes at 77 positions under P (miner) and under
 P' (loss), a second image pass over the anchors, negatives read from the annotation file and decoded one by one in the main
 thread. "Ours" is the trainer's own step. Both see the same anchors and negatives; the losses are compared. ViT-B/16 has
-random weights; images are the embedded emoji, scaled to the backbone's size.
+random weights; images are the embedded emoji, scaled to the backbone's size. What the second stage adds to each backbone in
+parameters and memory is measured by benchmarks/dpc_cost.py.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks import dpc_cost
 from benchmarks.methods import Clock, Official
 from dassl_prompts.run.job import config_file
 
@@ -136,7 +138,7 @@ def measure(args, backbone: str, classes: int) -> dict:
         images, labels = trainer.parse_batch_train(batch)
         with trainer.autocast():
             loss = trainer.loss(images, labels)["loss"]
-        difference = float((loss - same_images(released, batch)).abs())
+        difference = float((loss.detach() - same_images(released, batch)).abs())
 
         def ours():
             ready = loader._start(0, anchors)()  # mining and loading, in line
@@ -148,7 +150,7 @@ def measure(args, backbone: str, classes: int) -> dict:
         trainer.pool.close()
         return {
             "backbone": backbone, "base classes": len(trainer.model.classnames), "images per step": len(labels),
-            "released (s)": slow, "ours (s)": fast, "faster": f"{slow / fast:.1f}x", "loss differs by": f"{difference:.1e}",
+            "released (s)": f"{slow:.3f}", "ours (s)": f"{fast:.3f}", "faster": f"{slow / fast:.1f}x", "loss differs by": f"{difference:.1e}",
         }  # fmt: skip
 
 
@@ -164,29 +166,6 @@ def same_images(released: Released, batch: dict) -> torch.Tensor:
     return 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target))
 
 
-def extra_cost(args) -> list[dict]:
-    """Parameters and memory of stage 2 beside the backbone's own training, per backbone with ViT-B/16 sizes."""
-    from dassl_prompts.models import build_clip
-    from dassl_prompts.models.dual import DualPrompts
-    from dassl_prompts.trainers.coop import CoOpModel
-    from dassl_prompts.trainers.ivlp import IVLPModel
-    from dassl_prompts.trainers.maple import MaPLeModel
-    from dassl_prompts.trainers.promptsrc import PromptSRCModel
-
-    clip = build_clip("ViT-B/16", seed=0, device=args.device)
-    names = [f"class {i}" for i in range(50)]
-    nets = {
-        "CoOp": lambda: CoOpModel(clip, names, 16), "IVLP": lambda: IVLPModel(clip, names),
-        "MaPLe": lambda: MaPLeModel(clip, names), "PromptSRC": lambda: PromptSRCModel(clip, names, 4, 4, 9, 9),
-    }  # fmt: skip
-    rows = []
-    for name, make in nets.items():
-        dual = DualPrompts(make())
-        learned = sum(p.numel() for p in dual.learnable().values())
-        rows.append({"backbone": name, "parameters of P": learned, "stored with P'": 2 * learned, "trained in stage 2": learned})
-    return rows
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -196,6 +175,7 @@ def main() -> None:
     p.add_argument("--workers", type=int, default=0, help="processes that load negatives")
     p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--threads", type=int, default=os.cpu_count())
+    dpc_cost.add_arguments(p)
     p.add_argument("--write", action="store_true", help=f"write the tables to {DOC}")
     args = p.parse_args()
     from tabulate import tabulate
@@ -205,7 +185,7 @@ def main() -> None:
     for case in args.cases:
         backbone, classes = case.rsplit(":", 1)
         rows.append(measure(args, backbone, int(classes)))
-        print(tabulate(rows[-1:], headers="keys", tablefmt="github", floatfmt=".3f"), flush=True)
+        print(tabulate(rows[-1:], headers="keys", tablefmt="github", disable_numparse=True), flush=True)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} threads, {platform.machine()}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     text = (
@@ -214,9 +194,10 @@ def main() -> None:
         f"{args.repeats} repeats\nafter one warm-up, {where}, {args.prec}, torch {torch.__version__}, load of the machine at the end "
         f"{os.getloadavg()[0]:.1f}, peak memory of the process {peak:.1f} GiB.\nThe loading of negatives is in line in both columns "
         "(in a run it overlaps with the step before). Where an image tower is\nfrozen, its pass over the 32 images of a step is the "
-        "floor that both columns share.\n\n" + tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3f")
-        + "\n\nParameters with ViT-B/16 sizes (the paper: 8K to 16K for CoOp):\n\n"
-        + tabulate(extra_cost(args), headers="keys", tablefmt="github") + "\n"
+        "floor that both columns share.\n\n" + tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+        + f"\n\n## What stage 2 adds to a backbone\n\n{dpc_cost.__doc__.split(chr(10) * 2)[2].strip()}\n"
+        f"{args.images} images, {args.classes} classes. The secondary source on the paper says for CoOp: 8K to 16K parameters, "
+        "0.25 GB more.\n\n" + tabulate(dpc_cost.rows(args), headers="keys", tablefmt="github") + "\n"
     )  # fmt: skip
     print(text)
     if args.write:

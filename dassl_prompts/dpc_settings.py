@@ -29,7 +29,7 @@ CHOICES = {
     "MIX_SCOPE": ("all", "text"),
     "MAPLE_MIX": ("tokens", "leaves"),
     "DEEP_INIT": ("clone", "noise"),
-    "MINER": ("tuned", "teacher"),
+    "MINER": ("tuned", "teacher", "teacher_untuned"),
     "NEG_CAP": ("k-1", "k"),
     "NEG_FILL_RANGE": ("all", "official"),
     "NEG_TRANSFORM": ("train", "test"),
@@ -57,7 +57,7 @@ def extend_cfg(cfg):
         "MIX_SCOPE": PRESET,
         "MAPLE_MIX": "tokens",  # leaves: mix the coupling weights instead of the tokens they emit
         "DEEP_INIT": PRESET,  # noise: deep prompts restart from N(0, 0.02^2), as the released PromptKD code does
-        "MINER": PRESET,
+        "MINER": PRESET,  # PromptKD: teacher, or teacher_untuned, whose first text layer lost its tuned context
         "NEG_POOL": "shots",  # full_train: negatives' images from the whole training split (leaves the few-shot protocol)
         "NEG_JSON": "",  # official SPLE_<Dataset>.json instead of our own index
         "NEG_TRANSFORM": PRESET,

@@ -55,15 +55,29 @@ class ClassificationTrainer(PromptTrainer):
         }
 
     @classmethod
+    def load_state(cls, model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+        """Put a checkpoint's tensors, ours or official ones, into a model made by ``build_net``.
+
+        This is the one way in: of the trainer's own runs, of ``build_model`` and of DPC's first stage. A method whose
+        files need checking or adapting overrides it.
+
+        Args:
+            source: what to call the checkpoint in errors.
+
+        Raises:
+            ValueError: they do not fit; names the tensors.
+        """
+        load_learned_tensors(model.checkpoint_module, state, source)
+
+    @classmethod
     def load_net(cls, model: nn.Module, directory, epoch: int | None = None) -> None:
-        """Put the learned tensors of a run folder into a model made by ``build_net``.
+        """:meth:`load_state` from a run folder.
 
         Raises:
             FileNotFoundError: no such checkpoint.
             ValueError: its tensors do not fit.
         """
-        state = read_learned(directory, model.checkpoint_name, epoch)
-        load_learned_tensors(model.checkpoint_module, state, source=str(directory))
+        cls.load_state(model, read_learned(directory, model.checkpoint_name, epoch), str(directory))
 
     # -- Dassl's hooks --------------------------------------------------------------------------------------------
 
@@ -129,6 +143,9 @@ class ClassificationTrainer(PromptTrainer):
         self.optim = build_optimizer(learnable, self.cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
         self.register_model(self.model.checkpoint_name, module, self.optim, self.sched)
+
+    def load_learned_state(self, name, module, state):
+        self.load_state(self.model, state, f"the checkpoint of {name}")
 
     def autocast(self):
         """The autocast context of the run's precision."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.models.prompted import PromptedCLIP, Prompts, place
 from dassl_prompts.trainer import ClassificationTrainer, method_node
 
@@ -123,11 +124,7 @@ class IVLPModel(PromptedCLIP):
         self._fixed_text = None
 
     def emit(self) -> Prompts:
-        text, text_deep = None, ()
-        if self.depth_text:
-            text = attrgetter(TEXT_CTX)(self)
-            text_deep = tuple(attrgetter(TEXT_DEEP.format(i))(self) for i in range(1, self.depth_text))
-        return Prompts(text, text_deep, *visual_prompts(self, self.depth_vision))
+        return Prompts(*text_prompts(self, self.depth_text), *visual_prompts(self, self.depth_vision))
 
     def encode_classes(self, prompts, index=None):
         if prompts.text is not None:
@@ -154,29 +151,34 @@ def place_visual_prompts(model, clip, n: int, depth: int, node: str) -> None:
         place(model, VISION_DEEP.format(i), random_tokens(n, clip.vision.width))
 
 
+def text_prompts(model, depth: int) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """The two text fields of :class:`Prompts` from official names."""
+    return _layers(model, depth, TEXT_CTX, TEXT_DEEP)
+
+
 def visual_prompts(model, depth: int) -> tuple[Tensor | None, tuple[Tensor, ...]]:
     """The two visual fields of :class:`Prompts` from official names."""
+    return _layers(model, depth, VISION_CTX, VISION_DEEP)
+
+
+def _layers(model, depth: int, first: str, deep: str) -> tuple[Tensor | None, tuple[Tensor, ...]]:
     if not depth:
         return None, ()
-    deep = tuple(attrgetter(VISION_DEEP.format(i))(model) for i in range(1, depth))
-    return attrgetter(VISION_CTX)(model), deep
+    return attrgetter(first)(model), tuple(attrgetter(deep.format(i))(model) for i in range(1, depth))
 
 
-def refuse_unused_prompts(module, state, keys: str) -> None:
+def refuse_unused_prompts(model, state, source: str, keys: str) -> None:
     """Stop when a checkpoint holds prompts for layers (or a tower) that the model has none for.
 
-    Official files also hold frozen weights and class tokens, which are rightly left out; prompts are not.
+    Official files also hold frozen weights and class tokens, which are rightly left out; prompts are not. DPC's released
+    files hold the deep text prompts twice, the second time below ``prompt_learner.``.
     """
-    own = set(module.state_dict())
-    unused = [
-        n
-        for n in state
-        if n.removeprefix("module.") not in own and re.search(r"VPT(_shallow)?$|compound_prompt|\.ctx$", n)
-    ]
+    own = set(model.checkpoint_module.state_dict())
+    prompts = [n for n in strip_module(state) if re.search(r"VPT(_shallow)?$|compound_prompt|\.ctx$", n)]
+    unused = sorted(n for n in prompts if n not in own and n.removeprefix("prompt_learner.") not in own)
     if unused:
         raise ValueError(
-            "the checkpoint holds prompts that this configuration has no place for "
-            f"({', '.join(sorted(unused))}): "
+            f"{source} holds prompts that this configuration has no place for ({', '.join(unused)}): "
             f"set {keys} as in the run that wrote it"
         )
 
@@ -191,9 +193,10 @@ class IVLP(ClassificationTrainer):
     def build_net(cls, cfg, classnames, clip):
         return IVLPModel(clip, classnames, **ivlp_arguments(cfg, cls.config_node))
 
-    def load_learned_state(self, name, module, state):
-        refuse_unused_prompts(module, state, "PROMPT_DEPTH_TEXT, PROMPT_DEPTH_VISION")
-        super().load_learned_state(name, module, state)
+    @classmethod
+    def load_state(cls, model, state, source):
+        refuse_unused_prompts(model, state, source, "PROMPT_DEPTH_TEXT, PROMPT_DEPTH_VISION")
+        super().load_state(model, state, source)
 
 
 def ivlp_arguments(cfg, name: str) -> dict:

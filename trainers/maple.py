@@ -78,6 +78,7 @@ class MaPLe(ClassificationTrainer):
         node = cfg.TRAINER.MAPLE
         return MaPLeModel(clip, classnames, node.N_CTX, node.CTX_INIT, node.PROMPT_DEPTH)
 
-    def load_learned_state(self, name, module, state):
-        refuse_unused_prompts(module, state, "TRAINER.MAPLE.PROMPT_DEPTH")
-        super().load_learned_state(name, module, state)
+    @classmethod
+    def load_state(cls, model, state, source):
+        refuse_unused_prompts(model, state, source, "TRAINER.MAPLE.PROMPT_DEPTH")
+        super().load_state(model, state, source)

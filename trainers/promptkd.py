@@ -6,40 +6,28 @@ make one); its text features serve both models, so the student has no text tower
 
 from __future__ import annotations
 
-import hashlib
 import math
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_prompts.engine import (
-    DatasetWrapper,
-    add_defaults,
-    build_transform,
-    load_checkpoint,
-    load_learned_tensors,
-    register_trainer,
-)
-from dassl_prompts.engine.checkpoint import find_checkpoint, strip_module, write_tensors
-from dassl_prompts.engine.resume import fingerprint
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.models.prompted import PromptedCLIP, Prompts, normalize, place
+from dassl_prompts.teacher import TeacherCache, load_teacher
 from dassl_prompts.trainer import ClassificationTrainer, method_node
 from dassl_prompts.trainers.ivlp import (
     TEXT_CTX,
     TEXT_DEEP,
-    VISION_CTX,
-    VISION_DEEP,
     IVLPModel,
     place_visual_prompts,
     refuse_unused_prompts,
+    text_prompts,
     visual_prompts,
 )
 
-#: where a teacher's checkpoint may lie below TEACHER_DIR: our runs and the official ones
-TEACHER_FOLDERS = ("VLPromptLearner", "VLPromptLearner_large", "")
 MODALS = ("base2novel", "cross")
 SELECTIONS = ("val", "official_test")
 
@@ -152,12 +140,7 @@ class PromptKDModel(PromptedCLIP):
             place(self, TEXT_DEEP.format(i), tokens)
 
     def emit(self) -> Prompts:
-        text, text_deep = None, ()
-        if self.depth_text:
-            text = self.prompt_learner.ctx
-            blocks = self.text_encoder.transformer.resblocks
-            text_deep = tuple(getattr(blocks, str(i)).VPT_shallow for i in range(1, self.depth_text))
-        return Prompts(text, text_deep, *visual_prompts(self, self.depth_vision))
+        return Prompts(*text_prompts(self, self.depth_text), *visual_prompts(self, self.depth_vision))
 
     @property
     def teacher_text(self) -> Tensor:
@@ -195,92 +178,6 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     return F.kl_div(log_p, log_q, reduction="sum", log_target=True) * temperature**2 / student.numel()
 
 
-# -- the teacher ---------------------------------------------------------------------------------------------
-
-
-def find_teacher(path: str, epoch: int = -1) -> Path:
-    """The teacher's checkpoint file: ``path`` itself, or the best or newest (or ``epoch``'s) one of the run
-    in that folder.
-
-    Raises:
-        ValueError: nothing was configured.
-        FileNotFoundError: no such checkpoint; says how to make one.
-    """
-    how = "train one with `bash scripts/promptkd/teacher.sh DATASET SEED` or get an official teacher"
-    if not path:
-        raise ValueError(
-            f"TRAINER.PROMPTKD.TEACHER_DIR is empty: PromptKD needs the run folder of a teacher; {how}"
-        )
-    root = Path(path).expanduser()
-    if root.is_file():
-        return root
-    folders = [root / name for name in TEACHER_FOLDERS if any((root / name).glob("model*.pth.tar*"))]
-    try:
-        return find_checkpoint(
-            folders[0] if folders else root / TEACHER_FOLDERS[0], None if epoch < 0 else epoch
-        )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"TRAINER.PROMPTKD.TEACHER_DIR {path}: {error}; {how}") from None
-
-
-def teacher_sizes(state: dict[str, Tensor]) -> dict[str, int]:
-    """Tokens and depths of a PromptSRC or IVLP checkpoint, read off its tensors."""
-    sizes = {}
-    for branch, first, deep in (("text", TEXT_CTX, TEXT_DEEP), ("vision", VISION_CTX, VISION_DEEP)):
-        depth = 0
-        if first in state:
-            depth = 1
-            while deep.format(depth) in state:
-                depth += 1
-        sizes[f"depth_{branch}"] = depth
-        sizes[f"n_{branch}"] = state[first].shape[0] if depth else 1
-    return sizes
-
-
-def build_teacher(clip, classnames, path: Path, ctx_init: str = "a photo of a") -> IVLPModel:
-    """Prompt-tuned ``clip`` from a PromptSRC or IVLP checkpoint, ours or official; sizes follow the file.
-
-    Args:
-        ctx_init: the teacher's initial words; those beyond its context tokens stand fixed in front of the
-        class name.
-
-    Raises:
-        ValueError: the file is no such checkpoint, or made for another CLIP.
-    """
-    checkpoint = load_checkpoint(path)
-    state = strip_module(checkpoint.get("state_dict", checkpoint))
-    if TEXT_CTX not in state and VISION_CTX not in state:
-        raise ValueError(
-            f"{path} is no PromptSRC or IVLP checkpoint: it holds neither {TEXT_CTX} nor {VISION_CTX}"
-        )
-    teacher = IVLPModel(
-        clip, classnames, **teacher_sizes(state), ctx_init=ctx_init, node="PROMPTKD (teacher)"
-    )
-    load_learned_tensors(teacher, state, f"the teacher's checkpoint {path} (TRAINER.PROMPTKD.TEACHER_NAME)")
-    return teacher.to(clip.logit_scale.device).eval()
-
-
-def load_teacher(cfg, classnames, student) -> IVLPModel:
-    """The teacher that ``cfg.TRAINER.PROMPTKD`` names, on the student's device.
-
-    Raises:
-        ValueError: it takes images of another size than the student.
-    """
-    from dassl_prompts.models import load_clip, resolve_precision
-
-    node = method_node(cfg, "PROMPTKD")
-    path = find_teacher(node.TEACHER_DIR, node.TEACHER_EPOCH)
-    device = student.logit_scale.device
-    clip = load_clip(node.TEACHER_NAME, precision=resolve_precision(node.PREC, device), device=device)
-    if clip.image_size != student.image_size:
-        raise ValueError(
-            f"the teacher {node.TEACHER_NAME} takes images of {clip.image_size} px, the student "
-            f"{student.image_size} px: "
-            "both see the same batch, choose TRAINER.PROMPTKD.TEACHER_NAME accordingly"
-        )
-    return build_teacher(clip, classnames, path, node.CTX_INIT)
-
-
 # -- training ------------------------------------------------------------------------------------------------
 
 
@@ -313,14 +210,14 @@ class PromptKD(ClassificationTrainer):
         teacher = load_teacher(cfg, classnames, clip)
         return PromptKDModel(clip, classnames, teacher, node.N_CTX_VISION, node.PROMPT_DEPTH_VISION)
 
-    def load_learned_state(self, name, module, state):
-        state = dict(state)
-        for key in [k for k in state if k.startswith("VPT_image_trans.") and k.endswith("weight")]:
-            own = module.state_dict().get(key)
-            if own is not None and own.ndim == 4 and state[key].ndim == 2:  # written with linear layers
+    @classmethod
+    def load_state(cls, model, state, source):
+        state = strip_module(state)
+        for key in ("VPT_image_trans.conv1.0.weight", "VPT_image_trans.conv1.3.weight"):
+            if key in state and state[key].ndim == 2:  # written with linear layers
                 state[key] = state[key][:, :, None, None]
-        refuse_unused_prompts(module, state, "TRAINER.PROMPTKD.PROMPT_DEPTH_VISION")
-        super().load_learned_state(name, module, state)
+        refuse_unused_prompts(model, state, source, "TRAINER.PROMPTKD.PROMPT_DEPTH_VISION")
+        super().load_state(model, state, source)
 
     def before_train(self):
         cfg, node = self.cfg, method_node(self.cfg, self.config_node)
@@ -408,59 +305,3 @@ class PromptKD(ClassificationTrainer):
         accuracy = 100.0 * correct / total
         print(f"Selection on the *test* set{' (base classes)' if base_only else ''}: {accuracy:.2f}%")
         return accuracy
-
-
-class TeacherCache:
-    """The teacher's normalised image features ``[N, E_T]`` of the training images in their test view, kept in
-    a file.
-
-    Raises:
-        ValueError: the file belongs to another teacher or other images.
-    """
-
-    def __init__(self, trainer: PromptKD, path: str):
-        self.path = Path(path).expanduser()
-        node = method_node(trainer.cfg, "PROMPTKD")
-        wanted = {
-            "teacher": file_digest(find_teacher(node.TEACHER_DIR, node.TEACHER_EPOCH)),
-            "backbone": node.TEACHER_NAME,
-            "images": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
-        }
-        if self.path.exists():
-            held = load_checkpoint(self.path)
-            different = [key for key, value in wanted.items() if held.get(key) != value]
-            if different:
-                raise ValueError(
-                    f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} was made for another "
-                    f"{' and other '.join(different)}: "
-                    "name another file, or delete it"
-                )
-            self.features = held["features"]
-            return
-        print(f"Computing the teacher's image features for {self.path} (test view of every training image)")
-        self.features = self.compute(trainer)
-        write_tensors({**wanted, "features": self.features}, self.path)
-
-    @staticmethod
-    @torch.no_grad()
-    def compute(trainer: PromptKD) -> Tensor:
-        cfg = trainer.cfg
-        data = DatasetWrapper(cfg, trainer.dm.dataset.train_x, transform=build_transform(cfg, is_train=False))
-        loader = torch.utils.data.DataLoader(
-            data, batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS
-        )
-        with trainer.autocast():
-            parts = [
-                trainer.model.teacher_image_features(batch["img"].to(trainer.device)).cpu()
-                for batch in loader
-            ]
-        return torch.cat(parts)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

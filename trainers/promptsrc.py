@@ -114,6 +114,15 @@ class GaussianAggregation:
             part = weight * tensor.detach().float()
             self.total[name] = self.total[name].to(part.device) + part if name in self.total else part
 
+    @torch.no_grad()
+    def after_epoch(self, epoch: int, tensors: dict[str, Tensor]) -> None:
+        """:meth:`add`, and after the last epoch put the sum into the tensors."""
+        self.add(epoch, tensors)
+        if epoch + 1 == self.settings["epochs"]:
+            print("Using the Gaussian-aggregated prompts for the final model")
+            for name, tensor in tensors.items():
+                tensor.copy_(self.total[name])
+
     def state_dict(self) -> dict:
         return {"settings": self.settings, "total": self.total}
 
@@ -175,12 +184,7 @@ class PromptSRC(IVLP):
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def after_epoch(self):
-        self.aggregation.add(self.epoch, self.learned_tensors())
-        if self.epoch + 1 == self.max_epoch:
-            print("Using the Gaussian-aggregated prompts for the final model")
-            with torch.no_grad():
-                for name, parameter in self.learned_tensors().items():
-                    parameter.copy_(self.aggregation.total[name])
+        self.aggregation.after_epoch(self.epoch, self.learned_tensors())
         super().after_epoch()
 
     def extra_state(self):

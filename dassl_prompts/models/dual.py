@@ -62,7 +62,8 @@ class DualPrompts(PromptedCLIP):
         tuned: the method's model; becomes P and is frozen.
         omega_b, omega_n: weight of P' for base and for new classes, in [0, 1].
         task: "base" or "new".
-        param: "parallel" trains P' itself; "mixed" trains theta = F(P') and recovers P' = P + (theta - P) / omega_b.
+        param: "parallel" trains P' itself; "mixed" trains theta = F(P') and recovers P' = P + (theta - P) / omega_b with
+            the omega_b of the training, ``theta_omega``, whatever omega_b is at inference.
         train_forward: "parallel" trains with P', "mixed" with F(P').
         eval_base: "mixed" scores base classes with F(P'), "parallel" with P'.
         scope: "all" mixes every prompt vector; "text" only the text tower's layer-0 context, the rest follows P'.
@@ -86,6 +87,7 @@ class DualPrompts(PromptedCLIP):
             raise ValueError("TRAINER.DPC.PARAM mixed cannot recover P' at OMEGA_B 0.0; use PARAM parallel")
         self.omega_b, self.omega_n, self.task = omega_b, omega_n, task
         self.param, self.train_forward, self.eval_base = param, train_forward, eval_base
+        self.theta_omega = omega_b
         self.scope, self.mix_leaves = scope, mix_leaves
         self.tuned = tuned
         self.parallel = clone_prompts(tuned)
@@ -97,6 +99,18 @@ class DualPrompts(PromptedCLIP):
     @property
     def checkpoint_module(self) -> nn.Module:
         return self.parallel.checkpoint_module
+
+    def train(self, mode: bool = True) -> DualPrompts:
+        super().train(mode)
+        self.tuned.eval()  # else P's BatchNorm statistics would follow the batches
+        return self
+
+    def prompt_parameters(self):
+        return [*self.tuned.prompt_parameters(), *self.parallel.prompt_parameters()]
+
+    def cache_key(self):
+        weights = (self.task, self.omega_b, self.omega_n, self.eval_base, self.scope, self.mix_leaves)
+        return *super().cache_key(), *weights, self.param, self.theta_omega
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """Names, relative to the method's model, and tensors that stage 2 trains."""
@@ -127,7 +141,7 @@ class DualPrompts(PromptedCLIP):
         if self.param == "parallel":
             return leaves
         tuned = self._tuned_leaves()
-        return {name: tuned[name] + (theta - tuned[name]) / self.omega_b for name, theta in leaves.items()}
+        return {name: tuned[name] + (theta - tuned[name]) / self.theta_omega for name, theta in leaves.items()}
 
     def parallel_prompts(self) -> Prompts:
         """P' itself."""

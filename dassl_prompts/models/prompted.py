@@ -139,10 +139,16 @@ class PromptedCLIP(nn.Module):
             return normalize(self.clip.vision(images, prompts.vision, prompts.vision_deep))
         return normalize(self.clip.encode_image(images))
 
+    def cache_key(self) -> tuple:
+        """What the class matrix depends on: the prompts, and where the model is.
+
+        The temperature stands for the frozen CLIP: it tells when the model was moved, also without learned parameters.
+        """
+        return tuple((p.data_ptr(), p._version) for p in (self.clip.logit_scale, *self.prompt_parameters()))
+
     def class_features(self) -> Tensor:
-        """The class matrix ``[C, E]`` for evaluation: computed once and kept until a parameter changes or the model moves."""
-        # the temperature stands for the frozen CLIP: it tells when the model was moved, also without learned parameters
-        key = tuple((p.data_ptr(), p._version) for p in (self.clip.logit_scale, *self.prompt_parameters()))
+        """The class matrix ``[C, E]`` for evaluation: computed once and kept until :meth:`cache_key` changes."""
+        key = self.cache_key()
         if self._cache is None or key != self._cache_key:
             with torch.no_grad():
                 self._cache = self.encode_classes(self.emit())

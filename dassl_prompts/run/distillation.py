@@ -27,7 +27,7 @@ def has_own_teacher(job: Job) -> bool:
     return TEACHER_DIR in (*job.opts, *job.common)
 
 
-def unlabelled(job: Job, dataset: str = "") -> tuple[str, ...]:
+def unlabelled(job: Job) -> tuple[str, ...]:
     """Options of a distillation run: the whole training split, and the dataset's weight of the loss."""
-    weight = KD_WEIGHT.get(dataset or job.dataset)
+    weight = KD_WEIGHT.get(job.dataset)
     return "DATASET.NUM_SHOTS", "0", *(("TRAINER.PROMPTKD.KD_WEIGHT", weight) if weight else ())

@@ -1,7 +1,7 @@
 """DPC's studies: accuracy along omega, and the ablation table of the paper's poster (specs/dpc.md 5.5).
 
 ``python -m dassl_prompts.run.dpc_study omega --backbone CoOp --dataset emoji --seed 1``
-``python -m dassl_prompts.run.dpc_study ablation --backbone CoOp --dataset emoji --seed 1 2 3``
+``python -m dassl_prompts.run.dpc_study ablation --backbone CoOp --dataset emoji --seed 1 2 3 --common OPTIM.MAX_EPOCH 5``
 
 A trained stage 2 serves every omega, so each needs training once and is then only evaluated.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, new_step, stage1
 from dassl_prompts.run.steps import Step, StepFailed, execute
+from dassl_prompts.run.sweep import split_opts
 from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, table
 
 OMEGAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -33,8 +34,8 @@ TRAININGS = {
 }  # fmt: skip
 
 
-def evaluate(step: Step, model_dir: Path, settings: list[dict[str, float]]) -> list[float]:
-    """Accuracy of one trained run on one class subset for several values of omega."""
+def evaluate(step: Step, model_dir: Path, settings: list[dict]) -> list[float]:
+    """Accuracy of one trained run on one class subset under several settings of :class:`DualPrompts`."""
     from dassl_prompts.engine import build_trainer, set_random_seed
 
     cfg = step.config().clone()
@@ -49,7 +50,6 @@ def evaluate(step: Step, model_dir: Path, settings: list[dict[str, float]]) -> l
         for values in settings:
             for name, value in values.items():
                 setattr(trainer.model, name, value)
-            trainer.model.train(False)  # forget the class matrix of the omega before
             results.append(trainer.test())
     return results
 
@@ -73,14 +73,16 @@ def omega_curve(job: Job, force: bool = False) -> list[dict]:
 
 
 def ablation(job: Job, force: bool = False) -> list[dict]:
-    """Rows of the poster's table for one seed."""
-    omega_b = 1.0 if job.trainer == "DPC_MaPLe" else 0.2
-    plain = {"mixed": [1.0, omega_b], "new": [1.0, omega_b, 0.0]}
+    """Rows of the poster's table for one seed.
+
+    Without decoupling new classes are scored as base classes are, PromptKD's projector included.
+    """
     scores = {}
     for name, opts in TRAININGS.items():
         base, new = trained(replace(job, tag=name if opts else job.tag, opts=job.opts + opts), force)
-        on_base = evaluate(base, base.output, [{"omega_b": w, "eval_base": "mixed"} for w in plain["mixed"]])
-        on_new = evaluate(new, base.output, [{"omega_n": w} for w in plain["new"]])
+        coupled = [{"task": "base", "eval_base": "mixed", "omega_b": w} for w in (1.0, base.config().TRAINER.DPC.OMEGA_B)]
+        on_base = evaluate(base, base.output, coupled)
+        on_new = evaluate(new, base.output, [*coupled, {"task": "new", "omega_n": 0.0}])
         scores[name] = dict(zip(("p_prime", "mixed"), on_base)), dict(zip(("p_prime", "mixed", "p"), on_new))
     first = stage1(job)
     backbone = accuracy(base_step(first)), accuracy(new_step(first))
@@ -130,17 +132,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shots", type=int, default=16)
     p.add_argument("--root", default=os.environ.get("DATA", "data"))
     p.add_argument("--output", type=Path, default=Path("output"))
+    p.add_argument("--common", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+                   help="configuration of every run, stage 1 included")  # fmt: skip
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    words, opts = split_opts(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(words)
+    common = tuple(word for pair in args.common for word in pair)
     study = omega_curve if args.study == "omega" else ablation
     rows = []
     try:
         for seed in args.seed:
-            job = Job(f"DPC_{args.backbone}", args.dataset, seed, args.shots, root=args.root, output=args.output)
+            job = Job(f"DPC_{args.backbone}", args.dataset, seed, args.shots, root=args.root, output=args.output,
+                      opts=tuple(opts), common=common)  # fmt: skip
             rows += study(job, args.force)
     except (StepFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

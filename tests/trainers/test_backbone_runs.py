@@ -54,9 +54,8 @@ def teacher_options(teacher_file, teacher_clip, tmp_path):
 
 def logits_on_other_classes(cfg, trainer_class, checkpoint, images):
     """A fresh model for classes that were never seen, with the run's tensors."""
-    trainer = build_trainer(cfg)
     net = trainer_class.build_net(cfg, plain.OTHERS, trainer_class.load_backbone(cfg, "cpu"))
-    trainer.load_learned_state(net.checkpoint_name, net.checkpoint_module, checkpoint)
+    trainer_class.load_state(net, checkpoint, "the run")
     with torch.no_grad():
         return net.eval()(images)
 

@@ -4,15 +4,9 @@ import pytest
 import torch
 import torch.nn as nn
 
+from dassl_prompts.teacher import build_teacher, find_teacher, teacher_sizes
 from dassl_prompts.trainers.ivlp import IVLPModel
-from dassl_prompts.trainers.promptkd import (
-    Projector,
-    PromptKDModel,
-    build_teacher,
-    distillation_loss,
-    find_teacher,
-    teacher_sizes,
-)
+from dassl_prompts.trainers.promptkd import Projector, PromptKDModel, distillation_loss
 from tests.trainers import plain
 
 NAMES = [n.replace("_", " ") for n in plain.CLASSES]

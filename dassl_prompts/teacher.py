@@ -1,0 +1,147 @@
+"""PromptKD's teacher: a prompt-tuned larger CLIP read from its checkpoint, and its image features kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dassl_prompts.engine import DatasetWrapper, build_transform, load_checkpoint
+from dassl_prompts.engine.checkpoint import find_checkpoint, strip_module, write_tensors
+from dassl_prompts.engine.resume import fingerprint
+from dassl_prompts.trainer import method_node
+from dassl_prompts.trainers.ivlp import IVLP, TEXT_CTX, TEXT_DEEP, VISION_CTX, VISION_DEEP, IVLPModel
+
+#: where a teacher's checkpoint may lie below TEACHER_DIR: our runs and the official ones
+TEACHER_FOLDERS = ("VLPromptLearner", "VLPromptLearner_large", "")
+
+
+def find_teacher(path: str, epoch: int = -1) -> Path:
+    """The teacher's checkpoint file: ``path`` itself, or the best or newest (or ``epoch``'s) one of the run
+    in that folder.
+
+    Raises:
+        ValueError: nothing was configured.
+        FileNotFoundError: no such checkpoint; says how to make one.
+    """
+    how = "train one with `bash scripts/promptkd/teacher.sh DATASET SEED` or get an official teacher"
+    if not path:
+        raise ValueError(f"TRAINER.PROMPTKD.TEACHER_DIR is empty: PromptKD needs the run folder of a teacher; {how}")
+    root = Path(path).expanduser()
+    if root.is_file():
+        return root
+    folders = [root / name for name in TEACHER_FOLDERS if any((root / name).glob("model*.pth.tar*"))]
+    try:
+        return find_checkpoint(folders[0] if folders else root / TEACHER_FOLDERS[0], None if epoch < 0 else epoch)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"TRAINER.PROMPTKD.TEACHER_DIR {path}: {error}; {how}") from None
+
+
+def teacher_sizes(state: dict[str, Tensor]) -> dict[str, int]:
+    """Tokens and depths of a PromptSRC or IVLP checkpoint, read off its tensors."""
+    sizes = {}
+    for branch, first, deep in (("text", TEXT_CTX, TEXT_DEEP), ("vision", VISION_CTX, VISION_DEEP)):
+        depth = 0
+        if first in state:
+            depth = 1
+            while deep.format(depth) in state:
+                depth += 1
+        sizes[f"depth_{branch}"] = depth
+        sizes[f"n_{branch}"] = state[first].shape[0] if depth else 1
+    return sizes
+
+
+def build_teacher(clip, classnames, path: Path, ctx_init: str = "a photo of a") -> IVLPModel:
+    """Prompt-tuned ``clip`` from a PromptSRC or IVLP checkpoint, ours or official; sizes follow the file.
+
+    Args:
+        ctx_init: the teacher's initial words; those beyond its context tokens stand fixed in front of the
+        class name.
+
+    Raises:
+        ValueError: the file is no such checkpoint, or made for another CLIP.
+    """
+    checkpoint = load_checkpoint(path)
+    state = strip_module(checkpoint.get("state_dict", checkpoint))
+    if TEXT_CTX not in state and VISION_CTX not in state:
+        raise ValueError(f"{path} is no PromptSRC or IVLP checkpoint: it holds neither {TEXT_CTX} nor {VISION_CTX}")
+    teacher = IVLPModel(clip, classnames, **teacher_sizes(state), ctx_init=ctx_init, node="PROMPTKD (teacher)")
+    IVLP.load_state(teacher, state, f"the teacher's checkpoint {path} (TRAINER.PROMPTKD.TEACHER_NAME)")
+    return teacher.to(clip.logit_scale.device).eval()
+
+
+def load_teacher(cfg, classnames, student) -> IVLPModel:
+    """The teacher that ``cfg.TRAINER.PROMPTKD`` names, on the student's device.
+
+    Raises:
+        ValueError: it takes images of another size than the student.
+    """
+    from dassl_prompts.models import load_clip, resolve_precision
+
+    node = method_node(cfg, "PROMPTKD")
+    path = find_teacher(node.TEACHER_DIR, node.TEACHER_EPOCH)
+    device = student.logit_scale.device
+    clip = load_clip(node.TEACHER_NAME, precision=resolve_precision(node.PREC, device), device=device)
+    if clip.image_size != student.image_size:
+        raise ValueError(
+            f"the teacher {node.TEACHER_NAME} takes images of {clip.image_size} px, the student {student.image_size} px: "
+            "both see the same batch, choose TRAINER.PROMPTKD.TEACHER_NAME accordingly"
+        )
+    return build_teacher(clip, classnames, path, node.CTX_INIT)
+
+
+class TeacherCache:
+    """The teacher's normalised image features ``[N, E_T]`` of the training images in their test view, kept in
+    a file.
+
+    Raises:
+        ValueError: the file belongs to another teacher or other images.
+    """
+
+    def __init__(self, trainer, path: str):
+        self.path = Path(path).expanduser()
+        node = method_node(trainer.cfg, "PROMPTKD")
+        wanted = {
+            "teacher": file_digest(find_teacher(node.TEACHER_DIR, node.TEACHER_EPOCH)),
+            "backbone": node.TEACHER_NAME,
+            "images": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
+        }
+        if self.path.exists():
+            held = load_checkpoint(self.path)
+            different = [key for key, value in wanted.items() if held.get(key) != value]
+            if different:
+                raise ValueError(
+                    f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} was made for another {' and other '.join(different)}: "
+                    "name another file, or delete it"
+                )
+            self.features = held["features"]
+            return
+        print(f"Computing the teacher's image features for {self.path} (test view of every training image)")
+        self.features = self.compute(trainer)
+        write_tensors({**wanted, "features": self.features}, self.path)
+
+    @staticmethod
+    @torch.no_grad()
+    def compute(trainer) -> Tensor:
+        cfg = trainer.cfg
+        data = DatasetWrapper(cfg, trainer.dm.dataset.train_x, transform=build_transform(cfg, is_train=False))
+        loader = torch.utils.data.DataLoader(
+            data, batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        with trainer.autocast():
+            parts = [
+                trainer.model.teacher_image_features(batch["img"].to(trainer.device)).cpu()
+                for batch in loader
+            ]
+        return torch.cat(parts)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
