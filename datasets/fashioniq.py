@@ -48,7 +48,7 @@ class FashionIQ(TripletDataset):
         ]
 
     def images(self) -> ImageFolder:
-        return ImageFolder(self.find(self.image_folders("images"), ".", "the images"))
+        return ImageFolder(self.find_images(self.image_folders("images"), ["."], "the images"))
 
     def tasks(self, split: str = "val") -> list[RetrievalTask]:
         if split not in SPLITS:

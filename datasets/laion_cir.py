@@ -30,7 +30,8 @@ class LaionCIR(TripletDataset):
         super().__init__(cfg)
 
     def read_triplets(self) -> list[Triplet]:
-        images = ImageFolder(self.find(self.image_folders("images", "laion_cir_images"), ".", "the images"))
+        folders = self.image_folders("images", "laion_cir_images")
+        images = ImageFolder(self.find_images(folders, ["."], "the images"))
         return [
             Triplet(images.path(reference), caption, images.path(target))
             for file in self.files

@@ -44,7 +44,7 @@ DEFAULTS = {
     "PROMPT": {
         "LENGTH": 25,  # prompts per layer
         "MODE": "deep",  # deep, shallow or none
-        "DEPTH": 2,  # layers with prompts of their own, at most FUSION.NUM_LAYERS
+        "DEPTH": 2,  # mode deep: layers with prompts of their own, at most FUSION.NUM_LAYERS
         "INIT_STD": 0.02,
     },
     "AGG": {

@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dassl_prompts.data.images import ImageReadError, missing_images, read_image
-from dassl_prompts.data.triplets import NoQueries, RetrievalTask, Triplet, TripletDataset
+from dassl_prompts.data.triplets import NoImages, NoQueries, RetrievalTask, Triplet, TripletDataset
 
 SHOWN = 5
+#: title, counts, paths of the images
+Part = tuple[str, dict[str, int], Iterable[str]]
 
 
 def caption_defects(captions: Sequence[str]) -> dict[str, int]:
@@ -84,8 +86,8 @@ def id_types(dataset: TripletDataset) -> dict[str, int]:
 
 def report(dataset: TripletDataset, read: bool) -> int:
     """Print the report of one dataset; returns the number of defects: images, and parts that cannot be
-    read."""
-    parts: list[tuple[str, dict[str, int], Iterable[str]]] = []
+    read. Without any image folder the annotations are still counted."""
+    parts: list[Part] = []
     problems = 0
     for title, collect in (
         ("train", lambda: triplet_part(dataset)),
@@ -93,7 +95,7 @@ def report(dataset: TripletDataset, read: bool) -> int:
         ("test", lambda: task_parts(dataset, "test")),
     ):
         try:
-            parts += collect()
+            parts += with_or_without_images(dataset, collect)
         except NoQueries:
             continue
         except (FileNotFoundError, ValueError) as error:  # also queries that do not fit their gallery
@@ -109,7 +111,20 @@ def report(dataset: TripletDataset, read: bool) -> int:
     return problems
 
 
-def triplet_part(dataset: TripletDataset) -> list[tuple[str, dict[str, int], Iterable[str]]]:
+def with_or_without_images(dataset: TripletDataset, collect: Callable[[], list[Part]]) -> list[Part]:
+    """What ``collect`` finds, after a word about it when there is no folder of images."""
+    try:
+        return collect()
+    except NoImages as error:
+        print(error)
+    dataset.images_optional = True
+    try:
+        return collect()
+    finally:
+        dataset.images_optional = False
+
+
+def triplet_part(dataset: TripletDataset) -> list[Part]:
     triplets = dataset.read_triplets()
     if not triplets:
         return []
@@ -117,7 +132,7 @@ def triplet_part(dataset: TripletDataset) -> list[tuple[str, dict[str, int], Ite
     return [("train", counts, [path for t in triplets for path in (t.reference, t.target)])]
 
 
-def task_parts(dataset: TripletDataset, split: str) -> list[tuple[str, dict[str, int], Iterable[str]]]:
+def task_parts(dataset: TripletDataset, split: str) -> list[Part]:
     return [(task.name, describe_task(task), task.gallery.values()) for task in dataset.tasks(split)]
 
 

@@ -132,6 +132,10 @@ class NoQueries(ValueError):
     """A dataset is for training only."""
 
 
+class NoImages(FileNotFoundError):
+    """The annotations are there, no folder with their images is."""
+
+
 class TripletDataset:
     """Base of the composed-retrieval datasets.
 
@@ -146,6 +150,8 @@ class TripletDataset:
     #: possible places of the annotations below DATASET.ROOT, and a file or folder that marks the right one
     folders: Sequence[str] = ()
     marker = ""
+    #: whether annotations may be read without any image folder, as the integrity report does
+    images_optional = False
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -191,6 +197,23 @@ class TripletDataset:
             f"{type(self).__name__}: {what} are not below DATASET.ROOT (--root) {self.root}; looked for{places}\n"
             "docs/pvlf.md says where each part comes from; CIR.IMAGE_ROOTS adds places for images"
         )
+
+    def find_images(self, candidates: Sequence[str], markers: Sequence[str], what: str) -> str:
+        """The first image folder that has any of ``markers``: one missing image must not hide the others.
+
+        Raises:
+            NoImages: there is none and ``images_optional`` is not set; with it, the first candidate is
+                returned.
+        """
+        for folder in candidates:
+            if any(os.path.exists(os.path.join(folder, marker)) for marker in markers):
+                return folder
+        if self.images_optional:
+            return candidates[0]
+        try:
+            return self.find(candidates, markers[0], what)
+        except FileNotFoundError as error:
+            raise NoImages(str(error)) from None
 
     def read(self, *parts: str) -> Any:
         """A JSON file below the annotations."""

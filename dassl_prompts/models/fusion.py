@@ -130,7 +130,7 @@ class FusionTransformer(nn.Module):
         width: width d of the joint space.
         prompt_length: p learnable rows; ``prompt_mode`` 'deep' gives the first ``prompt_depth`` layers rows
             of their own and lets the last of them flow through any further layer, 'shallow' gives rows to
-            layer 1 only, 'none' uses no prompts.
+            layer 1 only, whatever the depth; 'none' uses no prompts.
         separator: one further learnable row between text and prompts (TransAgg's).
         max_text, max_image: longest sequences, needed by ``pos_embed`` only.
         block, mask_mode: see the module's constants. ``official_bias`` adds +1 to the attention logits of
@@ -259,7 +259,7 @@ def prompt_depth_of(mode: str, length: int, depth: int, num_layers: int) -> int:
         )
     if mode == "none" or length == 0:
         return 0
-    return min(depth, 1) if mode == "shallow" else depth
+    return 1 if mode == "shallow" else depth
 
 
 class AdaptiveAggregation(nn.Module):

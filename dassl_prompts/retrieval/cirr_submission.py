@@ -42,8 +42,12 @@ def serialise(submission: dict) -> bytes:
     return json.dumps(submission, separators=(",", ":")).encode()
 
 
-def problems(submission: dict, task: RetrievalTask) -> list[str]:
-    """What the server (or the metric) would not accept, one line each; empty when the submission is fine."""
+def problems(submission: dict, task: RetrievalTask, size: int | None = None) -> list[str]:
+    """What the server (or the metric) would not accept, one line each; empty when the submission is fine.
+
+    Args:
+        size: bytes of the file that holds it; None = as :func:`write` writes it.
+    """
     if not isinstance(submission, dict):
         return ["the file is not a JSON object"]
     metric = submission.get("metric")
@@ -64,7 +68,7 @@ def problems(submission: dict, task: RetrievalTask) -> list[str]:
         fault = list_fault(submission[key], queries[key], task, metric, length)
         if fault:
             found.append(f"pair {key}: {fault}")
-    size = len(serialise(submission))
+    size = len(serialise(submission)) if size is None else size
     if size > MAX_BYTES:
         found.append(f"{size:,} bytes, the server takes {MAX_BYTES:,}")
     return found
@@ -137,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         task = dataset.task("test1", dataset.read("image_splits", "split.rc2.test1.json"))
         faulty = 0
         for path in args.files:
-            found = problems(read_json(path), task)
+            found = problems(read_json(path), task, path.stat().st_size)
             faulty += bool(found)
             print(
                 f"{path}: "

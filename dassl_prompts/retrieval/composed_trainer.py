@@ -65,6 +65,8 @@ class ComposedTrainer(PromptTrainer):
     #: (captions, token maps) -> query features, in evaluation mode
     query: QueryFunction
     sched: StepCosine
+    #: half precision of the towers and the head; None computes in fp32
+    autocast_dtype: torch.dtype | None = None
 
     # -- data ------------------------------------------------------------------------------------------------
 
@@ -130,6 +132,7 @@ class ComposedTrainer(PromptTrainer):
             self.transform,
             weights=encoder.image_fingerprint(),
             shape=shape,
+            precision=str(self.autocast_dtype or torch.float32),
             dtype=cfg.CIR.CACHE_DTYPE if tokens else "fp32",
             skip_unreadable=skip_unreadable,
             batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
@@ -148,8 +151,8 @@ class ComposedTrainer(PromptTrainer):
         return run
 
     def autocast(self):
-        """The autocast context of the run's precision; methods that train set ``autocast_dtype``."""
-        dtype = getattr(self, "autocast_dtype", None)
+        """The autocast context of the run's precision."""
+        dtype = self.autocast_dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     # -- training --------------------------------------------------------------------------------------------
@@ -171,7 +174,14 @@ class ComposedTrainer(PromptTrainer):
     def check_eval_images(self) -> None:
         """Find out before training, not after it, that the evaluation lacks something."""
         for dataset in self.eval_datasets().values():
-            for task in dataset.tasks(self.cfg.CIR.SPLIT):
+            tasks = dataset.tasks(self.cfg.CIR.SPLIT)
+            check_scored(tasks)
+            if self.cfg.TEST.FINAL_MODEL == "best_val" and not has_targets(tasks):
+                raise ValueError(
+                    f"TEST.FINAL_MODEL best_val cannot choose an epoch on {tasks[0].name}, whose targets are not "
+                    "public: train with CIR.SPLIT val, then evaluate the test split"
+                )
+            for task in tasks:
                 task.check_images("Set TEST.NO_TEST True to train without evaluation.")
 
     def cached_loader(self, triplets: Sequence[Triplet]) -> CachedTriplets:
@@ -249,10 +259,11 @@ class ComposedTrainer(PromptTrainer):
 
     def test_dataset(self, name: str, dataset, label: str) -> float:
         tasks = dataset.tasks(self.cfg.CIR.SPLIT)
+        check_scored(tasks)
         entry = " ".join(filter(None, (label, name, self.cfg.CIR.SPLIT)))
         print(f"Evaluate on {name} {self.cfg.CIR.SPLIT}: {sum(len(t.queries) for t in tasks):,} queries")
         features = [self.task_features(task) for task in tasks]
-        if any(query.target is None for query in tasks[0].queries):
+        if not has_targets(tasks):
             self.write_submission(tasks[0], *features[0])
             return math.nan
         results = summarise(tasks, [evaluate(task, *pair) for task, pair in zip(tasks, features)])
@@ -289,8 +300,6 @@ class ComposedTrainer(PromptTrainer):
         print(f"Contact sheet: {path}")
 
     def write_submission(self, task: RetrievalTask, queries: Tensor, gallery: Tensor) -> None:
-        if task.protocol != "cirr":
-            raise ValueError(f"{task.name} has no public targets and no test server: evaluate CIR.SPLIT val")
         paths = cirr_submission.write(task, queries, gallery, self.output_dir)
         print(
             f"Wrote and checked {' and '.join(map(str, paths))}: upload them at https://cirr.cecs.anu.edu.au/test_process"
@@ -354,6 +363,16 @@ class ComposedTrainer(PromptTrainer):
         array, size = self.cache(name, paths, tokens=True).array, self.cfg.DATALOADER.TEST.BATCH_SIZE
         for start in range(0, len(paths), size):
             yield torch.from_numpy(np.array(array[start : start + size])).to(self.device).float()
+
+
+def has_targets(tasks: Sequence[RetrievalTask]) -> bool:
+    return all(query.target is not None for task in tasks for query in task.queries)
+
+
+def check_scored(tasks: Sequence[RetrievalTask]) -> None:
+    """Raise ValueError when there are neither public targets nor a server that knows them."""
+    if not has_targets(tasks) and tasks[0].protocol != "cirr":
+        raise ValueError(f"{tasks[0].name} has no public targets and no test server: evaluate CIR.SPLIT val")
 
 
 def file_name(task: RetrievalTask) -> str:

@@ -181,6 +181,7 @@ def cached_features(
     *,
     weights: str,
     shape: Sequence[int],
+    precision: str = "fp32",
     dtype: str = "fp16",
     skip_unreadable: bool = False,
     batch_size: int = 64,
@@ -192,14 +193,16 @@ def cached_features(
 
     Args:
         name: of the files, next to the fingerprint, for people who clean up.
-        weights: digest of the encoder's weights. shape: of one image's features.
+        weights: digest of the encoder's weights. precision: in which it computes. shape: of one image's features.
 
     Raises:
-        FileNotFoundError, ImageReadError, OSError, ValueError: as :meth:`FeatureCache.fill`.
+        FileNotFoundError, ImageReadError, OSError, ValueError: as :meth:`FeatureCache.fill`; also for a
+            cache of a lenient run that lacks images.
     """
     key = fingerprint(
         images=images_digest(paths),
         weights=weights,
+        precision=precision,
         transform=repr(transform),
         dtype=dtype,
         shape=list(shape),
@@ -212,6 +215,11 @@ def cached_features(
                 cache.fill(
                     images, encode, shape, dtype, batch_size, workers, title=f"encoding {name}", device=device
                 )
+    if cache.unreadable and not skip_unreadable:
+        raise ImageReadError(
+            f"{cache.path}.npy lacks {len(cache.unreadable)} images that an earlier run could not read and left out, such "
+            f"as {paths[cache.unreadable[0]]}; fetch them again or, if they are whole, delete this file"
+        )
     return cache
 
 

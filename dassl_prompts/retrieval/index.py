@@ -178,7 +178,7 @@ class ImageIndex:
             else chunked_topk(queries, self.features, wanted)
         )
         found = [
-            [(paths[r], s) for r, s in zip(*pair) if paths[r] not in hidden]
+            [(paths[r], s) for r, s in zip(*pair) if r >= 0 and paths[r] not in hidden]
             for pair in zip(rows.tolist(), scores.tolist())
         ]
         return [row[:k] for row in found]
@@ -203,14 +203,14 @@ class ImageIndex:
         os.replace(temporary, self.folder / FAISS_FILE)
 
     def search_faiss(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Approximate candidates, scored exactly."""
+        """Approximate candidates, scored exactly; row -1 where FAISS found fewer than ``k``."""
         index = import_faiss().read_index(str(self.folder / FAISS_FILE))
         candidates = torch.from_numpy(index.search(queries.numpy(), min(k * RERANK, index.ntotal))[1])
         rows = torch.unique(candidates[candidates >= 0])
         features = torch.from_numpy(np.array(self.features[rows.numpy()], dtype=np.float32))
         position = torch.searchsorted(rows, candidates.clamp_min(0)).masked_fill(candidates < 0, -1)
         scores, found = topk(queries, features, min(k, len(features)), candidates=position)
-        return scores, rows[found.clamp_min(0)]
+        return scores, rows[found.clamp_min(0)].masked_fill(found < 0, -1)
 
 
 def import_faiss():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import sys
 from pathlib import Path
 
@@ -73,7 +74,12 @@ def transform_of(encoder: TokenEncoder, ratio: float) -> TargetPadTransform:
 @torch.no_grad()
 def index(args) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = {"run": args.run} if args.run else {"backbone": args.backbone, "query": args.query}
+    # absolute, so that the index can be asked from another working directory
+    if args.run:
+        model = {"run": os.path.abspath(args.run)}
+    else:
+        backbone = os.path.abspath(args.backbone) if os.path.exists(args.backbone) else args.backbone
+        model = {"backbone": backbone, "query": args.query}
     paths = list_folder(args.folder)
     encoder, _, ratio = load_model(model, device)
     built = ImageIndex.build(

@@ -84,7 +84,8 @@ class Plan:
 
     def baselines(self, dataset: str = "") -> Step:
         dataset = dataset or self.dataset
-        folder = self.output / "composed" / dataset / BASELINE / self.name.removesuffix("_repro")
+        name = "_".join(filter(None, (self.name.removesuffix("_repro"), self.tag)))
+        folder = self.output / "composed" / dataset / BASELINE / name
         return Step(f"baselines on {dataset}", folder, self.args(BASELINE, 1, "--eval-only", dataset=dataset))
 
     def evaluate(self, trainer: str, seed: int, dataset: str, *opts: str, name: str = "eval") -> Step:
@@ -183,10 +184,11 @@ def submit(plan: Plan, args) -> list[dict]:
 
 def compare(plan: Plan, args) -> list[dict]:
     """Like for like: both methods with the same triplets, backbone, tuning mode, steps and seeds."""
+    tuned = replace(plan, tag="_".join(filter(None, (plan.tag, f"{args.tune}-tuned"))))
     steps = [
         (
             f"{trainer} ({args.tune} tuned)",
-            plan.train(trainer, seed, f"TRAINER.{NODES[trainer]}.BACKBONE.TUNE", args.tune),
+            tuned.train(trainer, seed, f"TRAINER.{NODES[trainer]}.BACKBONE.TUNE", args.tune),
         )
         for trainer in ("TransAgg", "PVLF")
         for seed in args.seed
@@ -279,10 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     at = argv.index("--") if "--" in argv else len(argv)
     args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1 :])
-    tag = "_".join(
-        part for part in (args.tag, f"{args.tune}-tuned" if args.command == "compare" else "") if part
-    )
-    plan = Plan(args.dataset, args.cfg, args.root, args.output, tag, opts)
+    plan = Plan(args.dataset, args.cfg, args.root, args.output, args.tag, opts)
     try:
         if len(opts) % 2:
             raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")

@@ -7,7 +7,7 @@ import pytest
 from dassl_prompts import extend_cfg
 from dassl_prompts.data import cir_report
 from dassl_prompts.data.cir_report import describe_task, describe_triplets, id_types
-from dassl_prompts.data.triplets import ImageFolder, Query, RetrievalTask
+from dassl_prompts.data.triplets import ImageFolder, NoImages, Query, RetrievalTask
 from dassl_prompts.datasets.cirr import CIRR
 from dassl_prompts.datasets.fashioniq import FashionIQ, join_captions
 from dassl_prompts.datasets.laion_cir import LaionCIR, read_info
@@ -207,6 +207,39 @@ def test_report(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "unreadable images: 1\n" in out and "0000001.png" in out and "1 target ids of type int" in out
     assert cir_report.main(["CIRR", "--root", str(tmp_path)]) == 2
+
+
+def test_report_without_images_counts_the_annotations(tmp_path, capsys):
+    for tree, folder in ((cir_trees.cirr, "cirr/img_raw"), (cir_trees.fashioniq, "fashioniq/images"),
+                         (cir_trees.laion_cir, "laion_cir/images")):  # fmt: skip
+        tree(tmp_path)
+        (tmp_path / folder).rename(tmp_path / f"gone-{folder.replace('/', '-')}")
+    assert cir_report.main(["CIRR", "FashionIQ", "LaionCIR", "--root", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "the images of split val are not below DATASET.ROOT" in out
+    assert "CIRR val: 6 queries, 8 gallery images" in out and "FashionIQ toptee val: 5 queries" in out
+    assert "train: 10 triplets" in out and "cirr/img_raw/dev/dev-0-0-img0.png" in out
+    assert out.count("missing images: 8\n") == 2 + 6  # CIRR's val and test, FashionIQ's categories of both
+    with pytest.raises(NoImages):
+        CIRR(config(tmp_path)).tasks("val")
+
+
+def test_report_on_the_real_annotations(shared_data, capsys):
+    """No images at this place: everything that the annotations say is counted all the same."""
+    assert cir_report.main(["CIRR", "FashionIQ", "LaionCIR", "--root", str(shared_data)]) == 1
+    out = capsys.readouterr().out
+    assert "CIRR val: 4,181 queries, 2,297 gallery images, 2,165 references, 0 queries without a target" in out
+    assert "CIRR test1: 4,148 queries, 2,315 gallery images, 2,178 references, 4,148 queries without a target, 1 empty" in out
+    assert "FashionIQ shirt val: 2,038 queries, 6,346 gallery images" in out
+    assert "train: 32,000 triplets" in out and "2,000 target ids of type int" in out
+
+
+def test_one_missing_image_does_not_hide_the_folder(tmp_path):
+    cir_trees.cirr(tmp_path)
+    (tmp_path / "cirr" / "img_raw" / "dev" / "dev-0-0-img0.png").unlink()  # the first of its split
+    (task,) = CIRR(config(tmp_path)).tasks("val")
+    with pytest.raises(FileNotFoundError, match="1 of the 8 images.*dev-0-0-img0"):
+        task.check_images()
 
 
 def test_report_counts(tmp_path):

@@ -64,7 +64,7 @@ def attention(rows, keys, bias, hidden, attn):
 
 def feed_forward(x, layer):
     h = layer.linear1.weight @ x + layer.linear1.bias
-    h = h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
+    h = h.clamp(min=0) if layer.act is F.relu else h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
     return layer.linear2.weight @ h + layer.linear2.bias
 
 
@@ -147,6 +147,7 @@ def test_equals_plain_formulas(block, mask_mode):
     {"separator": True},
     {"num_layers": 3, "prompt_depth": 2},
     {"num_layers": 1, "prompt_depth": 1},
+    {"act": "relu"},
     {"final_norm": True},
     {"type_embed": True},
     {"pos_embed": True, "max_text": 9, "max_image": 5},
@@ -225,6 +226,11 @@ def test_depth_one_is_shallow_and_no_prompt_is_none():
     torch.testing.assert_close(empty(*inputs), none(*inputs), atol=0, rtol=0)
 
 
+def test_shallow_has_prompts_whatever_the_depth():
+    """TransAgg's defaults have depth 0; PROMPT.MODE shallow must not silently be without prompts there."""
+    assert [len(build(prompt_mode="shallow", prompt_depth=depth).prompts) for depth in (0, 1, 2)] == [1, 1, 1]
+
+
 def test_deep_prompts_change_the_second_layer():
     fusion, inputs = build(), tokens()
     before = torch.stack(fusion(*inputs))
@@ -283,6 +289,22 @@ def test_layers_start_equal_and_dropout_acts_in_training():
     assert not torch.equal(fusion(*inputs)[0], fusion(*inputs)[0])
     fusion.eval()
     assert torch.equal(fusion(*inputs)[0], fusion(*inputs)[0])
+
+
+def test_places_of_dropout(monkeypatch):
+    """As torch's layer: on attention's probabilities and output, inside the feed-forward and on its output."""
+    seen, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention",
+        lambda *args, dropout_p, **more: (seen.append(("attention", dropout_p)), attention(*args, **more))[1],
+    )  # fmt: skip
+    block = FusionBlock(D, HEADS, FF, 0.3, "gelu", "pre_ln")
+    block.dropout.register_forward_hook(lambda module, args, out: seen.append((out.shape[-1], module.p)))
+    block(torch.randn(2, 3, D))
+    assert seen == [("attention", 0.3), (D, 0.3), (FF, 0.3), (D, 0.3)]
+    seen.clear()
+    block.eval()(torch.randn(2, 3, D))
+    assert seen[0] == ("attention", 0.0)
 
 
 # -- aggregation ---------------------------------------------------------------------------------------------

@@ -169,6 +169,17 @@ def test_real_submission(shared_data, tmp_path):
     assert cirr_submission.main([*map(str, paths), "--root", str(shared_data)]) == 0
 
 
+def test_size_of_the_file_itself_counts(shared_data, tmp_path, capsys):
+    task = real_test1(shared_data)
+    paths = cirr_submission.write(task, *mixed_features(task), tmp_path)
+    content = json.loads(paths[0].read_text())
+    paths[0].write_text(json.dumps(content, indent=4))  # the same lists, with white space
+    assert paths[0].stat().st_size > 5_000_000
+    assert cirr_submission.main([*map(str, paths), "--root", str(shared_data)]) == 1
+    first, fault, second = capsys.readouterr().out.splitlines()
+    assert "1 problems" in first and "the server takes 5,000,000" in fault and second.endswith("fine")
+
+
 def test_the_organisers_demo_is_valid(shared_data):
     demo = json.loads((shared_data / "cirr" / "demo" / "test1_pred_ranks_recall_subset.json").read_text())
     assert cirr_submission.problems(demo, real_test1(shared_data)) == []

@@ -58,13 +58,15 @@ def test_half_precision_rounds(tmp_path, paths):
     np.testing.assert_array_equal(half, exact.astype(np.float16))
 
 
-@pytest.mark.parametrize("change", ["weights", "transform", "order", "content"])
+@pytest.mark.parametrize("change", ["weights", "precision", "transform", "order", "content"])
 def test_anything_that_matters_invalidates(tmp_path, paths, change):
     encode = Encoder()
     features(tmp_path, paths, encode)
     options = {}
     if change == "weights":
         options["weights"] = "other"
+    elif change == "precision":
+        options["precision"] = "torch.bfloat16"
     elif change == "transform":
         options["transform"] = TargetPadTransform(8, (0.5,) * 3, (0.2,) * 3, ratio=0)
     elif change == "order":
@@ -102,6 +104,8 @@ def test_unreadable_images(tmp_path, paths):
     assert cache.unreadable == [4] and not cache.array[4].any() and cache.array[5].any()
     again = features(tmp_path, paths, Encoder(stop_after=0), skip_unreadable=True)
     assert again.unreadable == [4]
+    with pytest.raises(ImageReadError, match="left out, such as .*4.png"):  # its rows of zeros are no features
+        features(tmp_path, paths, Encoder())
 
 
 def test_damaged_features(tmp_path, paths):

@@ -1,6 +1,9 @@
 """Exact search in chunks, the index folder, the command line, the contact sheet."""
 
+import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +147,17 @@ def test_trained_run(folder, blip, tmp_path, capsys):
     assert search.main(["ask", index, "--text", "two"]) == 2
 
 
+def test_index_is_asked_from_another_folder(folder, blip, tmp_path, monkeypatch, capsys):
+    """Backbone and pictures were given by relative paths."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(blip)
+    assert search.main(["index", "images", "--index", "index", "--backbone", "model"]) == 0
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    assert search.main(["ask", str(tmp_path / "index"), "--text", "two", "-k", "2"]) == 0
+    assert all(os.path.isfile(path) for path in lines(capsys))
+
+
 def test_index_of_other_weights(folder, blip, tmp_path, capsys):
     search.main(["index", str(folder), "--index", str(tmp_path / "index"), "--backbone", blip])
     opened = ImageIndex.open(tmp_path / "index")
@@ -179,6 +193,27 @@ def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
     queries = F.normalize(torch.randn(3, 16), dim=-1)
     exact, approximate = (ImageIndex.open(tmp_path / name).search(queries, 5) for name in "ab")
     assert [[p for p, _ in row] for row in exact] == [[p for p, _ in row] for row in approximate]
+
+
+def test_faiss_that_finds_too_few(folder, blip, tmp_path, monkeypatch):
+    """FAISS fills up with -1; nothing is made up for it."""
+    search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
+    index = ImageIndex.open(tmp_path / "a")
+    index.manifest["faiss"] = "HNSW16"
+
+    class Few:
+        ntotal = 10
+
+        def search(self, queries, k):
+            found = np.full((2, k), -1)
+            found[0, :2], found[1, :3] = [4, 3], [1, 2, 7]
+            return None, found
+
+    fake = SimpleNamespace(read_index=lambda path: Few())
+    monkeypatch.setattr("dassl_prompts.retrieval.index.import_faiss", lambda: fake)
+    queries = F.normalize(torch.randn(2, 16), dim=-1)
+    paths, rows = index.manifest["paths"], index.search(queries, 4)
+    assert [{p for p, _ in row} for row in rows] == [{paths[4], paths[3]}, {paths[1], paths[2], paths[7]}]
 
 
 def test_faiss_missing(folder, blip, tmp_path, capsys, monkeypatch):

@@ -99,6 +99,12 @@ def test_options_go_to_the_method_that_they_name():
     assert any(arg.endswith("emoji_tiny.yaml") for arg in pvlf)
 
 
+def test_a_tag_keeps_baselines_with_other_options_apart():
+    """FIQ_CAPTION and the like change the baselines too; towers tuned by ``compare`` do not."""
+    plain, tagged = (composed.Plan("fashioniq", "vit_b32_repro", "data", Path("out"), tag) for tag in ("", "rev"))
+    assert plain.baselines().output.name == "vit_b32" and tagged.baselines().output.name == "vit_b32_rev"
+
+
 def test_ablations_cover_the_tables_of_the_paper():
     assert [keys[0][1] for keys in ablation("length").values()] == ["5", "10", "15", "20", "25", "30", "35"]
     depth = {tuple(int(v) for _, v in keys) for keys in ablation("depth").values()}
