@@ -102,6 +102,7 @@ class ClassificationTrainer(PromptTrainer):
         cfg = self.cfg
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip = self.load_backbone(cfg, self.device)
+        self.backbone_digest = clip.digest
         self.precision = resolve_precision(self.wanted_precision(cfg), self.device)
         self.autocast_dtype = None
         if self.precision == "amp":

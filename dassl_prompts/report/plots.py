@@ -9,7 +9,7 @@ from pathlib import Path
 from dassl_prompts.report.curves import per_epoch, read_curves
 from dassl_prompts.report.groups import Method, Value, accuracy, base_new
 from dassl_prompts.report.published import counterpart
-from dassl_prompts.report.tables import AVERAGE, average_paper, entry_values, ordered
+from dassl_prompts.report.tables import AVERAGE, average_paper, entry_values, evaluated, ordered
 
 #: colours that colour-blind readers tell apart (Okabe and Ito), then again with other markers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -364,7 +364,7 @@ def composed_bars(methods: list[Method]):
         if not columns:
             continue
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        bars(axis, methods, values, columns, split)
+        bars(axis, methods, values, columns, evaluated(split))
         axis.set(title=split, ylabel="recall (%)")
         axis.set_xticks(range(len(columns)), columns)
         shared_legend(figure, [axis])
@@ -390,7 +390,7 @@ def bars(
             color=style(i)["color"],
             label=labels[i],
         )
-        paper = counterpart(methods[i])
+        paper = counterpart(methods[i], dataset)
         theirs = paper.on(dataset) if paper else {}
         for x, c in zip(at, have):
             if c in theirs:

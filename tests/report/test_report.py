@@ -97,7 +97,7 @@ def test_mixed_settings_are_kept_apart_and_named(tmp_path):
     assert second.differs == {"OPTIM.LR": ("0.002", "0.1")}
     rows, _ = rows_of(tmp_path, "base2new")
     assert [(r["recipe"], r["Base"]) for r in rows] == [("vit_b16", "81.00 ± 1.41"), ("vit_b16 [2]", "40.00")]
-    (line,) = sections([first, second], runs, unfinished, None)["Mixed settings (kept apart)"]
+    (line,) = sections([first, second], runs, unfinished, None)["Mixed settings or data (kept apart)"]
     assert "OPTIM.LR 0.002 -> 0.1" in line
 
 
