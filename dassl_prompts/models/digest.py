@@ -17,9 +17,9 @@ SAMPLE = 1024
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Digest of the names, shapes and a sample of the values of tensors.
 
-    Training, conversion to another precision and damage change nearly every tensor, so 1,024 values of each
-    tell two backbones apart at a hundredth of the cost of reading them all. File format and order do not
-    count: the same weights as .pt and .safetensors have one digest.
+    Training, rounding and damage change nearly every tensor, so a sample of each tells two backbones apart
+    without reading them whole. File format and order do not count: the same weights as .pt and .safetensors
+    have one digest.
     """
     found = hashlib.sha256()
     for name in sorted(state):
