@@ -116,6 +116,7 @@ class ClassificationTrainer(PromptTrainer):
         cfg = self.cfg
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip = self.load_backbone(cfg, self.device)
+        self.backbone_digest = clip.digest
         wanted = self.wanted_precision(cfg)
         self.precision = resolve_precision(wanted, self.device)
         if self.precision != wanted:

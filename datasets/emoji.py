@@ -5,6 +5,7 @@ from __future__ import annotations
 from dassl_prompts.data import emoji
 from dassl_prompts.data.splits import Splits, few_shot, subsample_classes
 from dassl_prompts.engine import DatasetBase, Datum, register_dataset
+from dassl_prompts.engine.digest import digests_of_lists
 
 
 def read_splits(style: str) -> Splits:
@@ -35,7 +36,8 @@ class Emoji(DatasetBase):
     style = emoji.HELD_OUT
 
     def __init__(self, cfg):
-        train, val, test = read_splits(self.style)
+        train, val, test = splits = read_splits(self.style)
+        self.digests = digests_of_lists(splits, emoji.ASSETS)
         train, val = few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED, emoji.ASSETS)
         subsample = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         train, val, test = subsample_classes(train, val, test, subsample=subsample)

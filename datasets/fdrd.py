@@ -12,9 +12,11 @@ import os
 from collections.abc import Sequence
 
 from dassl_prompts.data.captions import CaptionDatum
+from dassl_prompts.data.emoji import ASSETS
 from dassl_prompts.data.images import check_images
 from dassl_prompts.data.splits import few_shot
 from dassl_prompts.engine import DatasetBase, add_defaults, register_dataset
+from dassl_prompts.engine.digest import digests_of_lists
 from dassl_prompts.fdrd.domains import CUSTOM, FOLDER, ImageFinder, find_file, get_domain
 from dassl_prompts.fdrd.records import FDRDError, Record, parse_records, read_records, usable_negatives
 
@@ -58,6 +60,7 @@ class FDRD(DatasetBase):
         check_images([d.impath for d in (*train, *test)], f"FDRD {name}",
             "The images are those of CoOp's datasets; "
                      "docs/datasets.md says where each comes from")  # fmt: skip
+        self.digests = digests_of_lists((train, test), root or ASSETS)
         train = self.draw(train, cfg, root, cache_dir)
         super().__init__(train_x=train, test=test)
         # a test set may hold classes that training has none of; they need names all the same

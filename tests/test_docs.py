@@ -67,3 +67,23 @@ def test_commands_of_the_running_page_parse():
             for option in action.option_strings
         }
         assert set(re.findall(r"(?<!\S)--[\w-]+", words)) <= known, words
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(p for p in sorted(DOCS.glob("*.md")) if p.name != "coop_users.md")], ids=lambda page: page.name)
+def test_scripts_and_their_datasets_exist(page):
+    """``bash scripts/METHOD/PROTOCOL.sh DATASET`` in a page (coop_users.md also names CoOp's own scripts)."""
+    from dassl_prompts.fdrd.domains import get_domain
+    from dassl_prompts.run.composed import DATASETS
+
+    configurations = {path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")}
+    for script, dataset in re.findall(r"bash (scripts/[\w/]+\.sh)(?: ([a-z]\w+))?", page.read_text(encoding="utf-8")):
+        assert (ROOT / script).is_file(), script
+        if not dataset:
+            continue
+        folder = script.split("/")[1]
+        if folder in ("pvlf", "transagg"):
+            assert dataset in DATASETS, (script, dataset)
+        elif folder in ("dcar", "itr"):
+            assert dataset == "emoji" or get_domain(dataset)
+        else:
+            assert dataset in configurations, (script, dataset)

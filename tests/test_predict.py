@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,19 @@ def test_nearest_words_find_the_words_a_context_started_from(train, capsys):  # 
     capsys.readouterr()
     assert command.main([built.output_dir, "--words", "1", "--device", "cpu"]) == 0
     assert "| photo (0.000)" in capsys.readouterr().out
+
+
+def test_other_weights_than_at_training_are_told(train, state, clip_file, tmp_path):  # noqa: F811
+    folder = train("CoOp").output_dir
+    same = tmp_path / "same.pt"
+    same.write_bytes(clip_file.read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_run(folder, device="cpu", backbone=str(same))
+    other = tmp_path / "other.pt"
+    torch.save({key: value * 1.5 for key, value in state.items()}, other)
+    with pytest.warns(UserWarning, match="other weights of .*other.pt than are loaded now"):
+        load_run(folder, device="cpu", backbone=str(other))
 
 
 def test_class_specific_contexts_have_words_per_class_and_refuse_other_classes(train):  # noqa: F811

@@ -171,6 +171,7 @@ class PVLF(ComposedTrainer):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
         self.model = build_composed_model(self.cfg.MODEL.BACKBONE.NAME, node, self.device)
         self.encoder, self.query = self.model.encoder, self.model.query
+        self.backbone_digest = self.encoder.digest
         self.check_size()
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)

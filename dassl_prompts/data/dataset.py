@@ -19,6 +19,7 @@ from dassl_prompts.data.splits import (
     subsample_classes,
 )
 from dassl_prompts.engine import DatasetBase, Datum, add_defaults
+from dassl_prompts.engine.digest import digests_of_lists
 
 DOCS = "docs/datasets.md lists where each dataset comes from"
 
@@ -55,6 +56,7 @@ class SplitDataset(DatasetBase):
     def __init__(self, cfg):
         self.locate(cfg.DATASET.ROOT, cfg.DATASET.get("MAKE_SPLIT", -1))
         splits = self.read_data()
+        self.digests = digests_of_lists(splits, self.dataset_dir)
         splits = self.draw(splits, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         train, val, test = subsample_classes(*splits, subsample=cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
         used = {item.impath: None for part in (train, val, test) for item in part}

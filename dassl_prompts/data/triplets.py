@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from dassl_prompts.data.images import missing_images
 from dassl_prompts.engine import add_defaults, read_json
+from dassl_prompts.engine.digest import digest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -180,6 +182,21 @@ class TripletDataset:
         """
         return present_triplets(self.read_triplets(), self.cfg.CIR.MAX_MISSING, type(self).__name__)
 
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the annotations, by image names, so that the images may move."""
+        found = {}
+        with suppress(FileNotFoundError):  # an evaluation needs no training annotations
+            found["training triplets"] = digest(
+                f"{stem(t.reference)}\t{t.caption}\t{stem(t.target)}" for t in self.read_triplets()
+            )
+        with suppress(NoQueries, FileNotFoundError):
+            tasks = self.tasks(self.cfg.CIR.SPLIT)
+            lines = [f"{t.name}\t{name}" for t in tasks for name in t.gallery]
+            lines += [f"{q.id}\t{q.reference}\t{q.texts}\t{q.target}\t{q.members}" for t in tasks for q in t.queries]
+            found[f"queries of {type(self).__name__}"] = digest(lines)
+        return found
+
     # -- helpers for subclasses ------------------------------------------------------------------------------
 
     def find(self, candidates: Iterable[str], marker: str, what: str) -> str:
@@ -232,6 +249,11 @@ class TripletDataset:
             for base in (*extra, self.annotations, self.root)
             for name in names
         ]
+
+
+def stem(path: str) -> str:
+    """Name of an image file without folder and suffix."""
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def present_triplets(triplets: list[Triplet], allowed: int, name: str) -> list[Triplet]:

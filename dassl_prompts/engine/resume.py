@@ -2,8 +2,8 @@
 
 ``<run>/resume.pt`` is replaced atomically at the end of an epoch. It holds the learned tensors of the
 registered models, optimisers, schedules, the loss scaler, the trainer's ``extra_state()``, all random
-generators, the best validation result, the resolved config and a fingerprint of the training set. It loads
-with ``weights_only=True``.
+generators, the best validation result, the resolved config, a fingerprint of the training set and the digests
+of data and backbone. It loads with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from dassl_prompts.engine.checkpoint import learned_tensors, load_checkpoint, write_tensors
 from dassl_prompts.engine.config import differing_keys, flatten
+from dassl_prompts.engine.digest import differences
 from dassl_prompts.engine.randomness import rng_state
 
 FILE = "resume.pt"
@@ -69,6 +70,7 @@ def pack(trainer, epochs_done: int) -> dict[str, Any]:
         "trainer": trainer.cfg.TRAINER.NAME,
         "config": flat_config(trainer.cfg),
         "data": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
+        "digests": trainer.digests(),
         "torch": str(torch.__version__),
         "best_result": float(trainer.best_result),
         "corrupt": sorted(trainer.corrupt_images),
@@ -108,6 +110,11 @@ def check(state: dict[str, Any], trainer, path: Path) -> None:
             else ""
         )
         raise CannotResume(f"{path} belongs to a run on other training images{seed}: {remedy}")
+    different = differences(state.get("digests", {}), trainer.digests())
+    if different:
+        raise CannotResume(
+            f"{path} belongs to a run on other data or weights, by their digests ({'; '.join(different)}): {remedy}"
+        )
     if list(state["models"]) != trainer.get_model_names():
         raise CannotResume(
             f"{path} holds the models {list(state['models'])}, this run has {trainer.get_model_names()}"

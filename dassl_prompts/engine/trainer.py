@@ -27,6 +27,7 @@ from dassl_prompts.engine.checkpoint import (
     save_checkpoint,
 )
 from dassl_prompts.engine.config import with_engine_defaults
+from dassl_prompts.engine.digest import data_digests
 from dassl_prompts.engine.files import read_json
 from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt
 from dassl_prompts.engine.randomness import set_rng_state
@@ -219,11 +220,20 @@ class PromptTrainer(TrainerX):
 
     # -- results.json -----------------------------------------------------------------------------------
 
+    #: digest of the frozen backbone's weights, from ``build_model``; "" where there is none to compare
+    backbone_digest = ""
+
+    def digests(self) -> dict[str, str]:
+        """Digests of what the result rests on besides the configuration: class names, data, backbone."""
+        found = data_digests(self.dm.dataset, self.cfg)
+        return {**found, "backbone": self.backbone_digest} if self.backbone_digest else found
+
     def description(self) -> dict[str, Any]:
         """What results.json says about the run besides its results."""
         return {
             "config": resume.flat_config(self.cfg),
             "classnames": list(getattr(self.dm.dataset, "classnames", ())),
+            "digests": self.digests(),
             "max_epoch": self.max_epoch,
             "engine": ENGINE,
             "dassl_prompts": VERSION,

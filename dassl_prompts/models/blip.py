@@ -15,6 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from dassl_prompts.engine.files import read_json
+from dassl_prompts.models.digest import weights_digest
 from dassl_prompts.models.tokens import TextTokens, TokenEncoder
 
 HUB_NAMES = {"blip-itm-base-coco": "Salesforce/blip-itm-base-coco"}
@@ -59,7 +60,10 @@ def load_blip(name: str, text_dropout: float = 0.1) -> BlipTokens:
             "as MODEL.BACKBONE.NAME"
         ) from error
     check_original(model, text_dropout)
-    return BlipTokens(model, tokenizer)
+    digest = weights_digest(model.state_dict())  # before the parts that are not used go
+    blip = BlipTokens(model, tokenizer)
+    blip.digest = digest
+    return blip
 
 
 def set_original(config, text_dropout: float) -> None:

@@ -16,6 +16,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dassl_prompts.engine.files import read_json
+from dassl_prompts.models.digest import weights_digest
 from dassl_prompts.models.text import ClassPrompts, TextTower
 from dassl_prompts.models.vision import ResNetTower, VisionTower
 
@@ -41,9 +43,11 @@ class CLIP(nn.Module):
         image_size: side of the input in pixels.
         is_vit: whether the image tower takes prompts.
         dtype: of the towers' matrix weights.
+        digest: of the weights as they were loaded; "" for random ones.
     """
 
     preprocess_mean, preprocess_std = MEAN, STD
+    digest = ""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -182,7 +186,23 @@ def load_clip(name: str, precision: str = "fp32", device="cpu") -> CLIP:
         load_strict(model, read_state_dict(embedded), str(embedded))
     else:
         model = from_open_clip(name)
-    return finish(model.float(), precision, device)
+    model = model.float()
+    random = path.suffix == ".json" and weights_file(name) is None
+    digest = "" if random else weights_digest(model.state_dict())
+    clip = finish(model, precision, device)
+    clip.digest = digest
+    return clip
+
+
+def weights_file(name: str) -> Path | None:
+    """The local file with the weights that a backbone's name stands for; None for open_clip's names and random weights."""
+    path = Path(name).expanduser()
+    if name.endswith(WEIGHT_SUFFIXES):
+        return path
+    if path.suffix == ".json" and path.is_file():
+        weights = read_json(path).get("weights")
+        return path.parent / weights if weights else None
+    return embedded_weights(name)
 
 
 def embedded_weights(name: str) -> Path | None:

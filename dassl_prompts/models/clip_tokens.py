@@ -29,7 +29,7 @@ class ClipTokens(TokenEncoder):
             raise ValueError(
                 "composed retrieval needs the patch tokens of a ViT: choose e.g. ViT-B/32 or ViT-L/14 instead of a ResNet"
             )
-        self.clip = clip
+        self.clip, self.digest = clip, clip.digest
         self.width, self.image_size = clip.embed_dim, clip.image_size
         self.n_image, self.max_text = clip.vision.n_patches + 1, clip.text.context_length
         self.tune("none")

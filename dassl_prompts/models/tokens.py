@@ -44,6 +44,8 @@ class TokenEncoder(nn.Module):
     image_size: int
     n_image: int
     max_text: int
+    #: of the weights as they were loaded
+    digest = ""
     #: which towers are trained, see :meth:`tune`
     tuning = "none"
 

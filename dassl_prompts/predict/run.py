@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,6 @@ def read_config(flat: dict[str, str], source: str = "results.json"):
     Keys that this version does not have are left out, with a warning; they belong to another version of a
     method.
     """
-    import warnings
-
     import dassl_prompts
 
     cfg = get_cfg_default()
@@ -195,4 +194,11 @@ def load_run(
     cfg.freeze()
     checkpoint = "" if name.startswith("Zeroshot") else str(folder)
     model = dassl_prompts.build_model(cfg, wanted, checkpoint, epoch)
+    noted = results.get("digests", {}).get("backbone")
+    if noted and noted != model.clip.digest:
+        warnings.warn(
+            f"{folder} was trained on other weights of {cfg.MODEL.BACKBONE.NAME} than are loaded now (digest {noted}, now "
+            f"{model.clip.digest or 'none'}): its prompts do not belong to them",
+            stacklevel=2,
+        )
     return TrainedRun(folder, model, wanted, trained, build_transform(cfg, is_train=False), cfg, results)

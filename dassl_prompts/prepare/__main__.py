@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from dassl_prompts.prepare.check import check, dataset_classes
+from dassl_prompts.prepare.check import check, check_fdrd, dataset_classes
 from dassl_prompts.prepare.errors import ByHandError, CheckError, PrepareError
 from dassl_prompts.prepare.fetch import prepare
 from dassl_prompts.prepare.links import CoopPage
@@ -18,7 +18,7 @@ examples:
   get two datasets:             python -m dassl_prompts.prepare Caltech101 EuroSAT --root /data
   examine all fifteen:          python -m dassl_prompts.prepare all --root /data --check
   ... without reading images:   python -m dassl_prompts.prepare all --root /data --check --fast
-  examine retrieval data:       python -m dassl_prompts.prepare CIRR --root /data --check
+  examine retrieval data:       python -m dassl_prompts.prepare CIRR FDRD --root /data --check
   what there is, from where:    python -m dassl_prompts.prepare --list
 
 What no program may fetch is named with its address and the place to put it; run the same command again
@@ -126,12 +126,26 @@ def handle(name: str, args: argparse.Namespace, page: CoopPage) -> None:
 
 def handle_retrieval(name: str, args: argparse.Namespace) -> None:
     """Captioned images and triplets: told how to get, and checked by the reports of their own."""
-    if not args.check or name == "FDRD":
+    if not args.check:
         raise ByHandError(GUIDES[name])
+    if name == "FDRD":
+        return handle_fdrd(args.root)
     from dassl_prompts.data import cir_report
 
     if cir_report.main([name, "--root", str(args.root), *([] if args.fast else ["--read"])]):
         raise CheckError(f"see the report above; what has to be where:\n{GUIDES[name]}")
+
+
+def handle_fdrd(root: Path) -> None:
+    """A summary line per domain that is there; `python -m dassl_prompts.fdrd check` tells more of a file."""
+    reports = check_fdrd(root)
+    if not reports:
+        raise ByHandError(GUIDES["FDRD"])
+    for report in reports:
+        print(report.summary())
+    problems = [f"{report.name}: {line}" for report in reports for line in report.problems]
+    if problems:
+        raise CheckError("\n".join(problems))
 
 
 def main(argv: list[str] | None = None) -> int:

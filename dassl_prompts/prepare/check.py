@@ -68,6 +68,37 @@ def check(name: str, root: str | os.PathLike, decode: bool = True, workers: int 
     return report
 
 
+def check_fdrd(root: str | os.PathLike) -> list[Report]:
+    """A report per domain of FDRD that has a caption file below ``root``; images are looked for, not read."""
+    from dassl_prompts.fdrd.check import check_file
+    from dassl_prompts.fdrd.domains import DOMAINS, find_file
+
+    reports = []
+    for domain in DOMAINS.values():
+        report, found, absent = Report(f"FDRD {domain.name}"), {}, []
+        for split in ("train", "test"):
+            try:
+                path = find_file(domain, split, root)
+            except FileNotFoundError as error:
+                absent.append(str(error))
+                continue
+            try:
+                found[split] = check_file(path, domain, os.fspath(root))
+            except ValueError as error:
+                report.problems.append(str(error))
+        if not found and not report.problems:
+            continue
+        report.classes = max((facts["classes"] for facts in found.values()), default=0)
+        report.counts = tuple(found[part]["records"] if part in found else None for part in PARTS)
+        report.problems += absent
+        for split, facts in found.items():
+            for what, first in (("unusable records", "reasons"), ("images missing", "reasons (images)")):
+                if facts[what]:
+                    report.problems.append(f"{split}: {facts[what]:,} {what}, first: {facts[first][0]}")
+        reports.append(report)
+    return reports
+
+
 def dataset_classes() -> dict[str, type]:
     """The classes that our dataset files define, also where the toolbox has others under their names."""
     from dassl_prompts import datasets

@@ -121,7 +121,8 @@ def _transfer(url: str, part: Path, timeout: float, verifiable: bool) -> None:
         _version_file(part).write_text("" if version.startswith("W/") else version)
         received = _append(response, part, have, int(length) if length else None)
     if length is not None and received != int(length):
-        raise http.client.IncompleteRead(b"", int(length) - received)
+        got, whole = have + received, have + int(length)
+        raise http.client.HTTPException(f"the connection broke off after {got:,} of {whole:,} bytes")
 
 
 def _append(response, part: Path, have: int, length: int | None) -> int:
@@ -171,8 +172,18 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFullError(
-            f"{what} needs {needed / 2**30:.1f} GiB, but {folder} has {free / 2**30:.1f} GiB left"
+            f"{what} needs {readable(needed)}, but {folder} has {readable(free)} left; "
+            "make room and run the same command again"
         )
+
+
+def readable(size: float) -> str:
+    """``1.5 GiB``."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 @contextmanager

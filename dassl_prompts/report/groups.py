@@ -76,7 +76,7 @@ class Method:
         keys = [k for k in mine.keys() & theirs.keys() if mine[k] != theirs[k]]
         keys = [k for k in keys if not (k.endswith("DIR") and "''" in (mine[k], theirs[k]))]
         if not same:
-            keys = [k for k in keys if not k.startswith(("DATASET.", "CIR.")) and k not in PER_DATASET]
+            keys = [k for k in keys if not k.startswith(("DATASET", "CIR.")) and k not in PER_DATASET]
         return {k: (mine[k], theirs[k]) for k in sorted(keys)}
 
 

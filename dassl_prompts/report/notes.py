@@ -92,7 +92,7 @@ def sections(
     found = {
         "Missing": missing(methods, runs, seeds),
         "Not finished (not in the tables)": half_written(unfinished),
-        "Mixed settings (kept apart)": mixed(methods),
+        "Mixed settings or data (kept apart)": mixed(methods),
         "The same run twice": doubles(methods),
     }
     return {heading: lines for heading, lines in found.items() if lines}

@@ -9,12 +9,14 @@ from pathlib import Path
 from dassl_prompts.report.curves import per_epoch, read_curves
 from dassl_prompts.report.groups import Method, Value, accuracy, base_new
 from dassl_prompts.report.published import counterpart
-from dassl_prompts.report.tables import AVERAGE, average_paper, entry_values, ordered
+from dassl_prompts.report.tables import AVERAGE, average_paper, entry_values, evaluated, ordered
 
 #: colours that colour-blind readers tell apart (Okabe and Ito), then again with other markers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 DPI = 130
+#: percentage points that an axis of accuracies spans at least
+LEAST_SPAN = 4.0
 
 
 def pyplot():
@@ -203,13 +205,21 @@ def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]])
                 capsize=2,
                 **style(i),
             )
-        axis.set(title=title, xlabel="accuracy (%)", ylim=(len(datasets) - 0.5, -0.5))
+        axis.set(title=title, xlabel=f"{title if title == 'harmonic mean' else 'accuracy'} (%)", ylim=(len(datasets) - 0.5, -0.5))
+        widen(axis)
         axis.set_yticks(range(len(datasets)), datasets)
         for at in range(len(datasets) - 1):
             axis.axhline(at + 0.5, color="0.9", linewidth=0.8, zorder=0)
         axis.grid(axis="x", alpha=0.3)
     shared_legend(figure, axes[0])
     return figure
+
+
+def widen(axis) -> None:
+    """Let the x axis show :data:`LEAST_SPAN` points at least: a tenth must not look like a gulf."""
+    low, high = axis.get_xlim()
+    more = max(0.0, LEAST_SPAN - (high - low)) / 2
+    axis.set_xlim(low - more, high + more)
 
 
 # -- shots ---------------------------------------------------------------------------------------------------
@@ -364,7 +374,7 @@ def composed_bars(methods: list[Method]):
         if not columns:
             continue
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        bars(axis, methods, values, columns, split)
+        bars(axis, methods, values, columns, evaluated(split))
         axis.set(title=split, ylabel="recall (%)")
         axis.set_xticks(range(len(columns)), columns)
         shared_legend(figure, [axis])
@@ -390,7 +400,7 @@ def bars(
             color=style(i)["color"],
             label=labels[i],
         )
-        paper = counterpart(methods[i])
+        paper = counterpart(methods[i], dataset)
         theirs = paper.on(dataset) if paper else {}
         for x, c in zip(at, have):
             if c in theirs:

@@ -13,7 +13,7 @@ from dassl_prompts.report.groups import Method
 ALIASES = {"describabletextures": "dtd", "flowers102": "oxfordflowers", "fdrdflowers102": "fdrdoxfordflowers"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Published:
     """One method of a published table.
 
@@ -96,7 +96,11 @@ def published() -> tuple[Published, ...]:
     return tuple(found)
 
 
-def counterpart(method: Method) -> Published | None:
-    """The published row to compare a method with: one for its recipe before one for the method at large."""
-    rows = [row for row in published() if row.fits(method)]
+def counterpart(method: Method, dataset: str = "") -> Published | None:
+    """The published row to compare a method with: one for its recipe before one for the method at large.
+
+    Args:
+        dataset: that the row has to hold; cross-dataset targets and ImageNet's variants stand in different tables.
+    """
+    rows = [row for row in published() if row.fits(method) and (not dataset or row.on(dataset))]
     return next(iter(sorted(rows, key=lambda row: not row.cfg)), None)

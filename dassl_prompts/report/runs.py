@@ -40,6 +40,8 @@ FREE = {
     "CIR.CACHE_DIR",
     "CIR.IMAGE_ROOTS",
 }
+#: what the notes call the digests; all others are of the data
+DIGEST_NAMES = {"backbone": "weights of the backbone"}
 SEED_FOLDER = re.compile(r"seed\d+")
 CLASS_SETS = ("base", "new")
 
@@ -101,9 +103,11 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, str]:
-        """Settings that decide the result; another run's folder stands for its method, not its seed or dataset."""
+        """Settings that decide the result, and the digests of data and weights; another run's folder stands for
+        its method, not its seed or dataset."""
         kept = {k: v for k, v in self.results.get("config", {}).items() if k not in FREE}
-        return {k: method_of_folder(v) if k.endswith("DIR") else v for k, v in kept.items()}
+        kept = {k: method_of_folder(v) if k.endswith("DIR") else v for k, v in kept.items()}
+        return {**kept, **{DIGEST_NAMES.get(k, f"DATASET: {k}"): v for k, v in self.results.get("digests", {}).items()}}
 
     def setting(self, key: str) -> str:
         """A config value as plain text, "" if there is none."""

@@ -23,11 +23,12 @@ class Table:
     rows: list[list[str | None]] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
 
-    def add(self, cells: dict[str, object], paper: Published | None = None) -> None:
+    def add(self, cells: dict[str, object], *papers: Published | None) -> None:
         self.rows.append([None if cells.get(c) is None else str(cells[c]) for c in self.columns])
-        source = paper and f"{paper.table}: {paper.source}"
-        if source and source not in self.sources:
-            self.sources.append(source)
+        for paper in filter(None, papers):
+            source = f"{paper.table}: {paper.source}"
+            if source not in self.sources:
+                self.sources.append(source)
 
     def trimmed(self) -> Table:
         """Without columns that no row fills."""
@@ -196,18 +197,17 @@ def transfer_table(methods: list[Method]) -> Table:
         have = [ours[d].mean for d in targets if d in ours]
         mean = {} if len(have) < len(targets) else {"mean of targets": f"{sum(have) / len(have):.2f}"}
         table.add({**cells(method), "seeds": listed(method.seeds()), **ours, **mean})
-        paper = counterpart(method)
-        theirs = {d: n["accuracy"] for d in ours if paper and (n := paper.on(d))}
+        papers = {d: paper for d in ours if (paper := counterpart(method, d))}
+        theirs = {d: paper.on(d)["accuracy"] for d, paper in papers.items()}
         if theirs:
-            whole = mean and set(targets) <= set(theirs) and paper.on(AVERAGE)
-            average = paper.on(AVERAGE)["accuracy"] if whole else None
+            average = average_of_targets(papers, targets) if mean else None
             table.add(
                 {
                     "method": "  published",
                     **{d: f"{v:.2f}" for d, v in theirs.items()},
                     "mean of targets": average and f"{average:.2f}",
                 },
-                paper,
+                *dict.fromkeys(papers.values()),
             )
             gap = {d: difference(ours[d].mean, v) for d, v in theirs.items()}
             table.add(
@@ -218,6 +218,15 @@ def transfer_table(methods: list[Method]) -> Table:
                 }
             )
     return table.trimmed()
+
+
+def average_of_targets(papers: dict[str, Published], targets: list[str]) -> float | None:
+    """A paper's mean over the targets, where one paper has them all and no others."""
+    (paper, *others) = dict.fromkeys(papers.get(d) for d in targets)
+    if paper is None or others or AVERAGE not in paper.values:
+        return None
+    known = {canonical(name) for name in paper.values if name != AVERAGE}
+    return paper.on(AVERAGE)["accuracy"] if known == {canonical(d) for d in targets} else None
 
 
 def recall_table(methods: list[Method]) -> Table:

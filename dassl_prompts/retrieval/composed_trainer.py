@@ -18,6 +18,7 @@ from dassl_prompts.data.target_pad import TargetPadTransform
 from dassl_prompts.data.triplet_loading import CachedTriplets, TripletImages
 from dassl_prompts.data.triplets import RetrievalTask, Triplet
 from dassl_prompts.engine import DATASET_REGISTRY, PromptTrainer, build_dataset, check_availability
+from dassl_prompts.engine.digest import data_digests
 from dassl_prompts.engine.loading import count_corrupt
 from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder
 from dassl_prompts.retrieval import cirr_submission
@@ -104,6 +105,12 @@ class ComposedTrainer(PromptTrainer):
         return {
             name: self.dm.dataset if name == own else DATASET_REGISTRY.get(name)(self.cfg) for name in names
         }
+
+    def digests(self) -> dict[str, str]:
+        evaluated = {}
+        for dataset in self.eval_datasets().values():
+            evaluated |= data_digests(dataset, self.cfg)
+        return {**evaluated, **super().digests()}
 
     @property
     def transform(self) -> TargetPadTransform:

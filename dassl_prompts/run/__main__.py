@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dassl_prompts.run.plan import Node
+from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.protocols import PROTOCOLS
 from dassl_prompts.run.scheduler import Scheduler, make_slots
 from dassl_prompts.run.sweep import Sweep, build, read_file, split_opts
@@ -151,9 +152,17 @@ def summary(sweep: Sweep) -> str:
 
 
 def dry_run(nodes: list[Node]) -> str:
-    state = ["finished" if node.step.results() is not None else "to do" for node in nodes]
-    lines = [f"{what:<9} {node.step.title} -> {node.step.output}" for what, node in zip(state, nodes)]
-    return "\n".join([*lines, f"{state.count('finished')} of {len(nodes)} runs are finished"])
+    lines, finished = [], 0
+    for node in nodes:
+        what, why = "to do", ""
+        if node.step.results() is not None:
+            try:
+                check_same_run(node.step)
+                what, finished = "finished", finished + 1
+            except ValueError as error:
+                what, why = "REFUSED", f"\n          {error}"
+        lines.append(f"{what:<9} {node.step.title} -> {node.step.output}{why}")
+    return "\n".join([*lines, f"{finished} of {len(nodes)} runs are finished"])
 
 
 def report_failures(failed: list[Node]) -> None:

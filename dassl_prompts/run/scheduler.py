@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_prompts.run.plan import Node, block_dependents
+from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.progress import Progress, last_line
-from dassl_prompts.run.steps import CONSOLE, RESULTS, check_same_config, remove_run
+from dassl_prompts.run.steps import CONSOLE, RESULTS, remove_run
 
 POLL_SECONDS = 0.1
 #: how long a run may take to end after SIGTERM
@@ -78,7 +79,7 @@ class Scheduler:
             the nodes that failed and, after them, those that could not run because of these.
 
         Raises:
-            ValueError: a finished folder holds the result of another configuration; nothing was started.
+            ValueError: a finished folder holds the result of other settings or data; nothing was started.
         """
         self.skip_finished()
         self.progress.begin()
@@ -97,7 +98,7 @@ class Scheduler:
         """Mark the finished nodes; checks all of them before anything starts."""
         for node in self.nodes:
             if not self.force and node.step.results() is not None:
-                check_same_config(node.step)
+                check_same_run(node.step)
                 node.state = "skipped"
 
     def again(self) -> bool:
@@ -134,7 +135,7 @@ class Scheduler:
             if in_use(node.step.output):
                 held += 1
             elif not self.force and node.step.results() is not None:  # another process was faster
-                check_same_config(node.step)
+                check_same_run(node.step)
                 node.state = "skipped"
             else:
                 self.start(node, free.pop(0))

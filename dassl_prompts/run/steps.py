@@ -65,22 +65,6 @@ class Step:
         return "--eval-only" not in self.args
 
 
-def check_same_config(step: Step) -> None:
-    """A finished folder may only stand in for a run with equal settings.
-
-    Raises:
-        ValueError: names the settings that differ.
-    """
-    from dassl_prompts.engine import config_differences
-
-    different = config_differences(step.results().get("config", {}), step.config())
-    if different:
-        raise ValueError(
-            f"{step.output} holds a finished run with other settings ({'; '.join(different)}): "
-            f"choose another --output or --tag, or repeat it with --force (FORCE=1 for the scripts)"
-        )
-
-
 def remove_run(folder: Path) -> None:
     """Remove a run's files so that nothing of it is resumed; only folders that look like a run are touched.
 

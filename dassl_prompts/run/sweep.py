@@ -22,6 +22,8 @@ PLACES = ("root", "output", "jobs", "devices", "retry")
 DEFAULTS = {"shots": [16], "seed": [1], "cfg": "", "tag": "", "opts": [], "common": []}
 #: a config key among the words of a command line: has a dot, or is one of the root's values
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+|USE_CUDA|VERBOSE|SEED|OUTPUT_DIR|RESUME")
+#: flags that take no value: what follows them belongs to nothing
+SWITCHES = ("--", "--stop", "--stream", "--no-stream", "--dry-run", "--force")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ def split_opts(words: list[str]) -> tuple[list[str], list[str]]:
     flags, opts, at = [], [], 0
     while at < len(words):
         word = words[at]
-        if CONFIG_KEY.fullmatch(word) and not (
-            at and words[at - 1].startswith("--") and words[at - 1] != "--"
-        ):
+        before = words[at - 1] if at else ""
+        is_value = before.startswith("--") and before not in SWITCHES
+        if CONFIG_KEY.fullmatch(word) and not is_value:
             if at + 1 == len(words):
                 raise ValueError(f"options come as KEY VALUE pairs, but {word} has no value")
             opts += words[at : at + 2]

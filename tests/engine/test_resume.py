@@ -164,6 +164,16 @@ def test_other_training_images_are_refused(images, tmp_path, monkeypatch):
         toy_trainer(images, tmp_path, *opts).train()
 
 
+@pytest.mark.parametrize("what", ["backbone", "class names"])
+def test_other_weights_or_names_are_refused(images, tmp_path, monkeypatch, what):
+    noted = {"backbone": "aa", "class names": "bb"}
+    monkeypatch.setattr(ToyTrainer, "digests", lambda self: noted)
+    interrupt(monkeypatch, "batch 1 0", lambda: toy_trainer(images, tmp_path).train())
+    monkeypatch.setattr(ToyTrainer, "digests", lambda self: {**noted, what: "cc"})
+    with pytest.raises(CannotResume, match=f"other data or weights.*{what}: {noted[what]} -> cc"):
+        toy_trainer(images, tmp_path).train()
+
+
 def test_resume_from_another_folder(images, tmp_path, uninterrupted, monkeypatch):
     interrupt(monkeypatch, "batch 2 1", lambda: toy_trainer(images, tmp_path / "a").train())
     again = lambda: toy_trainer(images, tmp_path / "b", "RESUME", tmp_path / "a").train()  # noqa: E731

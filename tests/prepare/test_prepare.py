@@ -303,6 +303,22 @@ def test_retrieval_data_is_explained_and_checked_by_its_own_report(tmp_path, cap
     assert "cirr" in capsys.readouterr().err
 
 
+def test_captioned_domains_have_a_line_each(tmp_path, capsys):
+    from tests.trainers.retrieval_tree import make_tree
+
+    root = ["--root", str(make_tree(tmp_path))]
+    assert command.main(["FDRD", "--check", *root]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split() == "FDRD DTD ok 3 classes train 12 test 12".split()
+    next(tmp_path.glob("dtd/images/ball/*train*")).unlink()
+    next(tmp_path.glob("FDRD/test/*.json")).unlink()
+    assert command.main(["FDRD", "--check", *root]) == 8
+    out, err = capsys.readouterr()
+    assert "FDRD DTD" in out and "PROBLEM" in out
+    assert "train: 1 images missing, first" in err and "no test file of FDRD's domain DTD" in err
+    assert command.main(["FDRD", "--check", "--root", str(tmp_path / "nowhere")]) == 3
+
+
 # -- sources and links -------------------------------------------------------------------------------------
 
 

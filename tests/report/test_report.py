@@ -97,8 +97,39 @@ def test_mixed_settings_are_kept_apart_and_named(tmp_path):
     assert second.differs == {"OPTIM.LR": ("0.002", "0.1")}
     rows, _ = rows_of(tmp_path, "base2new")
     assert [(r["recipe"], r["Base"]) for r in rows] == [("vit_b16", "81.00 ± 1.41"), ("vit_b16 [2]", "40.00")]
-    (line,) = sections([first, second], runs, unfinished, None)["Mixed settings (kept apart)"]
+    (line,) = sections([first, second], runs, unfinished, None)["Mixed settings or data (kept apart)"]
     assert "OPTIM.LR 0.002 -> 0.1" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("backbone", "weights of the backbone aa -> bb"), ("class names", "DATASET: class names aa -> bb")],
+)
+def test_other_data_or_weights_are_kept_apart_and_named(tmp_path, key, said):
+    base_new_pair(tmp_path, 80.0, 60.0, seed=1, digests={key: "aa"})
+    base_new_pair(tmp_path, 40.0, 20.0, seed=2, digests={key: "bb"})
+    base_new_pair(tmp_path, 82.0, 62.0, seed=3, digests={key: "aa"})
+    base_new_pair(tmp_path, 84.0, 64.0, seed=4)  # of a version that noted none
+    runs, unfinished = find_runs(tmp_path)
+    first, second = group(runs)
+    assert first.seeds() == [1, 3, 4] and second.seeds() == [2]
+    (line,) = sections([first, second], runs, unfinished, None)["Mixed settings or data (kept apart)"]
+    assert said in line
+
+
+def test_base_and_new_of_different_data_make_no_pair(tmp_path):
+    write_run(tmp_path, "base2new/train_base", values=80.0, digests={"image lists": "aa"})
+    write_run(tmp_path, "base2new/test_new", values=60.0, digests={"image lists": "bb"})
+    rows, _ = rows_of(tmp_path, "base2new")
+    assert rows == []
+
+
+def test_datasets_have_data_of_their_own_and_one_backbone(tmp_path):
+    base_new_pair(tmp_path, 80.0, 60.0, dataset="Emoji", digests={"image lists": "aa", "backbone": "x"})
+    base_new_pair(tmp_path, 70.0, 60.0, dataset="EuroSAT", digests={"image lists": "bb", "backbone": "x"})
+    assert [m.datasets for m in group(find_runs(tmp_path)[0])] == [["Emoji", "EuroSAT"]]
+    base_new_pair(tmp_path, 70.0, 60.0, dataset="SUN397", digests={"image lists": "cc", "backbone": "y"})
+    assert len(group(find_runs(tmp_path)[0])) == 2
 
 
 def test_settings_that_differ_between_datasets_are_kept_apart_too(tmp_path):
@@ -332,6 +363,38 @@ def test_transfer_table_has_targets_mean_and_published_rows(tmp_path):
     ]  # one of its targets is missing
 
 
+def test_targets_are_compared_with_the_table_that_has_them(tmp_path):
+    """ImageNet's variants stand in another table than the ten datasets, and in DePT's there is no mean."""
+    source = {"folder": "imagenet", "cfg": "vit_b16_ep50_ctxv1"}
+    variants = {"ImageNetV2": 64.0, "ImageNetR": 77.0}
+    write_run(tmp_path, "transfer/train_all", "CoOp", "ImageNet", values=70.0, cfg=source["cfg"])
+    for dataset, value in variants.items():
+        write_run(tmp_path, "transfer/test_all", "CoOp", dataset, values=value, target=dataset.lower(), **source)
+    rows, table = rows_of(tmp_path, "transfer")
+    assert (rows[1]["ImageNet"], rows[1]["ImageNetV2"], rows[1]["ImageNetR"]) == ("70.53", "64.13", "77.20")
+    assert rows[2]["ImageNetV2"] == "-0.13" and rows[1]["mean of targets"] is None
+    write_run(tmp_path, "transfer/test_all", "CoOp", "EuroSAT", values=47.0, target="eurosat", **source)
+    rows, table = rows_of(tmp_path, "transfer")
+    assert rows[1]["EuroSAT"] == "46.39" and rows[1]["ImageNetV2"] == "64.13" and len(table.sources) == 2
+
+
+def test_a_mean_is_compared_only_over_the_papers_targets(tmp_path):
+    paper = next(p for p in published() if p.protocol == "transfer" and p.trainer == "MaPLe" and "EuroSAT" in p.values)
+    names = [name for name in paper.values if name != "Average"]
+    for dataset in names[:2]:
+        write_run(
+            tmp_path, "transfer/test_all", "MaPLe", dataset, values=50.0, target=dataset.lower(), folder="imagenet"
+        )
+    rows, _ = rows_of(tmp_path, "transfer")
+    assert rows[0]["mean of targets"] == "50.00" and rows[1]["mean of targets"] is None
+    for dataset in names[2:]:
+        write_run(
+            tmp_path, "transfer/test_all", "MaPLe", dataset, values=50.0, target=dataset.lower(), folder="imagenet"
+        )
+    rows, _ = rows_of(tmp_path, "transfer")
+    assert rows[1]["mean of targets"] == "66.30" and rows[2]["mean of targets"] == "-16.30"
+
+
 def test_recall_table(tmp_path):
     values = {f"{d}_r{k}": 10.0 * k for d in ("i2t", "t2i") for k in (1, 5, 10)}
     config = {"DATASET.FDRD_DOMAIN": "'DTD'"}
@@ -368,6 +431,10 @@ def test_composed_table_compares_fashioniq_by_training_triplets(tmp_path):
     rows, table = rows_of(tmp_path, "composed")
     assert rows[0]["dataset"] == "last FashionIQ val" and rows[0]["R@10"] == "33.00"
     assert rows[1]["R@10"] == "33.03" and rows[2]["R@50"] == "+0.47" and rows[2]["dress R@10"] == "-0.16"
+    tuned = {"CIR.LAION_SET": "'combined'", "TRAINER.PVLF.BACKBONE.TUNE": "'text'"}
+    write_run(tmp_path / "t", "composed/train", "PVLF", "LaionCIR", values=values, config=tuned, backbone="blip", shots=0)
+    rows, _ = rows_of(tmp_path / "t", "composed")
+    assert rows[1]["R@10"] == "34.17"  # table 1's combined row has both towers tuned, table 3 this mode
     values = {"last CIRR val": {"mean": 1.0, "R@1": 40.0}}
     write_run(
         tmp_path / "b",

@@ -5,7 +5,7 @@ import pytest
 from dassl_prompts.run import __main__ as command
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.protocols import PROTOCOLS, Protocol
-from dassl_prompts.run.sweep import build, read_file, split_opts
+from dassl_prompts.run.sweep import SWITCHES, build, read_file, split_opts
 from dassl_prompts.run.tables import mean_over_seeds
 from tests.run.fake import step
 
@@ -28,6 +28,13 @@ def test_key_value_pairs_are_found_wherever_they_stand():
     assert split_opts(["--common", "OPTIM.LR", "1"]) == (["--common", "OPTIM.LR", "1"], [])
     with pytest.raises(ValueError, match="OPTIM.LR has no value"):
         split_opts(["base2new", "OPTIM.LR"])
+
+
+def test_key_value_pairs_may_follow_a_switch():
+    switches = {o for a in command.parser()._actions if a.nargs == 0 for o in a.option_strings} - {"-h", "--help"}
+    assert switches == set(SWITCHES) - {"--"}
+    for switch in switches:
+        assert split_opts(["fewshot", switch, "OPTIM.LR", "1"]) == (["fewshot", switch], ["OPTIM.LR", "1"])
 
 
 def test_every_combination_is_a_job(tmp_path):
