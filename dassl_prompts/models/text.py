@@ -34,7 +34,7 @@ SOT, EOT = 49406, 49407
 #: what stands in a slot before a context vector takes its place: the single token of "x"
 PLACEHOLDER = 343
 POSITIONS = ("end", "middle", "front")
-#: tokens evaluated at once when no gradient is needed
+#: tokens evaluated at once when their activations are not kept
 CHUNK_TOKENS = 65536
 
 
@@ -203,7 +203,7 @@ class TextTower(nn.Module):
                 at the end, all tokens asked for) it has no effect.
             trim: cut to the longest EOT; with False all 77 positions are evaluated.
             return_tokens: also return all positions, normed and projected, ``[C, L, E]``.
-            chunk_tokens: evaluate at most about this many tokens at once; default one pass when gradients are needed.
+            chunk_tokens: evaluate at most about this many tokens at once; default one pass when activations are kept.
             checkpoint: recompute activations of each chunk in the backward pass.
             accumulate: ``deep[i]`` overwrites nothing but is put in behind SOT: every block adds tokens and keeps the others.
 
@@ -214,6 +214,8 @@ class TextTower(nn.Module):
             ValueError: more deep prompts than blocks, deep prompts with a name that is not at the end.
         """
         self._check(prompts, ctx, deep, position)
+        if chunk_tokens is None and (checkpoint or not torch.is_grad_enabled()):
+            chunk_tokens = CHUNK_TOKENS
         if accumulate and return_tokens:
             raise ValueError("accumulate moves the tokens apart, so return_tokens cannot be had with it")
         per_text = any(t.ndim == 3 for t in (ctx, *deep) if t is not None)
@@ -302,9 +304,7 @@ class TextTower(nn.Module):
         """Texts to evaluate together, in order."""
         images = next((t.shape[0] for t in (ctx, *deep) if t is not None and t.ndim == 4), 1)
         if chunk_tokens is None:
-            if torch.is_grad_enabled():
-                return [None]
-            chunk_tokens = CHUNK_TOKENS
+            return [None]
         size = max(1, chunk_tokens // (length * images))
         if len(prompts) <= size:
             return [None]
@@ -386,9 +386,7 @@ class TextTower(nn.Module):
     def _chunks(self, prompts: ClassPrompts, n_prefix: int, groups: int, chunk_tokens: int | None) -> list[Tensor | None]:
         """Texts to evaluate together, the short ones first; ``[None]`` is all at once."""
         if chunk_tokens is None:
-            if torch.is_grad_enabled():
-                return [None]
-            chunk_tokens = CHUNK_TOKENS
+            return [None]
         longest = (prompts.length - n_prefix) * groups
         if len(prompts) * longest <= chunk_tokens:
             return [None]

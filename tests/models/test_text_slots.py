@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dassl_prompts.models import text
 from dassl_prompts.models.clip import finish, from_state_dict
 from tests.trainers import plain
 
@@ -73,3 +74,17 @@ def test_only_rows_that_matter_are_computed(clip, depth):
     expected = expected * D * D + images * len(NAMES) * D * clip.embed_dim
     counted = {name: flops for name, flops in counter.get_flop_counts()["Global"].items() if str(name) in ("aten.mm", "aten.addmm")}
     assert sum(counted.values()) == 2 * expected
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_checkpointing_is_chunked_by_default(clip, monkeypatch, share_prefix):
+    """One chunk that is recomputed as a whole would need all its memory again."""
+    calls = []
+    recompute = text.recompute
+    monkeypatch.setattr(text, "recompute", lambda *a, **k: calls.append(1) or recompute(*a, **k))
+    monkeypatch.setattr(text, "CHUNK_TOKENS", 20)
+    prompts = clip.text.class_prompts(NAMES, n_ctx=2)
+    ctx = vectors(2, D)
+    ours = clip.text(prompts, ctx, checkpoint=True, share_prefix=share_prefix)
+    assert len(calls) > 1
+    torch.testing.assert_close(ours, clip.text(prompts, ctx), rtol=0, atol=1e-5)
