@@ -120,7 +120,8 @@ class Layout:
 
 def joint_softmax(to_prefix: Tensor, to_own: Tensor, mask: Tensor, width: int, dtype: torch.dtype) -> list[Tensor]:
     """Attention weights over prefix and own places together, from fp32 scores."""
-    scores = torch.cat([to_prefix, to_own.masked_fill(~mask, float("-inf"))], dim=-1) / math.sqrt(width)
+    to_own = to_own.masked_fill(~mask, float("-inf")).expand(*to_prefix.shape[:-1], -1)
+    scores = torch.cat([to_prefix, to_own], dim=-1) / math.sqrt(width)
     return scores.softmax(-1).to(dtype).split([to_prefix.shape[-1], to_own.shape[-1]], dim=-1)
 
 
@@ -134,7 +135,7 @@ def attend_with_prefix(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix
     """Causal attention of C sequences that share one prefix, without copying the prefix's keys and values.
 
     Args:
-        q, k, v: ``[G, H, R, e]``, packed rows of the sequences in each of G groups.
+        q, k, v: ``[G, H, R, e]``, packed rows of the sequences in each of G groups; ``[1, H, R, e]`` if the same in all.
         prefix_k, prefix_v: ``[G, H, P, e]``, seen by every row of the group.
 
     Returns:

@@ -2,7 +2,8 @@
 
 The tower is causal, so nothing behind the EOT token matters: sequences are cut to the longest EOT. And whatever stands in front
 of the class names is the same for all classes: its keys and values are computed once and every class's few remaining tokens
-attend to them (shared prefix). Both leave values and gradients unchanged up to rounding.
+attend to them (shared prefix). Deep prompts that the next block overwrites need no output, and what a class's own tokens bring
+to the first block is the same for all images. All of it leaves values and gradients unchanged up to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import cached_property
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -32,7 +34,7 @@ SOT, EOT = 49406, 49407
 #: what stands in a slot before a context vector takes its place: the single token of "x"
 PLACEHOLDER = 343
 POSITIONS = ("end", "middle", "front")
-#: tokens evaluated at once when no gradient is needed
+#: tokens evaluated at once when their activations are not kept
 CHUNK_TOKENS = 65536
 
 
@@ -201,7 +203,7 @@ class TextTower(nn.Module):
                 at the end, all tokens asked for) it has no effect.
             trim: cut to the longest EOT; with False all 77 positions are evaluated.
             return_tokens: also return all positions, normed and projected, ``[C, L, E]``.
-            chunk_tokens: evaluate at most about this many tokens at once; default one pass when gradients are needed.
+            chunk_tokens: evaluate at most about this many tokens at once; default one pass when activations are kept.
             checkpoint: recompute activations of each chunk in the backward pass.
             accumulate: ``deep[i]`` overwrites nothing but is put in behind SOT: every block adds tokens and keeps the others.
 
@@ -212,6 +214,8 @@ class TextTower(nn.Module):
             ValueError: more deep prompts than blocks, deep prompts with a name that is not at the end.
         """
         self._check(prompts, ctx, deep, position)
+        if chunk_tokens is None and (checkpoint or not torch.is_grad_enabled()):
+            chunk_tokens = CHUNK_TOKENS
         if accumulate and return_tokens:
             raise ValueError("accumulate moves the tokens apart, so return_tokens cannot be had with it")
         per_text = any(t.ndim == 3 for t in (ctx, *deep) if t is not None)
@@ -300,9 +304,7 @@ class TextTower(nn.Module):
         """Texts to evaluate together, in order."""
         images = next((t.shape[0] for t in (ctx, *deep) if t is not None and t.ndim == 4), 1)
         if chunk_tokens is None:
-            if torch.is_grad_enabled():
-                return [None]
-            chunk_tokens = CHUNK_TOKENS
+            return [None]
         size = max(1, chunk_tokens // (length * images))
         if len(prompts) <= size:
             return [None]
@@ -340,7 +342,8 @@ class TextTower(nn.Module):
     def _prefix(self, prompts, ctx, deep, n_prefix: int, accumulate: bool) -> list[Tensor]:
         """Keys and values ``[G, H, P, e]`` of the prefix in every block, interleaved k, v, k, v, ...
 
-        G is the number of images for contexts per image, else 1.
+        G is the number of images for contexts per image, else 1. Slots that the next block overwrites are seen by others, but
+        what they become themselves is thrown away: of them only keys and values are computed.
         """
         n = prompts.n_ctx
         x = self.token_embedding(prompts.tokens[:1, :n_prefix]).float()
@@ -352,16 +355,18 @@ class TextTower(nn.Module):
         x = (x + self.positional_embedding[:n_prefix].float()).to(self.dtype)
         kv = []
         for i, block in enumerate(self.blocks):
-            if 1 <= i <= len(deep):
-                kept = 1 if accumulate else 1 + deep[i - 1].shape[-2]
-                x = torch.cat([x[:, :1], grouped(deep[i - 1]).to(x.dtype), x[:, kept:]], dim=1)
-            if i == self.layers - 1:
-                kv += project(block, x, "kv")
-                break
-            q, k, v = project(block, x)
+            if 1 <= i <= len(deep):  # the slots to overwrite were left out below
+                x = torch.cat([x[:, :1], grouped(deep[i - 1]).to(x.dtype), x[:, 1:]], dim=1)
+            k, v = project(block, x, "kv")
             kv += [k, v]
-            attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = finish(block, x, attended)
+            if i == self.layers - 1:
+                break
+            seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            if i < len(deep) and not accumulate:
+                behind = 1 + deep[i].shape[-2]
+                x, seen = torch.cat([x[:, :1], x[:, behind:]], dim=1), torch.cat([seen[:1], seen[behind:]])
+            (q,) = project(block, x, "q")
+            x = finish(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
         return kv
 
     def _suffix(self, prompts, n_prefix: int, weights: Tensor | None, *kv: Tensor) -> Tensor:
@@ -369,7 +374,7 @@ class TextTower(nn.Module):
         layout, length = prompts.layout(n_prefix), prompts.length
         w = None if weights is None else weights[:, n_prefix:length]
         x = layout.pack(self._embed(prompts.tokens[:, n_prefix:length], n_prefix, w)).to(self.dtype)
-        x = x.expand(kv[0].shape[0], *x.shape)
+        x = x[None]  # one row for all groups until it has seen the prefix
         for block, prefix_k, prefix_v in zip(self.blocks[:-1], kv[::2], kv[1::2]):
             q, k, v = project(block, x)
             x = finish(block, x, attend_with_prefix(q, k, v, prefix_k, prefix_v, layout))
@@ -381,9 +386,7 @@ class TextTower(nn.Module):
     def _chunks(self, prompts: ClassPrompts, n_prefix: int, groups: int, chunk_tokens: int | None) -> list[Tensor | None]:
         """Texts to evaluate together, the short ones first; ``[None]`` is all at once."""
         if chunk_tokens is None:
-            if torch.is_grad_enabled():
-                return [None]
-            chunk_tokens = CHUNK_TOKENS
+            return [None]
         longest = (prompts.length - n_prefix) * groups
         if len(prompts) * longest <= chunk_tokens:
             return [None]

@@ -34,7 +34,7 @@ def model_digest(module: nn.Module) -> str:
 
 
 def data_digest(items: Sequence) -> str:
-    """Digest of the files behind a list of ``Datum``: path, size and time of change, in order; no image is read."""
+    """Digest of a list of ``Datum``, in order: label, path, size and time of change of the file; no image is read."""
     digest = hashlib.blake2b(digest_size=16)
     known: dict[str, str] = {}
     for item in items:
@@ -42,7 +42,7 @@ def data_digest(items: Sequence) -> str:
         if path not in known:
             stat = os.stat(path)
             known[path] = f"{stat.st_size}:{stat.st_mtime_ns}"
-        digest.update(f"{item.impath}\t{known[path]}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{item.label}\t{item.impath}\t{known[path]}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

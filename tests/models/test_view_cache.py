@@ -109,9 +109,11 @@ def test_digests_change_with_weights_files_and_settings(tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.zip"]
     for path in paths:
         path.write_bytes(b"1234")
-    items = [SimpleNamespace(impath=str(paths[0])), SimpleNamespace(impath=f"{paths[1]}::x.png")]
+    items = [SimpleNamespace(impath=str(paths[0]), label=0), SimpleNamespace(impath=f"{paths[1]}::x.png", label=1)]
     digest = data_digest(items)
     assert data_digest(items) == digest != data_digest(items[::-1])
+    relabelled = [items[0], SimpleNamespace(impath=items[1].impath, label=2)]
+    assert data_digest(relabelled) != digest  # the cache holds the labels, too
     os.utime(paths[1], ns=(1, 1))
     assert data_digest(items) != digest
 
