@@ -148,9 +148,10 @@ def test_blank_image_as_input_gives_ones(clip, kind):
 @torch.no_grad()
 def test_blank_image_in_a_batch_gives_ones(clip, images, norm, image_feat):
     reweighter = TokenReweighter(clip, node(NORM=norm, IMAGE_FEAT=image_feat), MEAN, STD)
-    images[1] = blank_image("white", 32, MEAN, STD)
     features = reweighter.image_features(images)
-    assert not torch.equal(features[1], reweighter.blank_features()[0]), "the test needs rounding"
+    # the blank image as another batch would round it: whether this batch does depends on the machine
+    blank = reweighter.blank_features()[0]
+    features[1] = blank + 3e-7 * torch.randn_like(blank)
     weights = reweighter.pair_weights(clip.text.prompts_from_texts(CAPTIONS), features)
     assert (weights[1] == 1).all() and not (weights[0] == 1).all()
 
