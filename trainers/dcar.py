@@ -12,19 +12,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.data.caption_negatives import (
-    NegativeGenerator,
-    given_negatives,
-    swap_table_meta,
-    swap_table_similar,
-    swap_table_uniform,
-)
-from dassl_prompts.engine import add_defaults, read_json, register_trainer
+from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.models.prompted import Prompts, normalize
 from dassl_prompts.retrieval import evaluation
-from dassl_prompts.retrieval.features import encode_texts
+from dassl_prompts.retrieval.candidates import Candidates, negative_captions, with_batch
 from dassl_prompts.retrieval.losses import DIRECTIONS, WEIGHT_MODES, category_loss
-from dassl_prompts.retrieval.model import ResidualAdapter
+from dassl_prompts.retrieval.model import caa_module
 from dassl_prompts.retrieval.ranking import recall_at, target_ranks
 from dassl_prompts.retrieval.reweighting import (
     BLANKS,
@@ -75,7 +68,7 @@ def extend_cfg(cfg):
             "NEG_SOURCE": "generate",  # generate, or json: the negatives of the annotation file
             "ALPHA": 0.5,  # weight of same-category captions is 1 + ALPHA
             "WEIGHT_MODE": "prob",  # where it enters: prob, logit or loss
-            "WEIGHT_POS": True,  # also for the positive caption
+            "WEIGHT_POS": True,  # also for the positive caption (prob and logit)
             "IN_BATCH": False,  # the batch's other captions are candidates too
         },
         "LOSS": {
@@ -126,6 +119,9 @@ def check_node(node) -> None:
         raise ValueError(f"TRAINER.DCAR.DTR.PROB is {node.DTR.PROB}; it is a share between 0 and 1")
     if node.DTR.SCOPE == "vocab" and node.DTR.SOURCE == "prompted":
         raise ValueError("TRAINER.DCAR.DTR.SCOPE vocab averages weights once, so it needs DTR.SOURCE frozen")
+    low, high = node.DTR.CLAMP
+    if not 0 <= low <= high:
+        raise ValueError(f"TRAINER.DCAR.DTR.CLAMP is {(low, high)}; give (low, high) with 0 <= low <= high")
     if node.CAA.ENABLED and node.CAA.N_NEG < 1 and not node.CAA.IN_BATCH:
         raise ValueError(
             "TRAINER.DCAR.CAA.N_NEG is 0: give negatives, or CAA.IN_BATCH True, or CAA.ENABLED False"
@@ -173,35 +169,6 @@ def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str) -
     return learner
 
 
-class Normalised(nn.Module):
-    """``norm(module(x))`` in fp32."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return normalize(self.module(x.float()))
-
-
-def caa_module(width: int, kind: str, hidden: int, ratio: float) -> nn.Module:
-    """The trainable box behind the frozen text features of captions and negatives, ``[..., E] -> [..., E]``
-    normalised.
-    """
-    if kind == "adapter":
-        return ResidualAdapter(width, hidden, ratio)
-    if kind == "linear":
-        return Normalised(nn.Linear(width, width, bias=False))
-    if kind == "mlp":
-        return Normalised(
-            nn.Sequential(
-                nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
-            )
-        )
-    return Normalised(nn.Identity())
-
-
 class DCARModel(MaPLeCaptions):
     """Dual prompts, and the CAA module for un-prompted captions."""
 
@@ -216,82 +183,6 @@ class DCARModel(MaPLeCaptions):
             if node.CAA.ENABLED
             else None
         )
-
-
-# -- negatives -----------------------------------------------------------------------------------------------
-
-
-def negative_captions(node, items, classnames, clip, seed: int) -> list[list[tuple[str, int]]]:
-    """For every training caption up to ``N_NEG`` pairs (text, label that it describes); none equals the
-    caption.
-
-    Raises:
-        ValueError: the meta table lacks classes, or the file has no negatives to take.
-    """
-    if node.NEG_SOURCE == "json":
-        if not any(item.negatives for item in items):
-            raise ValueError(
-                "TRAINER.DCAR.CAA.NEG_SOURCE is json, but the annotation file has no usable negatives: use "
-                "generate"
-            )
-        return [given_negatives(d.caption, d.negatives, d.label, classnames)[: node.N_NEG] for d in items]
-    if node.SWAP == "meta":
-        if not node.META_FILE:
-            raise ValueError(
-                "TRAINER.DCAR.CAA.SWAP meta needs CAA.META_FILE, a JSON file {class: meta-category}"
-            )
-        swaps = swap_table_meta(classnames, read_json(node.META_FILE), node.META_FILE)
-    elif node.SWAP == "similar":
-        swaps = swap_table_similar(
-            encode_texts(clip, [f"a photo of a {name.replace('_', ' ')}." for name in classnames])
-        )
-    else:
-        swaps = swap_table_uniform(len(classnames))
-    captions, labels = [d.caption for d in items], [d.label for d in items]
-    generate = NegativeGenerator(
-        classnames, swaps, captions, labels, node.N_NEG, node.N_ATTR, node.ATTR, seed
-    )
-    return [generate(i) for i in range(len(items))]
-
-
-class Candidates:
-    """Frozen features of every training caption and its negatives, with their category weights.
-
-    Attributes: ``features [N, 1+K, E]``, index 0 the positive; ``weights``, ``valid [N, 1+K]``.
-    """
-
-    def __init__(self, clip, positives: Tensor, labels: Tensor, negatives: list[list[tuple[str, int]]], node):
-        n, k = len(positives), max((len(row) for row in negatives), default=0)
-        self.features = positives.new_zeros(n, 1 + k, positives.shape[1])
-        self.features[:, 0] = positives
-        self.weights = positives.new_ones(n, 1 + k)
-        self.weights[:, 0] += node.ALPHA * node.WEIGHT_POS
-        self.valid = torch.zeros(n, 1 + k, dtype=torch.bool, device=positives.device)
-        self.valid[:, 0] = True
-        unique = {
-            text: i for i, text in enumerate(dict.fromkeys(text for row in negatives for text, _ in row))
-        }
-        encoded = encode_texts(clip, list(unique)) if unique else positives
-        for i, row in enumerate(negatives):
-            for m, (text, label) in enumerate(row, 1):
-                self.features[i, m] = encoded[unique[text]]
-                self.weights[i, m] += node.ALPHA * (label == int(labels[i]))
-                self.valid[i, m] = True
-
-
-def with_batch(
-    candidates: Tensor, weights: Tensor, valid: Tensor, labels: Tensor, groups: Tensor, alpha: float
-):
-    """Candidates ``[B, 1+K, E]`` plus the batch's other captions, weighted by the same rule; equal texts are
-    left out.
-    """
-    positives = candidates[:, 0]
-    same = (labels[:, None] == labels[None, :]).float()
-    return (
-        torch.cat([candidates, positives[None].expand(len(positives), -1, -1)], 1),
-        torch.cat([weights, 1 + alpha * same], 1),
-        torch.cat([valid, groups[:, None] != groups[None, :]], 1),
-    )
 
 
 # -- trainer -------------------------------------------------------------------------------------------------
@@ -339,47 +230,51 @@ class DCAR(RetrievalTrainer):
 
     # -- token weights ---------------------------------------------------------------------------------------
 
-    def reweighting_images(self, split: str) -> Tensor:
-        """Frozen image features of a split as token re-weighting compares them."""
+    def compared(self, split: str):
+        """What the pair weights of a split are made of, as ``DTR.SOURCE`` says: captions, un-augmented image
+        features, prompts of both.
+        """
+        captions, encode = self.captions[split], self.reweighter.image_features
+        if self.node.DTR.SOURCE == "prompted":
+            prompts = self.model.emit().map(Tensor.detach)
+            return captions.prompts, self.over_images(split, lambda x: encode(x, prompts)), prompts
         if self.node.DTR.IMAGE_FEAT == "global":
-            return self.frozen_images(split)
-        return self._once(f"patches {split}", lambda: self.over_images(split, self.reweighter.image_features))
+            return captions.raw, self.frozen_images(split), Prompts()
+        patches = self._once(f"patches {split}", lambda: self.over_images(split, encode))
+        return captions.raw, patches, Prompts()
 
-    def train_weights(self) -> Tensor:
-        """Content weights ``[N, L]`` of all training pairs from frozen towers and un-augmented images."""
-        raw = self.captions["train"].raw
+    def pair_weights(self) -> Tensor:
+        """Content weights ``[N, L]`` of all training pairs; kept where frozen towers make them."""
 
         def compute():
+            captions, images, prompts = self.compared("train")
             with self.autocast():
-                weights = self.reweighter.all_pair_weights(
-                    raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE
+                return self.reweighter.all_pair_weights(
+                    captions, images, self.cfg.DATALOADER.TEST.BATCH_SIZE, prompts
                 )
-            if self.node.DTR.SCOPE == "vocab":
-                return self._vocabulary(weights)(self.reweighter.ids(raw), self.reweighter.content(raw))
-            return weights
 
-        return self._once("weights", compute)
-
-    def _vocabulary(self, pair_weights: Tensor) -> VocabularyWeights:
-        raw = self.captions["train"].raw
-        return VocabularyWeights(
-            self.reweighter.ids(raw),
-            pair_weights,
-            self.reweighter.content(raw),
-            len(self.model.clip.text.token_embedding.weight),
-        )
+        return compute() if self.node.DTR.SOURCE == "prompted" else self._once("pair weights", compute)
 
     def vocabulary_weights(self, split: str) -> Tensor:
         """Image-independent content weights ``[M, L]`` of a split's captions, learned from the training
         pairs.
         """
-        raw = self.captions["train"].raw
-        with self.autocast():
-            pairs = self.reweighter.all_pair_weights(
-                raw, self.reweighting_images("train"), self.cfg.DATALOADER.TEST.BATCH_SIZE
-            )
-        captions = self.captions[split].raw
-        return self._vocabulary(pairs)(self.reweighter.ids(captions), self.reweighter.content(captions))
+        pairs, train, captions = self.pair_weights(), self.captions["train"], self.captions[split].raw
+        prompted = self.node.DTR.SOURCE == "prompted"
+        learned_on = train.prompts if prompted else train.raw
+        table = VocabularyWeights(
+            self.reweighter.ids(learned_on),
+            pairs,
+            self.reweighter.content(learned_on),
+            len(self.model.clip.text.token_embedding.weight),
+        )
+        return table(self.reweighter.ids(captions), self.reweighter.content(captions))
+
+    def train_weights(self) -> Tensor:
+        """Content weights ``[N, L]`` of all training pairs as ``DTR.SCOPE`` has them."""
+        if self.node.DTR.SCOPE == "vocab":
+            return self._once("vocabulary weights", lambda: self.vocabulary_weights("train"))
+        return self.pair_weights()
 
     def step_weights(self, images: Tensor, index: Tensor) -> Tensor:
         """Content weights ``[B, L]`` of a training batch."""
@@ -487,15 +382,16 @@ class DCAR(RetrievalTrainer):
         """Exact pair weights for the first ``TEST.RERANK`` candidates of every query."""
         if self.node.TEST.DTR != "rerank":
             return None
-        model, captions, frozen = self.model, self.captions[split], self.reweighting_images(split)
-        prompts = model.emit()
+        model, captions = self.model, self.captions[split].prompts
+        sources, compared, prompts = self.compared(split)
+        learned, blank = model.emit(), self.reweighter.blank_features(prompts)
 
         def encode(image: Tensor, text: Tensor) -> Tensor:
             unique, place_of = text.unique(return_inverse=True)
-            tokens = self.reweighter.token_features(captions.raw.select(unique))[place_of]
-            raw, prompted = captions.raw.select(text), captions.prompts.select(text)
-            weights = self.reweighter.weights(raw, tokens, frozen[image], self.reweighter.blank_features())
-            features = model.encode_captions(prompted, prompts, self.place(weights, prompted))
+            tokens = self.reweighter.token_features(sources.select(unique), prompts)[place_of]
+            weights = self.reweighter.weights(sources.select(text), tokens, compared[image], blank)
+            prompted = captions.select(text)
+            features = model.encode_captions(prompted, learned, self.place(weights, prompted))
             return (images[image] * self.branch(features, split, text)).sum(1)
 
         def score(image: Tensor, text: Tensor) -> Tensor:

@@ -81,9 +81,10 @@ def draw_weights(trainer, path: str | Path, n: int = 6, seed: int = 0) -> None:
         raise ValueError(f"{type(trainer).__name__} has no token weights: give a run of DCAR")
     items = trainer.dm.dataset.test
     index = torch.tensor(choose(len(items), n, seed))
-    captions = trainer.captions["test"].raw.select(index)
     with torch.no_grad():
-        weights = trainer.reweighter.pair_weights(captions, trainer.reweighting_images("test")[index])
+        captions, images, prompts = trainer.compared("test")
+        captions = captions.select(index)
+        weights = trainer.reweighter.pair_weights(captions, images[index], prompts)
     ids, content = trainer.reweighter.ids(captions), trainer.reweighter.content(captions)
     sheet = Image.new("RGB", (WIDTH, GAP + len(index) * (TILE + GAP)), "white")
     for row, i in enumerate(index.tolist()):

@@ -49,6 +49,11 @@ class Gallery:
     labels: Tensor | None = None
 
     def __post_init__(self):
+        for side, x in (("image", self.image), ("text", self.text)):
+            if x.ndim != 2 or x.shape[1] != self.image.shape[-1]:
+                raise ValueError(
+                    f"{side} has shape {tuple(x.shape)}: image must be [N, E], text [M, E] with the same E"
+                )
         n, m = len(self.image), len(self.text)
         if self.image_of_text is None:
             if n != m:

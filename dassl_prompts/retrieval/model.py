@@ -98,3 +98,32 @@ class ResidualAdapter(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             return normalize((1 - self.ratio) * x + self.ratio * self.mlp(x))
+
+
+class Normalised(nn.Module):
+    """``norm(module(x))`` in fp32."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return normalize(self.module(x.float()))
+
+
+def caa_module(width: int, kind: str, hidden: int, ratio: float) -> nn.Module:
+    """The trainable box behind the frozen text features of captions and negatives, ``[..., E] -> [..., E]``
+    normalised.
+    """
+    if kind == "adapter":
+        return ResidualAdapter(width, hidden, ratio)
+    if kind == "linear":
+        return Normalised(nn.Linear(width, width, bias=False))
+    if kind == "mlp":
+        return Normalised(
+            nn.Sequential(
+                nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
+            )
+        )
+    return Normalised(nn.Identity())

@@ -18,6 +18,8 @@ from dassl_prompts.retrieval.features import encode_sorted
 NORMS = ("mean1", "softmax", "minmax", "residual", "none")
 IMAGE_FEATS = ("global", "patch_max", "patch_mean")
 BLANKS = ("white", "black", "mean")
+#: |dS| below this is rounding: an image equal to the blank one differs from it by as much, depending on its batch
+SILENT = 1e-4
 
 
 def blank_image(kind: str, size: int, mean, std) -> Tensor:
@@ -37,10 +39,12 @@ def similarity(tokens: Tensor, image: Tensor, kind: str = "global") -> Tensor:
         image: normalised image features ``[B, E]``, for the patch kinds ``[B, P, E]``; B may be 1.
         kind: "global", "patch_max" or "patch_mean".
     """
-    if kind == "global":
-        return (tokens @ image.unsqueeze(-1)).squeeze(-1)
-    scores = tokens @ image.transpose(-1, -2)
-    return scores.amax(-1) if kind == "patch_max" else scores.mean(-1)
+    # differences of these are small: half precision would leave little of them
+    with torch.autocast(tokens.device.type, enabled=False):
+        if kind == "global":
+            return (tokens @ image.unsqueeze(-1)).squeeze(-1)
+        scores = tokens @ image.transpose(-1, -2)
+        return scores.amax(-1) if kind == "patch_max" else scores.mean(-1)
 
 
 def token_weights(
@@ -51,7 +55,8 @@ def token_weights(
     beta: float = 1.0,
     scale: float = 1.0,
 ) -> Tensor:
-    """Weights ``[B, L]`` from |dS|; 1 wherever ``content`` is False and for captions whose dS says nothing.
+    """Weights ``[B, L]`` from |dS|; 1 wherever ``content`` is False and for captions whose dS says nothing
+    (not above :data:`SILENT`).
 
     Args:
         delta: non-negative ``[B, L]``.
@@ -69,13 +74,13 @@ def token_weights(
         high = delta.masked_fill(~content, -torch.inf).amax(1, keepdim=True)
         mean = delta.masked_fill(~content, 0.0).sum(1, keepdim=True) / count
         if norm == "mean1":
-            weights, says = delta / mean, mean > 0
+            weights, says = delta / mean, mean > SILENT
         elif norm == "softmax":
-            weights, says = count * (scale * delta).masked_fill(~content, -torch.inf).softmax(1), mean > 0
+            weights, says = count * (scale * delta).masked_fill(~content, -torch.inf).softmax(1), mean > SILENT
         elif norm == "none":
-            return torch.where(content & (mean > 0), delta, 1.0)
+            return torch.where(content & (mean > SILENT), delta, 1.0)
         else:
-            weights, says = (delta - low) / (high - low), high > low
+            weights, says = (delta - low) / (high - low), high - low > SILENT
             weights = 1 + beta * weights if norm == "residual" else weights
         return torch.where(content & says, weights.clamp(*clamp), 1.0)
 
@@ -220,12 +225,14 @@ class TokenReweighter:
             captions, self.token_features(captions, prompts), images, self.blank_features(prompts)
         )
 
-    def all_pair_weights(self, captions, images: Tensor, batch_size: int = 256) -> Tensor:
+    def all_pair_weights(
+        self, captions, images: Tensor, batch_size: int = 256, prompts: Prompts = Prompts()
+    ) -> Tensor:
         """The same for a whole set, in length-sorted batches; ``[N, L]`` with 1 behind shorter captions."""
         length = self.content(captions).shape[1]
 
         def encode(index):
-            weights = self.pair_weights(captions.select(index), images[index])
+            weights = self.pair_weights(captions.select(index), images[index], prompts)
             return torch.nn.functional.pad(weights, (0, length - weights.shape[1]), value=1.0)
 
         return encode_sorted(captions.eot, encode, batch_size)

@@ -96,6 +96,19 @@ def fits(key: str, trainer: str) -> bool:
     return parts[0] != "TRAINER" or parts[1] == trainer.upper()
 
 
+def check_options(opts: Sequence[str], trainers: Sequence[str]) -> None:
+    """Refuse options that would reach no run, a misspelt method for one.
+
+    Raises:
+        ValueError: a key lacks its value, or concerns none of ``trainers``.
+    """
+    if len(opts) % 2:
+        raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")
+    for key in opts[::2]:
+        if not any(fits(key, trainer) for trainer in trainers):
+            raise ValueError(f"{key} concerns none of the methods that run here: {', '.join(trainers)}")
+
+
 def compare(runs: Runs, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, list[Step]]:
     """Steps of every row: method -> one run per seed."""
     return {METHODS[m]: [runs.step(m, s) for s in (seeds[:1] if m == ZERO_SHOT else seeds)] for m in methods}
@@ -177,8 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1:])
     try:
-        if len(opts) % 2:
-            raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")
+        check_options(opts, args.method if args.command == "compare" else ["DCAR"])
         runs = Runs(args.domain, args.shots, args.cfg, args.root, args.output, opts)
         table = (compare if args.command == "compare" else ablate)(runs, args.seed, args.method)
         execute([step for steps in table.values() for step in steps], force=args.force, quiet=args.quiet)

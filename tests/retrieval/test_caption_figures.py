@@ -81,3 +81,11 @@ def test_recall_command_reads_foreign_features(tmp_path, capsys):
         and "has no labels" in capsys.readouterr().err
     )
     assert recall.main([str(tmp_path / "none.npz")]) == 2
+
+
+@pytest.mark.parametrize(("image", "text"), [((4,), (4, 4)), ((4, 4), (4,)), ((4, 4), (4, 3)), ((4, 2, 2), (4, 4))])
+def test_foreign_features_of_a_wrong_shape_are_named(image, text, tmp_path, capsys):
+    np.savez(tmp_path / "f.npz", image=np.ones(image), text=np.ones(text))
+    assert recall.main([str(tmp_path / "f.npz")]) == 2
+    error = capsys.readouterr().err
+    assert "f.npz: " in error and "must be [N, E]" in error

@@ -143,6 +143,30 @@ def test_blank_image_as_input_gives_ones(clip, kind):
     )
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("image_feat", ["global", "patch_max", "patch_mean"])
+@torch.no_grad()
+def test_blank_image_in_a_batch_gives_ones(clip, images, norm, image_feat):
+    reweighter = TokenReweighter(clip, node(NORM=norm, IMAGE_FEAT=image_feat), MEAN, STD)
+    features = reweighter.image_features(images)
+    # the blank image as another batch would round it: whether this batch does depends on the machine
+    blank = reweighter.blank_features()[0]
+    features[1] = blank + 3e-7 * torch.randn_like(blank)
+    weights = reweighter.pair_weights(clip.text.prompts_from_texts(CAPTIONS), features)
+    assert (weights[1] == 1).all() and not (weights[0] == 1).all()
+
+
+@torch.no_grad()
+def test_similarities_are_not_rounded_to_half_precision(clip, images):
+    reweighter = TokenReweighter(clip, node(IMAGE_FEAT="patch_mean", NORM="none"), MEAN, STD)
+    captions, patches = clip.text.prompts_from_texts(CAPTIONS), reweighter.image_features(images)
+    tokens, blank = reweighter.token_features(captions), reweighter.blank_features()
+    want = reweighter.weights(captions, tokens, patches, blank)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = reweighter.weights(captions, tokens, patches, blank)
+    torch.testing.assert_close(got, want)
+
+
 @torch.no_grad()
 def test_other_captions_of_the_batch_do_not_matter(clip, images):
     reweighter = TokenReweighter(clip, node(), MEAN, STD)

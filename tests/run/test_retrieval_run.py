@@ -111,6 +111,17 @@ def test_wrong_domain_ends_with_the_nine(capsys):
     assert main(["compare", "--domain", "emoji", "--", "OPTIM.LR"]) == 2
 
 
+@pytest.mark.parametrize(("arguments", "key"), [
+    (["compare"], "TRAINER.DCARR.N_CTX"), (["ablate"], "TRAINER.COOPITR.N_CTX"),
+    (["compare", "--method", "CoOpITR"], "TRAINER.DCAR.N_CTX"),
+])  # fmt: skip
+def test_options_that_reach_no_run_are_refused(arguments, key, tmp_path, capsys):
+    argv = [*arguments, "--domain", "emoji", "--output", str(tmp_path), "--", key, "3"]
+    assert main(argv) == 2
+    assert f"{key} concerns none of the methods" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "script",
     [

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from dassl_prompts.data.bpe import tokenizer
 from dassl_prompts.retrieval.reweighting import blank_image
-from dassl_prompts.trainers.dcar import DCARModel, check_node, with_batch
+from dassl_prompts.retrieval.candidates import negative_captions, with_batch
+from dassl_prompts.trainers.dcar import DCARModel, check_node
 from dassl_prompts.trainers.itr import MaPLeCaptions
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import config, make_trainer, make_tree
@@ -126,8 +127,6 @@ def test_objective_and_gradients_equal_the_plain_formulas(make, state, clip):
     trainer.prepare_training()
     texts = {text: i for i, text in enumerate(trainer.captions["train"].texts)}
     # the negatives that the trainer drew, with labels, from its generator
-    from dassl_prompts.trainers.dcar import negative_captions
-
     data = trainer.dm.dataset
     drawn = negative_captions(trainer.node.CAA, data.train_x, data.classnames, clip, 1)
     negatives = {data.train_x[i].key: drawn[i] for i in texts.values()}
@@ -327,13 +326,41 @@ def test_reranking_equals_pair_by_pair_encoding(make):
     assert size == 3 and 0 <= trainer.test() <= 100
 
 
+def test_weights_from_prompted_towers_follow_the_prompts_outside_training_too(make):
+    keys = {"DTR.SOURCE": "prompted", "TEST.DTR": "rerank", "TEST.RERANK": 3}
+    trainer = make(**keys)
+    before = trainer.train_weights()
+    with torch.no_grad():
+        for p in trainer.model.prompt_learner.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+        after = trainer.train_weights()
+        assert not torch.allclose(before, after, atol=1e-3), "weights of the prompts before were kept"
+        batch = batch_of(trainer)
+        index = batch["index"]
+        step = trainer.step_weights(batch["img"], index)
+        content = trainer.reweighter.content(trainer.captions["train"].prompts.select(index))
+        torch.testing.assert_close(
+            after[index][:, : step.shape[1]][content], step[content], rtol=1e-3, atol=1e-4
+        )
+
+        images, captions = trainer.image_features("test"), trainer.captions["test"].prompts
+        prompts = trainer.model.emit()
+        _, score = trainer.reranker("test", images)
+        image, text = torch.tensor([0, 3, 11]), torch.tensor([4, 0, 2])
+        # the images' own features with prompts are what DTR.IMAGE_FEAT global compares
+        weights = trainer.reweighter.pair_weights(captions.select(text), images[image], prompts)
+        chosen = captions.select(text)
+        z = trainer.model.encode_captions(chosen, prompts, trainer.place(weights, chosen))
+        torch.testing.assert_close(score(image, text), (images[image] * z).sum(1), rtol=1e-4, atol=1e-5)
+
+
 # -- configuration, runs -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("COUPLING", "quadratic", "choose one of linear, mlp, independent"),
     ("DTR.NORM", "l2", "choose one of mean1"),
-    ("DTR.PROB", 1.5, "share between 0 and 1"), ("CAA.ALPHA", -1.0, "must be positive"),
+    ("DTR.PROB", 1.5, "share between 0 and 1"), ("DTR.CLAMP", (3.0, 0.2), "0 <= low <= high"), ("CAA.ALPHA", -1.0, "must be positive"),
     ("CAA.N_NEG", 0, "N_NEG is 0"),
     ("TEST.RERANK", 0, "RERANK is 0"), ("CAA.SWAP", "random", "choose one of meta"),
     ("CAA.N_ATTR", 9, "N_ATTR is 9"),
