@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, new_step, stage1
 from dassl_prompts.run.steps import Step, StepFailed, execute
 from dassl_prompts.run.sweep import split_opts
@@ -134,12 +135,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, default=Path("output"))
     p.add_argument("--common", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
                    help="configuration of every run, stage 1 included")  # fmt: skip
+    p.add_argument("--write", type=Path, help="also write the table as Markdown to this file")
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    words, opts = split_opts(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    words, opts = split_opts(argv)
     args = parser().parse_args(words)
     common = tuple(word for pair in args.common for word in pair)
     study = omega_curve if args.study == "omega" else ablation
@@ -155,7 +158,11 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.output / "studies" / f"dpc_{args.backbone}_{args.dataset}_shots{args.shots}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{args.study}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print(table(mean_over_seeds(rows, "omega" if args.study == "omega" else "row")))
+    text = table(mean_over_seeds(rows, "omega" if args.study == "omega" else "row"))
+    print(text)
+    if args.write:
+        with atomic_path(args.write) as temporary:
+            temporary.write_text(f"Written by `python -m dassl_prompts.run.dpc_study {' '.join(argv)}`.\n\n{text}\n", encoding="utf-8")
     if args.study == "omega":
         picture = folder / "omega.png"
         plot_omega(rows, picture, f"DPC on {args.backbone}, {args.dataset}, seeds {', '.join(map(str, args.seed))}")
