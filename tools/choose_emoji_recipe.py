@@ -34,7 +34,7 @@ from dassl_prompts.engine import (
     set_random_seed,
 )
 from dassl_prompts.run.distillation import TEACHER_DIR
-from dassl_prompts.run.job import config_file
+from dassl_prompts.run.job import config_file, stage1_recipe
 from dassl_prompts.run.tables import harmonic_mean
 
 
@@ -85,13 +85,13 @@ class Seed:
     def __init__(self, seed: int, folder: Path, first: list[str]):
         self.seed, self.folder, self.first = seed, folder / f"seed{seed}", first
 
-    def base_new(self, trainer: str, name: str, opts: list[str], judge: list[str]) -> tuple[float, float]:
+    def base_new(self, trainer: str, name: str, opts: list[str], judge=(), recipe="emoji_tiny") -> tuple[float, float]:
         """Base and new accuracy of one variant, which is trained unless it was."""
         opts, trained = [*self.needs(trainer), *opts], self.folder / name
         if not trained.exists():  # PromptKD is distilled on all classes and judged on each half
-            accuracy(trainer, "emoji_tiny", self.seed, "all" if trainer == "PromptKD" else "base", trained, opts)
+            accuracy(trainer, recipe, self.seed, "all" if trainer == "PromptKD" else "base", trained, opts)
         return tuple(
-            accuracy(trainer, "emoji_tiny", self.seed, classes, tempfile.mkdtemp(dir=self.folder), [*opts, *judge], trained)
+            accuracy(trainer, recipe, self.seed, classes, tempfile.mkdtemp(dir=self.folder), [*opts, *judge], trained)
             for classes in ("base", "new")
         )
 
@@ -107,7 +107,7 @@ class Seed:
             first = self.folder / "first"
             if not first.exists():
                 backbone = trainer.removeprefix("DPC_")
-                scores = self.base_new(backbone, "first", self.first, [])
+                scores = self.base_new(backbone, "first", self.first, recipe=stage1_recipe(backbone, "emoji"))
                 print(f"seed {self.seed}: {backbone} {scores[0]:.2f} / {scores[1]:.2f}", flush=True)
             opts += ["TRAINER.DPC.CKPT_DIR", str(first)]
         return opts

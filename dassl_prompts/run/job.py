@@ -36,6 +36,7 @@ STAGE1_RECIPES = {
     "PromptKD": "vit_b16_c2_ep20_batch32_4+4ctx",
     "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx",
 }
+EMOJI_STAGE1_RECIPES = {"CoOp": "emoji_tiny_stage1"}
 #: keys that tell the runs of a protocol apart, and what to use instead
 RESERVED = {
     "DATASET.NAME": "--dataset", "DATASET.ROOT": "--root", "DATASET.NUM_SHOTS": "--shots", "SEED": "--seed",
@@ -51,7 +52,7 @@ def stage1_recipe(trainer: str, dataset: str) -> str:
         ValueError: no such backbone.
     """
     if dataset.startswith("emoji"):
-        return "emoji_tiny"
+        return EMOJI_STAGE1_RECIPES.get(trainer, "emoji_tiny")
     if trainer not in STAGE1_RECIPES:
         raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
     return STAGE1_RECIPES[trainer]
