@@ -72,8 +72,18 @@ class FashionIQ(TripletDataset):
             f"FashionIQ {category} {split}", "fashioniq", gallery, queries, self.cfg.CIR.FIQ_REMOVE_REFERENCE
         )
 
+    def half_empty(self, category: str, split: str) -> int:
+        """Entries of which an annotator's caption is empty, which the joined text no longer shows."""
+        entries = self.read("captions", f"cap.{category}.{split}.json")
+        return sum(not all(map(clean, entry["captions"])) for entry in entries)
+
     def texts(self, captions: list[str]) -> tuple[str, ...]:
         return join_captions(captions, self.cfg.CIR.FIQ_CAPTION, self.cfg.CIR.FIQ_EMPTY_CAPTION)
+
+
+def clean(caption: str) -> str:
+    """One annotator's caption as CLIP4Cir and TransAgg clean it."""
+    return caption.strip(".?, ")
 
 
 def join_captions(captions: list[str], order: str = "and", empty: str = "keep") -> tuple[str, ...]:
@@ -84,7 +94,7 @@ def join_captions(captions: list[str], order: str = "and", empty: str = "keep") 
             averages.
         empty: "keep" joins an empty caption too (a dangling "and"), "drop" leaves it out.
     """
-    first, second = (caption.strip(".?, ") for caption in captions)
+    first, second = map(clean, captions)
     if empty == "drop" and not (first and second):
         return ((first or second).capitalize(),)
     forth, back = f"{first.capitalize()} and {second}", f"{second.capitalize()} and {first}"

@@ -84,6 +84,14 @@ def id_types(dataset: TripletDataset) -> dict[str, int]:
     return {f"target ids of type {name}": count for name, count in sorted(types.items())}
 
 
+def half_empty(dataset: TripletDataset, split: str, *categories: str) -> dict[str, int]:
+    """FashionIQ's pairs of captions with an empty one; with the other one they make no empty text."""
+    if not hasattr(dataset, "half_empty"):
+        return {}
+    count = sum(dataset.half_empty(category, split) for category in categories)
+    return {"pairs of captions with an empty one": count}
+
+
 def report(dataset: TripletDataset, read: bool) -> int:
     """Print the report of one dataset; returns the number of defects: images, and parts that cannot be
     read. Without any image folder the annotations are still counted."""
@@ -128,12 +136,16 @@ def triplet_part(dataset: TripletDataset) -> list[Part]:
     triplets = dataset.read_triplets()
     if not triplets:
         return []
-    counts = {**describe_triplets(triplets), **id_types(dataset)}
+    gaps = half_empty(dataset, "train", *dataset.cfg.CIR.FIQ_CATEGORIES)
+    counts = {**describe_triplets(triplets), **gaps, **id_types(dataset)}
     return [("train", counts, [path for t in triplets for path in (t.reference, t.target)])]
 
 
 def task_parts(dataset: TripletDataset, split: str) -> list[Part]:
-    return [(task.name, describe_task(task), task.gallery.values()) for task in dataset.tasks(split)]
+    return [
+        (task.name, {**describe_task(task), **half_empty(dataset, split, task.name.split()[1])}, task.gallery.values())
+        for task in dataset.tasks(split)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:

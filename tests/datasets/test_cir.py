@@ -231,6 +231,8 @@ def test_report_on_the_real_annotations(shared_data, capsys):
     assert "CIRR val: 4,181 queries, 2,297 gallery images, 2,165 references, 0 queries without a target" in out
     assert "CIRR test1: 4,148 queries, 2,315 gallery images, 2,178 references, 4,148 queries without a target, 1 empty" in out
     assert "FashionIQ shirt val: 2,038 queries, 6,346 gallery images" in out
+    gaps = [line.split(", ")[-1].split()[0] for line in out.splitlines() if line.startswith("FashionIQ ") and " val: " in line]
+    assert gaps == ["0", "1", "2"]  # dress, shirt, toptee
     assert "train: 32,000 triplets" in out and "2,000 target ids of type int" in out
 
 
