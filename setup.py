@@ -55,5 +55,11 @@ setup(
         "emoji-build": ["resvg-py"],
         "dev": ["pytest"],
     },
+    entry_points={
+        "console_scripts": [
+            "fdrd-check = dassl_prompts.fdrd.__main__:check_command",
+            "fdrd-build = dassl_prompts.fdrd.__main__:build_command",
+        ]
+    },
     zip_safe=False,
 )

@@ -233,5 +233,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def check_command() -> int:
+    """``fdrd-check FILE...``."""
+    return main(["check", *sys.argv[1:]])
+
+
+def build_command() -> int:
+    """``fdrd-build ...``."""
+    return main(["build", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
     raise SystemExit(main())
