@@ -36,6 +36,7 @@ def logits(trainer, images):
     return trainer.model_inference(images)
 
 
+@pytest.mark.parametrize("precision", ["fp16"], indirect=True)  # bfloat16 is too coarse for these tolerances
 @pytest.mark.parametrize("name", NODES)
 def test_a_step_is_close_to_that_in_fp32(make_cfg, precision, name, images, labels, teacher_file, teacher_clip, tmp_path):
     """Same initial prompts, same batch: loss and the direction of the whole gradient."""
