@@ -98,11 +98,11 @@ def test_bad_values_are_explained(tmp_path, change, message):
 
 
 def test_dpc_shares_its_first_stage_with_the_backbone(tmp_path):
-    sweep = build({**ALL, "trainer": ["DPC_CoOp", "CoOp"]}, {}, "data", tmp_path)
+    sweep = build({**ALL, "trainer": ["DPC_MaPLe", "MaPLe"]}, {}, "data", tmp_path)
     nodes = sweep.nodes()
     assert [str(n.step.output.relative_to(tmp_path)) for n in nodes] == [
         f"base2new/{what}/emoji/shots_16/{trainer}/emoji_tiny/seed1"
-        for trainer in ("CoOp", "DPC_CoOp")
+        for trainer in ("MaPLe", "DPC_MaPLe")
         for what in ("train_base", "test_new")
     ]
     assert nodes[2].after == [nodes[0]] and nodes[3].after == [nodes[2]]
@@ -111,15 +111,20 @@ def test_dpc_shares_its_first_stage_with_the_backbone(tmp_path):
 
 def test_options_of_a_method_leave_its_first_stage_alone_and_common_ones_do_not(tmp_path):
     job = Job(
-        "DPC_CoOp", "emoji", 1, output=tmp_path, opts=("OPTIM.LR", "0.1"), common=("OPTIM.MAX_EPOCH", "1")
+        "DPC_MaPLe", "emoji", 1, output=tmp_path, opts=("OPTIM.LR", "0.1"), common=("OPTIM.MAX_EPOCH", "1")
     )
     first, _, second, _ = PROTOCOLS["base2new"].steps(job)
     assert "OPTIM.LR" not in first.args and "OPTIM.MAX_EPOCH" in first.args
     assert "OPTIM.LR" in second.args and "OPTIM.MAX_EPOCH" in second.args
     with pytest.raises(ValueError, match="--tag"):
         build(
-            {**ALL, "trainer": ["DPC_CoOp", "CoOp"], "opts": ["OPTIM.LR", "0.1"]}, {}, "data", tmp_path
+            {**ALL, "trainer": ["DPC_MaPLe", "MaPLe"], "opts": ["OPTIM.LR", "0.1"]}, {}, "data", tmp_path
         ).nodes()
+
+
+def test_coops_emoji_recipe_as_first_stage_is_another_one_than_by_itself(tmp_path):
+    alone, first = (PROTOCOLS["base2new"].steps(Job(name, "emoji", 1, output=tmp_path))[0] for name in ("CoOp", "DPC_CoOp"))
+    assert alone.output != first.output and first.output.parent.name == "emoji_tiny_stage1"
 
 
 def test_promptkd_has_a_teacher_on_base_classes_and_distils_on_all(tmp_path):
@@ -219,8 +224,8 @@ def test_dry_run_lists_and_starts_nothing(capsys, tmp_path):
     words = [
         "base2new",
         "--trainer",
-        "CoOp",
-        "DPC_CoOp",
+        "MaPLe",
+        "DPC_MaPLe",
         "--dataset",
         "emoji",
         "--seed",

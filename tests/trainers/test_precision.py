@@ -41,17 +41,20 @@ def logits(trainer, images):
 def test_a_step_is_close_to_that_in_fp32(make_cfg, precision, name, images, labels, teacher_file, teacher_clip, tmp_path):
     """Same initial prompts, same batch: loss and the direction of the whole gradient."""
     opts = options(name, precision, teacher_file, teacher_clip, tmp_path)
-    results = []
+    results, initial = [], None
     for prec in ("fp32", precision):
-        torch.manual_seed(0)
         trainer = build_trainer(make_cfg(name, *opts, f"TRAINER.{NODES[name]}.PREC", prec, output=prec))
         check_dtypes(trainer, prec)
+        learned = [p for p in trainer.model.checkpoint_module.parameters() if p.requires_grad]
+        initial = initial or [p.detach().clone() for p in learned]
+        with torch.no_grad():
+            for parameter, value in zip(learned, initial, strict=True):
+                parameter.copy_(value)
         trainer.teacher_cache = None
         trainer.set_model_mode("train")
         with trainer.autocast():
             loss = trainer.loss(images, labels)["loss"]
         loss.backward()
-        learned = [p for p in trainer.model.checkpoint_module.parameters() if p.requires_grad]
         results.append((loss.detach(), torch.cat([p.grad.flatten() for p in learned]), logits(trainer, images)))
     (loss, gradient, z), (loss_half, gradient_half, z_half) = results
     assert z_half.dtype == torch.float32
