@@ -159,7 +159,8 @@ def base_new_per_dataset(methods: list[Method]):
 
 
 def accuracy_per_dataset(methods: list[Method], name: str = "accuracy_per_dataset"):
-    """A dot per method and dataset."""
+    """A dot per method and dataset; a method's shots follow each other by number."""
+    methods = sorted(methods, key=lambda m: (m.trainer, m.cfg, m.variant, m.shots))
     values = {(i, d): v for i, m in enumerate(methods) for d in ordered(methods) if (v := accuracy(m, d))}
     if values:
         yield name, dots(methods, {"accuracy": values})
