@@ -216,10 +216,18 @@ def embedded_weights(name: str) -> Path | None:
     path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
     if not path.is_file():
         raise FileNotFoundError(
-            f"the embedded backbone {name} has no weights at {path}: restore the file from the repository, or train it again "
-            f"with `python tools/train_emoji_clip.py {name}`"
+            f"the embedded backbone {name} has no weights at {path}: {restore_embedded(path)}"
         )
     return path
+
+
+def restore_embedded(path: Path) -> str:
+    """What to do about a missing or damaged file of an embedded backbone."""
+    name = path.name.removesuffix(".safetensors.xz")
+    return (
+        f"restore it with `git checkout -- dassl_prompts/assets/models/{path.name}` (or install the package again), "
+        f"or train it again with `python tools/train_emoji_clip.py {name}`"
+    )
 
 
 def from_json(path: Path) -> nn.Module:
@@ -290,7 +298,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(str(path))
         state = read_torch_file(path)
     except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}") from error
+        embedded = path.name.startswith("emoji-") and path.name.endswith(".safetensors.xz")
+        remedy = f"; {restore_embedded(path)}" if embedded else ""
+        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}{remedy}") from error
     state = state.get("state_dict", state)
     return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
 

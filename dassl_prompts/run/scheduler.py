@@ -135,11 +135,22 @@ class Scheduler:
             if in_use(node.step.output):
                 held += 1
             elif not self.force and node.step.results() is not None:  # another process was faster
-                check_same_run(node.step)
-                node.state = "skipped"
+                self.accept(node)
             else:
                 self.start(node, free.pop(0))
         return held
+
+    def accept(self, node: Node) -> None:
+        """Take over what another process has finished meanwhile; of other settings, it fails this node alone."""
+        try:
+            check_same_run(node.step)
+            node.state = "skipped"
+        except ValueError as error:
+            node.state, node.reason = "failed", str(error)
+            node.tries = self.retry + 1  # trying again changes nothing
+            self.stopped = self.stop
+            block_dependents(self.nodes)
+            self.progress.ended(node)
 
     def start(self, node: Node, slot: Slot) -> None:
         folder = node.step.output

@@ -124,6 +124,13 @@ def test_damaged_and_missing_files_are_named(state, tmp_path, name):
         load_clip(str(path))
 
 
+def test_damaged_embedded_backbone_says_how_to_restore_it(state, tmp_path):
+    path = tmp_path / "emoji-tiny.safetensors.xz"
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"emoji-tiny\.safetensors\.xz.*git checkout -- .*train_emoji_clip.py emoji-tiny"):
+        load_clip(str(path))
+
+
 def test_pickled_code_is_not_executed(tmp_path):
     import os
 

@@ -1,15 +1,17 @@
 """The scheduler: order, sharing, failures, retries, slots, other processes."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+from yacs.config import CfgNode
 
 from dassl_prompts.run import scheduler as module
 from dassl_prompts.run.plan import plan
 from dassl_prompts.run.scheduler import Scheduler, Slot, make_slots
 from dassl_prompts.run.steps import StepFailed, execute
-from tests.run.fake import step
+from tests.run.fake import FakeStep, step
 
 
 def begin(s):
@@ -118,8 +120,8 @@ def test_a_damaged_result_is_named_before_anything_starts(tmp_path):
     assert not first.output.exists()
 
 
-def test_a_folder_of_another_process_is_waited_for(tmp_path):
-    one = step(tmp_path, "one")
+def hold_and_finish(one, config):
+    """Another process that holds the folder of ``one``, then leaves a finished result of ``config`` there."""
     one.output.mkdir()
     code = (
         "import fcntl, json, pathlib, sys, time\n"
@@ -128,16 +130,35 @@ def test_a_folder_of_another_process_is_waited_for(tmp_path):
         "fcntl.lockf(handle, fcntl.LOCK_EX)\n"
         "print('held', flush=True)\n"
         "time.sleep(0.5)\n"
-        "(folder / 'results.json').write_text(json.dumps({'finished': True, 'config': {}}))\n"
+        "(folder / 'results.json').write_text(json.dumps({'finished': True, 'config': json.loads(sys.argv[2])}))\n"
     )
-    other = subprocess.Popen([sys.executable, "-S", "-c", code, str(one.output)], stdout=subprocess.PIPE)
+    command = [sys.executable, "-S", "-c", code, str(one.output), json.dumps(config)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"held\n"
     assert module.in_use(one.output)
+    return other
+
+
+def test_a_folder_of_another_process_is_waited_for(tmp_path):
+    one = step(tmp_path, "one")
+    other = hold_and_finish(one, config={})
     nodes = plan([[one]])
     assert Scheduler(nodes).run() == []
     other.communicate()
     assert nodes[0].state == "skipped" and not (one.output / "begin").exists()
     assert not module.in_use(one.output)
+
+
+def test_foreign_results_of_another_process_fail_their_own_run_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeStep, "config", lambda self: CfgNode({"SEED": 1}))
+    one, free = step(tmp_path, "one"), step(tmp_path, "free")
+    after = step(tmp_path, "after", one)
+    other = hold_and_finish(one, config={"SEED": 7})
+    nodes = plan([[one, after], [free]])
+    failed = Scheduler(nodes, retry=2).run()
+    other.communicate()
+    assert [n.state for n in nodes] == ["failed", "blocked", "finished"]
+    assert failed == nodes[:2] and "other settings (SEED" in failed[0].reason
 
 
 def test_an_interruption_ends_the_running_steps(tmp_path, monkeypatch):

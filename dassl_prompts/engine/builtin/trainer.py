@@ -349,7 +349,7 @@ class SimpleTrainer(TrainerBase):
             losses.update(step(batch))
             batch_time.update(time.time() - end)
             freq = self.cfg.TRAIN.PRINT_FREQ
-            if (self.batch_idx + 1) % freq == 0 or self.num_batches < freq:
+            if freq > 0 and ((self.batch_idx + 1) % freq == 0 or self.num_batches < freq):  # 0: no progress lines
                 print(self.progress_line(losses, batch_time, data_time))
             if self._writer is not None:
                 n_iter = self.epoch * self.num_batches + self.batch_idx
