@@ -1,6 +1,6 @@
 """What per-image prompts cost: text token-passes, wall clock of evaluation and training, share of k-means.
 
-    python benchmarks/attriprompt.py [--device cuda] [--images 4] [--write]     --write renews docs/benchmarks/attriprompt.md
+    python -m benchmarks.attriprompt [--device cuda] [--images 4] [--write]     --write renews docs/benchmarks/attriprompt.md
 
 Random weights of ViT-B/16, the first 50 class names of Caltech101, and whatever else the tables name. A *token-pass* is one
 token through the text tower: 12 d^2 multiply-adds in each block. Token-passes are counted from the matrix products with weights
@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from methods import NOUNS
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
+from benchmarks.methods import NOUNS
+from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models import build_clip
 from dassl_prompts.models.pool import Retrieval
 from dassl_prompts.models.prompted import normalize
 from dassl_prompts.trainers.attriprompt import AttriPromptModel, extend_cfg
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "attriprompt.md"
+DOC = DOCS / "attriprompt.md"
 VIT_B16 = {
     "embed_dim": 512, "quick_gelu": True,
     "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
@@ -198,17 +198,15 @@ def report(args) -> str:
         (f"Text side of {args.images} images x 50 classes, 8 slots", time_table(clip, images, timer)),
         ("k-means (4 clusters, 10 iterations) beside the image tower", cluster_table(clip, args.batch, timer)),
     ]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     clock = "wall clock" if device.type == "cuda" else "CPU seconds of the process"
     parts = [
-        "# AttriPrompt: cost of prompts per image\n",
-        f"Written by `python benchmarks/attriprompt.py --device {args.device} --images {args.images} --batch {args.batch} "
-        f"--repeats {args.repeats} --write`: {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32; "
+        f"Written by `python -m benchmarks.attriprompt --device {args.device} --images {args.images} --batch {args.batch} "
+        f"--repeats {args.repeats} --write`: {conditions(args.device, torch.get_num_threads())}; "
         f"{clock}, best of {args.repeats}. ViT-B/16 with random weights, first 50 class names of Caltech101, template "
         '"a photo of a {}.".\n',
     ]
-    parts += [f"## {title}\n\n{tabulate(rows, headers='keys', tablefmt='github')}\n" for title, rows in tables]
-    parts.insert(3, passes_note(clip) + "\n")
+    parts += [f"### {title}\n\n{tabulate(rows, headers='keys', tablefmt='github')}\n" for title, rows in tables]
+    parts.insert(2, passes_note(clip) + "\n")
     return "\n".join(parts)
 
 
@@ -225,8 +223,7 @@ def main() -> None:
     text = report(args)
     print(text)
     if args.write:
-        DOC.parent.mkdir(parents=True, exist_ok=True)
-        DOC.write_text(text, encoding="utf-8")
+        write_section(DOC, "AttriPrompt: cost of prompts per image", device_name(args.device), text)
 
 
 if __name__ == "__main__":

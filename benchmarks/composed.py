@@ -1,7 +1,7 @@
 """Composed retrieval: search of a large index, training step with and without cached image features,
 evaluation.
 
-    python benchmarks/composed.py search|step|evaluate|fusion ... [--write]      --write renews
+    python -m benchmarks.composed search|step|evaluate|fusion ... [--write]      --write renews
     docs/benchmarks/composed.md
 
 L/14-shaped random weights stand for the real ones: the times do not depend on their values.
@@ -215,7 +215,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     sections = [
-        "# Composed retrieval\n\nWritten by `python benchmarks/composed.py --write`. Random weights and features.\n\n"
+        "# Composed retrieval\n\nWritten by `python -m benchmarks.composed --write`. Random weights and features.\n\n"
         f"{args.threads} threads, {platform.machine()}, torch {torch.__version__}.\n"
     ]
     for name in args.parts:

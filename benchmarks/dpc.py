@@ -16,7 +16,6 @@ import contextlib
 import io
 import json
 import os
-import platform
 import resource
 import tempfile
 import time
@@ -27,9 +26,10 @@ import torch.nn.functional as F
 
 from benchmarks import dpc_cost
 from benchmarks.methods import Clock, Official
+from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.run.job import config_file
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "dpc.md"
+DOC = DOCS / "dpc.md"
 
 
 def make_trainer(args, folder: Path, backbone: str, classes: int):
@@ -186,23 +186,20 @@ def main() -> None:
         backbone, classes = case.rsplit(":", 1)
         rows.append(measure(args, backbone, int(classes)))
         print(tabulate(rows[-1:], headers="keys", tablefmt="github", disable_numparse=True), flush=True)
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} threads, {platform.machine()}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     text = (
-        "# DPC: one step of stage 2, and what stage 2 adds\n\n"
         f"Written by `python -m benchmarks.dpc --device {args.device} --prec {args.prec} --write`; 4 anchors, K = 8, least of "
-        f"{args.repeats} repeats\nafter one warm-up, {where}, {args.prec}, torch {torch.__version__}, load of the machine at the end "
-        f"{os.getloadavg()[0]:.1f}, peak memory of the process {peak:.1f} GiB.\nThe loading of negatives is in line in both columns "
+        f"{args.repeats} repeats\nafter one warm-up, {conditions(args.device, args.threads)}, "
+        f"peak memory of the process {peak:.1f} GiB.\nThe loading of negatives is in line in both columns "
         "(in a run it overlaps with the step before). Where an image tower is\nfrozen, its pass over the 32 images of a step is the "
         "floor that both columns share.\n\n" + tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-        + f"\n\n## What stage 2 adds to a backbone\n\n{dpc_cost.__doc__.split(chr(10) * 2)[2].strip()}\n"
+        + f"\n\n### What stage 2 adds to a backbone\n\n{dpc_cost.__doc__.split(chr(10) * 2)[2].strip()}\n"
         f"{args.images} images, {args.classes} classes. The secondary source on the paper says for CoOp: 8K to 16K parameters, "
         "0.25 GB more.\n\n" + tabulate(dpc_cost.rows(args), headers="keys", tablefmt="github") + "\n"
     )  # fmt: skip
     print(text)
     if args.write:
-        DOC.parent.mkdir(parents=True, exist_ok=True)
-        DOC.write_text(text, encoding="utf-8")
+        write_section(DOC, "DPC: one step of stage 2, and what stage 2 adds", device_name(args.device, args.prec), text)
 
 
 if __name__ == "__main__":

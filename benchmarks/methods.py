@@ -1,29 +1,28 @@
-"""Training step and evaluation of the prompt-learning methods against the computation of the official
-repositories.
+"""Training step and evaluation of the prompt-learning methods against the computation of the official repositories.
 
-    python benchmarks/methods.py [--device cuda --prec amp] [--write]     --write renews
-    docs/benchmarks/methods.md
+    python -m benchmarks.methods [--device cuda --prec amp --batch 32] [--write]
 
-Both sides share random weights, prompts, images and classes. "Official" runs open_clip's own blocks as the
-official code
-does: every class at 77 positions, class features again for every batch, CoCoOp one image after the other,
-PromptKD's teacher text for every batch. The last column compares the numbers that both produce.
+--write renews the section of the device in docs/benchmarks/methods.md.
+
+Both sides share random weights, prompts, images and classes. "Official" runs open_clip's own blocks as the official
+code does: every class at 77 positions, class features again for every batch, CoCoOp one image after the other, PromptKD's
+teacher text for every batch. The column "difference" compares the numbers that both produce.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models import load_clip
 from dassl_prompts.models.prompted import Prompts, normalize
 from dassl_prompts.trainers.cocoop import CoCoOpModel
@@ -33,7 +32,7 @@ from dassl_prompts.trainers.maple import MaPLeModel
 from dassl_prompts.trainers.promptkd import PromptKDModel, distillation_loss
 from dassl_prompts.trainers.promptsrc import PromptSRCModel, consistency_losses
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "methods.md"
+DOC = DOCS / "methods.md"
 NOUNS = (
     "accordion anchor ant barrel bass beaver binocular bonsai brain buddha butterfly camera cannon "
     "car_side cellphone chair "
@@ -43,6 +42,9 @@ NOUNS = (
     "headphone hedgehog "
     "helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster"
 ).split()
+
+
+METHODS = ("CoOp", "CoCoOp", "IVLP", "MaPLe", "PromptSRC", "PromptKD")
 
 
 class Official:
@@ -133,11 +135,13 @@ class Case:
         if not isinstance(net, CoCoOpModel):
             prompts = net.emit()
             return net.logits(self.official_image(images, prompts), self.official_text(prompts))
-        rows = []
-        for feature in self.official.image(images):
-            ctx = net.condition(feature[None]).text[0, 0]
-            rows.append(net.logits(feature[None], self.official.text(self.tokens, ctx)))
-        return torch.cat(rows)
+        features = self.official.image(images)
+        return torch.cat([net.logits(f[None], t) for f, t in zip(features, self.official_texts(features), strict=True)])
+
+    def official_texts(self, features: Tensor) -> Tensor:
+        """CoCoOp's class features ``[B, C, E]``, one image after the other."""
+        contexts = (self.net.condition(feature[None]).text[0, 0] for feature in features)
+        return torch.stack([self.official.text(self.tokens, ctx) for ctx in contexts])
 
     # -- losses ----------------------------------------------------------------------------------------------
 
@@ -215,79 +219,130 @@ def build(args, folder: Path, name: str, file: str):
     )
 
 
-def make_cases(args, folder: Path) -> list[Case]:
-    official, clip = build(args, folder, "ViT-B-16", "student.pt")
-    names = (NOUNS * (1 + args.classes // len(NOUNS)))[: args.classes]
-    torch.manual_seed(1)
-    nets = {
-        "CoOp (16 tokens)": lambda: CoOpModel(clip, names, 16),
-        "CoCoOp (4 tokens)": lambda: CoCoOpModel(clip, names, 4, "a photo of a"),
-        "IVLP (2+2, depth 9)": lambda: IVLPModel(clip, names, 2, 2, 9, 9),
-        "MaPLe (2, depth 9)": lambda: MaPLeModel(clip, names, 2, "a photo of a", 9),
-        "PromptSRC (4+4, depth 9)": lambda: PromptSRCModel(clip, names, 4, 4, 9, 9),
-    }
-    cases = [Case(name, make().to(args.device), official) for name, make in nets.items()]
-    if "PromptKD" in args.methods:
-        large, large_clip = build(args, folder, "ViT-L-14", "teacher.pt")
-        teacher = IVLPModel(large_clip, names, 4, 4, 9, 9)
-        net = PromptKDModel(clip, names, teacher, 4, 9).to(args.device)
-        cases.append(Case("PromptKD (4, depth 9; ViT-L/14)", net, official, large))
-    return [case for case in cases if case.name.split(" ")[0] in args.methods]
+def class_names(count: int) -> list[str]:
+    return (NOUNS * (1 + count // len(NOUNS)))[:count]
+
+
+class Bench:
+    """Builds the models once and measures the methods one after the other."""
+
+    def __init__(self, args, folder: Path):
+        self.args, self.folder, self.device = args, folder, torch.device(args.device)
+        self.clock = Clock(self.device, args.repeats)
+        self.official, self.clip = build(args, folder, "ViT-B-16", "student.pt")
+        self.images = torch.randn(args.batch, 3, 224, 224, device=self.device)
+        self.test = torch.randn(args.test_batches, args.test_batch, 3, 224, 224, device=self.device)
+
+    def case(self, method: str, classes: int) -> Case:
+        names, clip = class_names(classes), self.clip
+        torch.manual_seed(1)
+        if method == "PromptKD":
+            large, large_clip = build(self.args, self.folder, "ViT-L-14", "teacher.pt")
+            net = PromptKDModel(clip, names, IVLPModel(large_clip, names, 4, 4, 9, 9), 4, 9)
+            return Case("PromptKD (4, depth 9; ViT-L/14)", net.to(self.device), self.official, large)
+        name, make = {
+            "CoOp": ("CoOp (16 tokens)", lambda: CoOpModel(clip, names, 16)),
+            "CoCoOp": ("CoCoOp (4 tokens)", lambda: CoCoOpModel(clip, names, 4, "a photo of a")),
+            "IVLP": ("IVLP (2+2, depth 9)", lambda: IVLPModel(clip, names, 2, 2, 9, 9)),
+            "MaPLe": ("MaPLe (2, depth 9)", lambda: MaPLeModel(clip, names, 2, "a photo of a", 9)),
+            "PromptSRC": ("PromptSRC (4+4, depth 9)", lambda: PromptSRCModel(clip, names, 4, 4, 9, 9)),
+        }[method]
+        return Case(name, make().to(self.device), self.official)
+
+    def rows(self, method: str) -> list[dict]:
+        case = self.case(method, self.args.classes)
+        rows = [self.training_step(case)]
+        if case.teacher is None:
+            rows.append(self.text_side(case))
+        rows.append(self.evaluation(case))
+        if method == "CoCoOp":  # text for every image: the gain grows with the classes
+            rows += [self.evaluation(self.case(method, count)) for count in self.args.more_classes]
+        return rows
+
+    def autocast(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.args.prec == "amp")
+
+    def image_tower(self) -> dict:
+        """The frozen image tower alone on a training batch: what no method can go below."""
+
+        def forward():
+            with torch.no_grad(), self.autocast():
+                return self.clip.encode_image(self.images)
+
+        forward()
+        seconds, memory = self.clock(forward), self.peak(forward)
+        return {"method": "frozen image tower alone", "what": f"batch {self.args.batch}", "ours (s)": f"{seconds:.4f}",
+                "images/s": f"{self.args.batch / seconds:.1f}", **memory}  # fmt: skip
+
+    def peak(self, fn: Callable[[], object]) -> dict:
+        """Peak memory of a call on a GPU; the CPU has no such counter."""
+        if self.device.type != "cuda":
+            return {}
+        torch.cuda.reset_peak_memory_stats()
+        fn()
+        return {"memory (MiB)": f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"}
+
+    def training_step(self, case: Case) -> dict:
+        labels = torch.randint(self.args.classes, (self.args.batch,), device=self.device)
+
+        def step(loss):
+            with self.autocast():
+                value = loss(self.images, labels)
+            return gradients(value, case.net)
+
+        case.net.train()
+        row = self.compare(case, f"training step, batch {self.args.batch}", lambda: step(case.official_loss),
+                           lambda: step(case.loss), relative)  # fmt: skip
+        return {**row, "images/s": f"{self.args.batch / float(row['ours (s)']):.1f}", **self.peak(lambda: step(case.loss))}
+
+    def text_side(self, case: Case) -> dict:
+        """Class features and their gradient to the prompts; CoCoOp's for every image of a training batch."""
+        net = case.net
+        leaves = [p for name, p in net.named_parameters() if p.requires_grad and is_text(name)]
+        per_image = isinstance(net, CoCoOpModel)
+        count = (self.args.batch, self.args.classes) if per_image else (self.args.classes,)
+        weights = torch.randn(*count, net.clip.embed_dim, device=self.device)
+        features = normalize(torch.randn(self.args.batch, net.clip.embed_dim, device=self.device))
+
+        def text(encode):
+            with self.autocast():
+                value = (encode().float() * weights).sum()
+            return torch.cat([g.flatten() for g in torch.autograd.grad(value, leaves)])
+
+        ours = lambda: net.encode_classes(net.condition(features) if per_image else net.emit())  # noqa: E731
+        official = lambda: case.official_texts(features) if per_image else case.official_text(net.emit())  # noqa: E731
+        return self.compare(case, "text side, forward + backward", lambda: text(official), lambda: text(ours), relative)
+
+    def evaluation(self, case: Case) -> dict:
+        """A small test set: our class matrix is computed once in it, the official one for every batch."""
+        net = case.net.eval()
+
+        def evaluate(logits):
+            net.train(False)  # forgets the class matrix
+            with torch.no_grad(), self.autocast():
+                return torch.stack([logits(images) for images in self.test])
+
+        what = f"evaluation, {len(net.classnames)} classes, {self.args.test_batches} batches of {self.args.test_batch}"
+        return self.compare(case, what, lambda: evaluate(case.official_logits), lambda: evaluate(net), largest)
+
+    def compare(self, case: Case, what: str, official: Callable, ours: Callable, difference: Callable) -> dict:
+        """Seconds of both after one comparing call each, and how far apart the results are."""
+        apart = difference(official(), ours())
+        slow, fast = self.clock(official), self.clock(ours)
+        return {"method": case.name, "what": what, "official (s)": f"{slow:.4f}", "ours (s)": f"{fast:.4f}",
+                "faster": f"{slow / fast:.1f}x", "difference": f"{apart:.1e}"}  # fmt: skip
 
 
 def gradients(loss: Tensor, net) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.prompt_parameters())])
 
 
-def compare(row: dict, official: float, ours: float, difference: float) -> dict:
-    times = {"official (s)": f"{official:.4f}", "ours (s)": f"{ours:.4f}"}
-    return {**row, **times, "faster": f"{official / ours:.1f}x", "difference": f"{difference:.1e}"}
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / a.norm())
 
 
-def measure(case: Case, args, clock: Clock) -> list[dict]:
-    """Rows of one method: training step, text side, evaluation batch."""
-    net, device = case.net, torch.device(args.device)
-    autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.prec == "amp")  # noqa: E731
-    images = torch.randn(args.batch, 3, 224, 224, device=device)
-    labels = torch.randint(args.classes, (args.batch,), device=device)
-
-    def step(loss):
-        with autocast():
-            value = loss(images, labels)
-        return gradients(value, net)
-
-    net.train()
-    a, b = step(case.official_loss), step(case.loss)
-    what = {"method": case.name, "what": f"training step, batch {args.batch}"}
-    seconds = clock(lambda: step(case.official_loss)), clock(lambda: step(case.loss))
-    rows = [compare(what, *seconds, float((a - b).norm() / a.norm()))]
-
-    if not isinstance(net, CoCoOpModel) and case.teacher is None:
-        weights = torch.randn(args.classes, net.clip.embed_dim, device=device)
-
-        def text(encode):
-            with autocast():
-                value = (encode(net.emit()).float() * weights).sum()
-            text_leaves = [p for n, p in net.named_parameters() if p.requires_grad and is_text(n)]
-            return torch.cat([g.flatten() for g in torch.autograd.grad(value, text_leaves)])
-
-        a, b = text(case.official_text), text(net.encode_classes)
-        rows.append(compare({"method": case.name, "what": "text side, forward + backward"},
-                            clock(lambda: text(case.official_text)), clock(lambda: text(net.encode_classes)),
-                            float((a - b).norm() / a.norm())))  # fmt: skip
-
-    net.eval()
-    images = torch.randn(args.test_batch, 3, 224, 224, device=device)
-
-    def evaluate(logits):
-        with torch.no_grad(), autocast():
-            return logits(images)
-
-    a, b = evaluate(case.official_logits), evaluate(net)
-    rows.append(compare({"method": case.name, "what": f"evaluation, batch {args.test_batch}"},
-                        clock(lambda: evaluate(case.official_logits)), clock(lambda: evaluate(net)),
-                        float((a - b).abs().max())))  # fmt: skip
-    return rows
+def largest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
 
 
 def is_text(name: str) -> bool:
@@ -302,52 +357,52 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"))
     parser.add_argument("--classes", type=int, default=50)
+    parser.add_argument("--more-classes", type=int, nargs="*", default=[100, 200], help="for CoCoOp's evaluation")
     parser.add_argument("--batch", type=int, default=4, help="training images per step")
-    parser.add_argument("--test-batch", type=int, default=8, help="images of the evaluation batch")
+    parser.add_argument("--test-batch", type=int, default=8, help="images of a test batch")
+    parser.add_argument("--test-batches", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--methods", nargs="+", default=["CoOp", "CoCoOp", "IVLP", "MaPLe", "PromptSRC", "PromptKD"]
-    )
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--write", action="store_true", help=f"write the table to {DOC}")
     args = parser.parse_args()
-    from tabulate import tabulate
-
     from dassl_prompts.models import resolve_precision
 
     torch.set_num_threads(args.threads)
-    args.precision = resolve_precision(args.prec, torch.device(args.device))
-    args.prec = args.precision
-    rows = []
+    args.prec = args.precision = resolve_precision(args.prec, torch.device(args.device))
     with tempfile.TemporaryDirectory() as folder:
-        for case in make_cases(args, Path(folder)):
-            rows += measure(case, args, Clock(torch.device(args.device), args.repeats))
-            print(tabulate(rows[-3:], headers="keys", tablefmt="github"), flush=True)
-    where = (
-        torch.cuda.get_device_name()
-        if args.device.startswith("cuda")
-        else f"{args.threads} threads, {platform.machine()}"
-    )
-    options = (
-        f"--device {args.device} --prec {args.prec} --classes {args.classes} --batch {args.batch} "
-        f"--test-batch {args.test_batch} --repeats {args.repeats} --threads {args.threads}"
-    )
-    text = f"""# Prompt-learning methods: training step and evaluation
+        bench = Bench(args, Path(folder))
+        rows = [bench.image_tower()]
+        for method in args.methods:
+            done = bench.rows(method)
+            print(table(done), flush=True)
+            rows += done
+    if args.write:
+        write_section(DOC, "Prompt-learning methods: training step and evaluation", device_name(args.device, args.prec), page(args, rows))
 
-Written by `python benchmarks/methods.py {options} --write`.
-Random ViT-B/16 (teacher ViT-L/14) weights, {args.classes} classes, 224 px, least of {args.repeats} timed calls
-after a first one. *Official*: 77 positions per class, class features again for every batch, CoCoOp image by
+
+def table(rows: Sequence[dict]) -> str:
+    from tabulate import tabulate
+
+    columns = ("method", "what", "official (s)", "ours (s)", "faster", "difference", "images/s", "memory (MiB)")
+    used = [column for column in columns if any(column in row for row in rows)]
+    return tabulate([[row.get(c, "") for c in used] for row in rows], headers=used, tablefmt="github", disable_numparse=True)
+
+
+def page(args, rows: Sequence[dict]) -> str:
+    options = (
+        f"--device {args.device} --prec {args.prec} --classes {args.classes} --more-classes {' '.join(map(str, args.more_classes))} "
+        f"--batch {args.batch} --test-batch {args.test_batch} --test-batches {args.test_batches} --repeats {args.repeats} --threads {args.threads}"
+    )
+    return f"""Written by `python -m benchmarks.methods {options} --write`.
+Random ViT-B/16 (teacher ViT-L/14) weights, {args.classes} classes where no other number is given, 224 px, least of {args.repeats}
+timed calls after a first one. *Official*: 77 positions per class, class features again for every batch, CoCoOp image by
 image, PromptKD's teacher text for every batch. *Difference*: of the gradients (relative L2); in evaluation
 of the logits (largest absolute one).
 
-{where}, {args.prec}, torch {torch.__version__}, load of the machine at the end {os.getloadavg()[0]:.1f}.
+{conditions(args.device, args.threads)}.
 
-{tabulate(rows, headers="keys", tablefmt="github")}
-"""
-    print(text)
-    if args.write:
-        DOC.parent.mkdir(parents=True, exist_ok=True)
-        DOC.write_text(text, encoding="utf-8")
+{table(rows)}"""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Memory and speed of `dassl_prompts.predict` on folders of different size.
 
-    python benchmarks/predict.py RUN_DIR [--counts 200 2000]
+    python -m benchmarks.predict RUN_DIR [--counts 200 2000]
 
 RUN_DIR is a trained run, e.g. of `python -m dassl_prompts.run base2new --trainer CoOp --dataset emoji`. Every
 count runs in a process of its own on made-up pictures of 256 x 256 pixels; prints a JSON line each: peak

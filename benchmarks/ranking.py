@@ -1,6 +1,6 @@
 """Exact ranking at the size of Food-101's test set, both directions: time and memory beyond the features.
 
-    python benchmarks/ranking.py [--write]      --write renews docs/benchmarks/ranking.md
+    python -m benchmarks.ranking [--write]      --write renews docs/benchmarks/ranking.md
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     table = tabulate([measure(n, args.width) for n in sorted(args.sizes)], headers="keys", tablefmt="github")
     text = (
         "# Exact ranking\n\n"
-        "Written by `python benchmarks/ranking.py --write`. Random normalised features; both directions of "
+        "Written by `python -m benchmarks.ranking --write`. Random normalised features; both directions of "
         "an image-caption\n"
         "gallery, one positive each. Extra memory is the growth of the process's peak over the features "
         "themselves.\n\n"

@@ -1,6 +1,6 @@
 """Time of `dassl_prompts.report` over many runs: writes a made-up output tree and reads it.
 
-    python benchmarks/report.py [--runs 1000] [--keep DIR]
+    python -m benchmarks.report [--runs 1000] [--keep DIR]
 
 The numbers in the tree are random and mean nothing; only the time counts. Prints one JSON line:
 seconds on the clock (*_s) and of processor time (*_cpu_s), which other programs on the machine do not change.

@@ -14,7 +14,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -25,9 +24,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods import NOUNS, Clock, Official
+from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models.clip import CLIP
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "text_tower.md"
+DOC = DOCS / "text_tower.md"
 PATHS = ("77 tokens", "trimmed", "shared prefix")
 
 
@@ -176,10 +176,8 @@ def turns(calls: dict[str, Callable[[], object]], clock: Clock, repeats: int) ->
 def page(args, rows: Sequence[dict]) -> str:
     from tabulate import tabulate
 
-    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{args.threads} threads, {platform.machine()}"
     options = f"--device {args.device} --prec {args.prec} --classes {' '.join(map(str, args.classes))} --ctx {args.ctx} --threads {args.threads}"
     return (
-        "# Text tower: one training step\n\n"
         f"Written by `python -m benchmarks.text_tower {options} --repeats {args.repeats} --write`. ViT-B/16's text tower with\n"
         f"random weights, {args.ctx} context tokens, forward and backward; least of {args.repeats} repeats in turns, each after a call\n"
         f"that is not timed (one repeat without it where the classes take several passes). Class names are {len(NOUNS)} of Caltech101,\n"
@@ -188,7 +186,7 @@ def page(args, rows: Sequence[dict]) -> str:
         "largest absolute difference to 77 tokens,\n"
         "not normalised. *Gradient*: relative L2 difference. Wall time counts only on an idle machine; processor time with\n"
         "--threads 1 compares the paths on a busy one.\n\n"
-        f"{where}, {args.prec}, torch {torch.__version__}, load of the machine at the end {os.getloadavg()[0]:.1f}.\n\n"
+        f"{conditions(args.device, args.threads)}.\n\n"
         + tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
         + "\n"
     )
@@ -218,8 +216,7 @@ def main() -> None:
     text = page(args, rows)
     print(text)
     if args.write:
-        DOC.parent.mkdir(parents=True, exist_ok=True)
-        DOC.write_text(text, encoding="utf-8")
+        write_section(DOC, "Text tower: one training step", device_name(args.device, args.prec), text)
 
 
 if __name__ == "__main__":
