@@ -36,6 +36,7 @@ from dassl_prompts.engine import (
 from dassl_prompts.run.distillation import TEACHER_DIR
 from dassl_prompts.run.job import config_file, stage1_recipe
 from dassl_prompts.run.tables import harmonic_mean
+from dassl_prompts.templates import CUSTOM_TEMPLATES
 
 
 @register_dataset
@@ -54,6 +55,9 @@ class EmojiFamilies(DatasetBase):
         train = [item for item in train if family[item.impath] not in judged]
         train, test = subsample_classes(train, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, test=test)
+
+
+CUSTOM_TEMPLATES[EmojiFamilies.__name__] = CUSTOM_TEMPLATES[Emoji.__name__]
 
 
 def accuracy(trainer: str, cfg_name: str, seed: int, classes: str, output, opts: list[str], model: Path | None = None) -> float:
