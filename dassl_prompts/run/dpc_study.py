@@ -1,7 +1,8 @@
-"""DPC's studies: accuracy along omega, and the ablation table of the paper's poster (specs/dpc.md 5.5).
+"""DPC's studies: accuracy along omega, the ablation table of the paper's poster, and the order of feature channels.
 
 ``python -m dassl_prompts.run.dpc_study omega --backbone CoOp --dataset emoji --seed 1``
 ``python -m dassl_prompts.run.dpc_study ablation --backbone CoOp --dataset emoji --seed 1 2 3 --common OPTIM.MAX_EPOCH 5``
+``python -m dassl_prompts.run.dpc_study channels --backbone CoOp --dataset emoji --seed 1 2 3``
 
 A trained stage 2 serves every omega, so each needs training once and is then only evaluated.
 """
@@ -15,8 +16,11 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, new_step, stage1
@@ -35,8 +39,8 @@ TRAININGS = {
 }  # fmt: skip
 
 
-def evaluate(step: Step, model_dir: Path, settings: list[dict]) -> list[float]:
-    """Accuracy of one trained run on one class subset under several settings of :class:`DualPrompts`."""
+def with_settings(step: Step, model_dir: Path, settings: list[dict], measure: Callable) -> list:
+    """``measure(trainer)`` of one trained run on one class subset, under several settings of :class:`DualPrompts`."""
     from dassl_prompts.engine import build_trainer, set_random_seed
 
     cfg = step.config().clone()
@@ -51,8 +55,13 @@ def evaluate(step: Step, model_dir: Path, settings: list[dict]) -> list[float]:
         for values in settings:
             for name, value in values.items():
                 setattr(trainer.model, name, value)
-            results.append(trainer.test())
+            results.append(measure(trainer))
     return results
+
+
+def evaluate(step: Step, model_dir: Path, settings: list[dict]) -> list[float]:
+    """Accuracy under every setting."""
+    return with_settings(step, model_dir, settings, lambda trainer: trainer.test())
 
 
 def trained(job: Job, force: bool) -> tuple[Step, Step]:
@@ -103,6 +112,31 @@ def ablation(job: Job, force: bool = False) -> list[dict]:
     ]
 
 
+def channel_strength(trainer) -> np.ndarray:
+    """Mean absolute text feature of every channel ``[E]``, over the classes."""
+    return trainer.model.eval().class_features().abs().mean(dim=0).cpu().numpy()
+
+
+def channels(job: Job, force: bool = False) -> list[dict]:
+    """How alike P, mixtures and P' order the channels of the base classes' text features, by Spearman's rank correlation.
+
+    The paper argues with "feature channel invariance": tuning a prompt changes how strong the channels are, not their order.
+    """
+    from scipy.stats import spearmanr
+
+    base, _ = trained(job, force)
+    settings = [{"omega_b": w, "eval_base": "mixed"} for w in OMEGAS]
+    strength = with_settings(base, base.output, settings, channel_strength)
+    return [
+        {"seed": job.seed, "omega": w, "with P": spearmanr(s, strength[0])[0], "with P'": spearmanr(s, strength[-1])[0]}
+        for w, s in zip(OMEGAS, strength)
+    ]
+
+
+#: study -> what computes its rows for one seed, the column that names a row
+STUDIES = {"omega": (omega_curve, "omega"), "ablation": (ablation, "row"), "channels": (channels, "omega")}
+
+
 def plot_omega(rows: list[dict], path: Path, title: str) -> None:
     """Both curves over omega, mean over seeds."""
     import matplotlib
@@ -126,7 +160,7 @@ def plot_omega(rows: list[dict], path: Path, title: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m dassl_prompts.run.dpc_study", description=__doc__.splitlines()[0])
-    p.add_argument("study", choices=("omega", "ablation"))
+    p.add_argument("study", choices=STUDIES)
     p.add_argument("--backbone", default="CoOp", help="CoOp, MaPLe, PromptSRC, PromptKD or IVLP")
     p.add_argument("--dataset", default="emoji")
     p.add_argument("--seed", type=int, nargs="+", default=[1])
@@ -145,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     words, opts = split_opts(argv)
     args = parser().parse_args(words)
     common = tuple(word for pair in args.common for word in pair)
-    study = omega_curve if args.study == "omega" else ablation
+    study, key = STUDIES[args.study]
     rows = []
     try:
         for seed in args.seed:
@@ -158,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.output / "studies" / f"dpc_{args.backbone}_{args.dataset}_shots{args.shots}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{args.study}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    text = table(mean_over_seeds(rows, "omega" if args.study == "omega" else "row"))
+    text = table(mean_over_seeds(rows, key))
     print(text)
     if args.write:
         with atomic_path(args.write) as temporary:

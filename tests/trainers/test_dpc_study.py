@@ -3,8 +3,10 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dassl_prompts.run import dpc_study
 from dassl_prompts.run.job import Job
@@ -46,6 +48,25 @@ def test_curve_goes_from_p_to_p_prime(weights):
     assert [row["omega"] for row in rows] == list(dpc_study.OMEGAS)
     assert [row["base at omega_b"] for row in rows] == pytest.approx([100 * w for w in dpc_study.OMEGAS])
     assert [row["new at omega_n"] for row in rows] == pytest.approx([100 * w + 0.5 for w in dpc_study.OMEGAS])
+
+
+def test_channel_strength_is_the_mean_over_classes_and_their_order_is_compared_by_rank(monkeypatch):
+    text = torch.tensor([[1.0, -2.0, 0.5], [-3.0, 0.0, 0.5]])
+    trainer = SimpleNamespace(model=nn.Module())
+    trainer.model.class_features = lambda: text
+    assert dpc_study.channel_strength(trainer).tolist() == [2.0, 1.0, 0.5]
+
+    rng = np.random.default_rng(0)
+    first, last = rng.random(40), rng.random(40)
+    strengths = [(1 - w) * first + w * last for w in dpc_study.OMEGAS]
+    monkeypatch.setattr(dpc_study, "trained", lambda job, force: (SimpleNamespace(output=Path()), None))
+    monkeypatch.setattr(dpc_study, "with_settings", lambda *args: strengths)
+    rows = dpc_study.channels(JOB)
+    assert [row["omega"] for row in rows] == list(dpc_study.OMEGAS)
+    for row, strength in zip(rows, strengths, strict=True):
+        for column, other in (("with P", first), ("with P'", last)):
+            d = strength.argsort().argsort() - other.argsort().argsort()
+            assert row[column] == pytest.approx(1 - 6 * (d**2).sum() / (40 * (40**2 - 1)))
 
 
 def test_rows_of_the_ablation(weights):
