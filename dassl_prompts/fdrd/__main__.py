@@ -211,7 +211,7 @@ def run_build(args) -> int:
     items = items_from_csv(args.csv, args.root) if args.csv else items_from_dataset(args.dataset, args.root)
     captioner = (
         load_function(args.captioner) if args.captioner
-        else describe_statistics if args.captions == "statistics" else CaptionFile(args.captions)
+        else describe_statistics if args.captions == "statistics" else CaptionFile(args.captions, [item.relative for item in items])
     )
     built = build(items, captioner, args.dataset or name, n_ctx=args.n_ctx)
     if args.min_clip_percentile > 0:

@@ -10,7 +10,7 @@ from dassl_prompts.data.bpe import token_count
 from dassl_prompts.engine import build_dataset, get_cfg_default, merge_opts
 from dassl_prompts.fdrd.__main__ import main, path_in_file
 from dassl_prompts.fdrd.build import Item, add_negatives, build, drop_low_scores, shorten
-from dassl_prompts.fdrd.captioners import CaptionFile
+from dassl_prompts.fdrd.captioners import CaptionFile, make_request
 from dassl_prompts.fdrd.records import read_records
 from tests.datasets import trees
 
@@ -88,7 +88,30 @@ def test_caption_file_errors_name_the_line(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"path": "a", "caption": "x"}\n{"path": "b"}\n')
     with pytest.raises(ValueError, match=r"c\.jsonl, line 2"):
-        CaptionFile(path)
+        CaptionFile(path, [])
+
+
+def caption_file(path, **captions):
+    path.write_text("\n".join(json.dumps({"path": k, "caption": v}) for k, v in captions.items()))
+    return path
+
+
+def caption_of(captions, relative):
+    return captions(make_request(f"/r/{relative}", relative, "owl", "zoo"))
+
+
+def test_a_file_name_stands_for_its_only_image(tmp_path):
+    path = caption_file(tmp_path / "c.jsonl", **{"1.jpg": "one", "a/2.jpg": "two"})
+    captions = CaptionFile(path, ["a/1.jpg", "a/2.jpg", "b/2.jpg"])
+    assert [caption_of(captions, r) for r in ("a/1.jpg", "a/2.jpg", "b/2.jpg")] == ["one", "two", ""]
+
+
+def test_a_file_name_of_several_images_is_refused(tmp_path):
+    path = caption_file(tmp_path / "c.jsonl", **{"1.jpg": "one"})
+    with pytest.raises(ValueError, match=r"line 1: 2 images are called 1\.jpg \(a/1\.jpg, b/1\.jpg\)"):
+        CaptionFile(path, ["a/1.jpg", "b/1.jpg"])
+    captions = CaptionFile(path, ["1.jpg", "b/1.jpg"])
+    assert [caption_of(captions, r) for r in ("1.jpg", "b/1.jpg")] == ["one", ""]
 
 
 def tree(tmp_path):
