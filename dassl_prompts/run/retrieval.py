@@ -17,6 +17,7 @@ from pathlib import Path
 from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.fdrd.domains import get_domain
 from dassl_prompts.run.job import Job, eval_step, train_step
+from dassl_prompts.run.options import check_options, select
 from dassl_prompts.run.steps import Step, StepFailed, execute
 
 #: trainer -> its name in tables and on the command line
@@ -75,9 +76,7 @@ class Runs:
 
     def job(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Job:
         cfg = self.cfg or ("emoji_tiny" if self.domain == "emoji" else "vit_b32_fdrd")
-        own = tuple(
-            o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair
-        )
+        own = select(self.opts, trainer.upper())
         return Job(trainer, self.dataset, seed, self.shots, cfg, self.root, self.output, tag, (*own, *opts))
 
     def step(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Step:
@@ -88,25 +87,6 @@ class Runs:
         if zero_shot:
             return eval_step(job, f"{trainer} on {self.domain}", folder, None)
         return train_step(job, f"{trainer}{f' ({tag})' if tag else ''} on {self.domain}, seed {seed}", folder)
-
-
-def fits(key: str, trainer: str) -> bool:
-    """Whether a KEY of the command line concerns a trainer: TRAINER.X only X, everything else all."""
-    parts = key.split(".")
-    return parts[0] != "TRAINER" or parts[1] == trainer.upper()
-
-
-def check_options(opts: Sequence[str], trainers: Sequence[str]) -> None:
-    """Refuse options that would reach no run, a misspelt method for one.
-
-    Raises:
-        ValueError: a key lacks its value, or concerns none of ``trainers``.
-    """
-    if len(opts) % 2:
-        raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")
-    for key in opts[::2]:
-        if not any(fits(key, trainer) for trainer in trainers):
-            raise ValueError(f"{key} concerns none of the methods that run here: {', '.join(trainers)}")
 
 
 def compare(runs: Runs, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, list[Step]]:
@@ -190,7 +170,8 @@ def main(argv: list[str] | None = None) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1:])
     try:
-        check_options(opts, args.method if args.command == "compare" else ["DCAR"])
+        methods = args.method if args.command == "compare" else ["DCAR"]
+        check_options(opts, {method: method.upper() for method in methods})
         runs = Runs(args.domain, args.shots, args.cfg, args.root, args.output, opts)
         table = (compare if args.command == "compare" else ablate)(runs, args.seed, args.method)
         execute([step for steps in table.values() for step in steps], force=args.force, quiet=args.quiet)
