@@ -1,8 +1,9 @@
 """``python -m dassl_prompts.run.composed``: composed retrieval from start to table.
 
-``train`` runs the baselines and one method; ``eval`` asks a trained run on another benchmark; ``submit``
-writes CIRR's server files; ``compare`` runs baselines, TransAgg and PVLF with the same data and tuning mode
-over several seeds; ``ablate`` varies one thing. Finished runs are skipped.
+``baselines`` evaluates what needs no training; ``train`` runs the baselines and one method; ``eval`` asks a
+trained run on another benchmark; ``submit`` writes CIRR's server files; ``compare`` runs baselines, TransAgg
+and PVLF with the same data and tuning mode over several seeds; ``ablate`` varies one thing. Finished runs are
+skipped.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dassl_prompts.report.pages import write_page
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.options import check_options, pairs, select
 from dassl_prompts.run.steps import Step, StepFailed, execute
@@ -163,6 +166,12 @@ def over_seeds(rows: Sequence[dict]) -> list[dict]:
 # -- commands ------------------------------------------------------------------------------------------------
 
 
+def baselines(plan: Plan, args) -> list[dict]:
+    step = plan.baselines()
+    execute([step], force=args.force)
+    return metric_rows(step)
+
+
 def train(plan: Plan, args) -> list[dict]:
     return run_and_read([plan.baselines(), *(plan.train(args.trainer, seed) for seed in args.seed)], args)
 
@@ -250,7 +259,7 @@ def check(args, opts: Sequence[str]) -> None:
         raise ValueError("eval needs --on cirr, fashioniq or emoji")
     varies = {"compare": ["BACKBONE.TUNE"], "ablate": [key for row in ablation(args.what).values() for key, _ in row]}
     several = args.command == "compare" or (args.command == "ablate" and args.what == "tuning")
-    trained = list(NODES) if several else [args.trainer]
+    trained = list(NODES) if several else [] if args.command == "baselines" else [args.trainer]
     if args.command == "ablate" and args.what != "tuning" and args.trainer == "TransAgg":
         raise ValueError(f"TransAgg has no prompts (PROMPT.MODE none): ablate --what {args.what} is for --trainer PVLF")
     methods = trained if args.command in ("submit", "ablate") else [*trained, BASELINE]
@@ -258,7 +267,9 @@ def check(args, opts: Sequence[str]) -> None:
     check_options(opts, {method: ALL_NODES[method] for method in methods}, taken)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "submit": submit, "compare": compare, "ablate": ablate}
+COMMANDS = {
+    "baselines": baselines, "train": train, "eval": evaluate, "submit": submit, "compare": compare, "ablate": ablate,
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -296,6 +307,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)"
     )
+    p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
     p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
     p.add_argument(
         "--force",
@@ -322,6 +334,22 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if rows:
         print(table(rows))
+    return write(args, argv, table(rows)) if rows and args.write else 0
+
+
+def write(args, argv: Sequence[str], text: str) -> int:
+    """Write the table into the page ``--write``; returns the exit code."""
+    single = args.command in ("train", "eval") or (args.command == "ablate" and args.what != "tuning")
+    what = {"ablate": [args.what], "eval": ["on", args.on]}.get(args.command, [])
+    words = " ".join([args.command, *what, *([args.trainer] if single else []), args.dataset])
+    seeds = " ".join(map(str, args.seed))
+    title = f"Composed retrieval: {words}, {args.cfg}, {'seed' if len(args.seed) == 1 else 'seeds'} {seeds}"
+    command = f"python -m dassl_prompts.run.composed {shlex.join(argv)}"
+    try:
+        write_page(args.write, f"run.composed {words}", title, command, text)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

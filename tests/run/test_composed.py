@@ -3,6 +3,7 @@ a user calls it."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,26 @@ def test_ablations_cover_the_tables_of_the_paper():
     assert [keys[0][1] for keys in ablation("length").values()] == ["5", "10", "15", "20", "25", "30", "35"]
     depth = {tuple(int(v) for _, v in keys) for keys in ablation("depth").values()}
     assert depth == {(n, d) for n in (1, 2, 3) for d in range(n + 1)}
+
+
+def test_baselines_alone_go_into_the_marked_part_of_a_page(tmp_path, monkeypatch, capsys):
+    def execute(steps, force=False):
+        (step,) = steps
+        step.output.mkdir(parents=True)
+        values = {"finished": True, "image Toy val": {"mean": 1.0, "R@10": 12.0}}
+        (step.output / "results.json").write_text(json.dumps(values))
+
+    monkeypatch.setattr(composed, "execute", execute)
+    page = tmp_path / "page.md"
+    page.write_text("Mine.\n<!-- begin: run.composed baselines emoji -->\n<!-- end -->\nMore.\n")
+    argv = ["baselines", "--dataset", "emoji", "--output", str(tmp_path / "out"), "--write", str(page)]
+    assert composed.main(argv) == 0 and "| image |" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("Mine.\n") and text.endswith("\nMore.\n")
+    assert f"python -m dassl_prompts.run.composed {' '.join(argv)}" in text and "| image |" in text
+    page.write_text("<!-- begin: something else -->\n<!-- end -->\n")
+    shutil.rmtree(tmp_path / "out")
+    assert composed.main(argv) == 2 and "add the markers" in capsys.readouterr().err
 
 
 def test_mean_and_deviation():
