@@ -123,7 +123,8 @@ def check_table(reports: dict[str, dict]) -> str:
 
 
 def items_from_csv(path: Path, root: str) -> list:
-    """Raises ValueError when a column is missing or a split is neither train nor test."""
+    """Raises ValueError when a column or an image is missing, or a split is neither train nor test."""
+    from dassl_prompts.data.images import missing_images
     from dassl_prompts.fdrd.build import Item
 
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -134,7 +135,7 @@ def items_from_csv(path: Path, root: str) -> list:
                 f"{path}: missing columns {', '.join(sorted(missing))} (there are "
                 f"{', '.join(reader.fieldnames or ())})"
             )
-        items = []
+        items, lines = [], {}
         for number, row in enumerate(reader, 2):
             if row["split"] not in ("train", "test") or not row["path"] or not row["class"]:
                 raise ValueError(
@@ -142,13 +143,20 @@ def items_from_csv(path: Path, root: str) -> list:
                 )
             relative = row["path"].replace("\\", "/")
             items.append(Item(os.path.join(root, relative), relative, row["class"], row["split"]))
+            lines[items[-1].path] = number
+    missing = missing_images(lines)
+    if missing:
+        named = "".join(f"\n  line {lines[image]}: {image}" for image in missing[:5])
+        more = f"\n  ... and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+        raise ValueError(
+            f"{path}: {len(missing):,} of {len(lines):,} images do not exist below --root {root}:{named}{more}"
+        )
     return items
 
 
 def items_from_dataset(name: str, root: str) -> list:
     """All images of a registered dataset; train and val become train, as in FDRD."""
     from dassl_prompts import extend_cfg
-    from dassl_prompts.data.splits import relative_path
     from dassl_prompts.engine import build_dataset, get_cfg_default, merge_opts
     from dassl_prompts.fdrd.build import Item
 
@@ -157,11 +165,18 @@ def items_from_dataset(name: str, root: str) -> list:
     merge_opts(cfg, ["DATASET.NAME", name, "DATASET.ROOT", root, "DATASET.NUM_SHOTS", -1, "VERBOSE", False])
     dataset = build_dataset(cfg)
     parts = (("train", [*dataset.train_x, *(dataset.val or [])]), ("test", dataset.test))
-    return [
-        Item(d.impath, relative_path(d.impath, os.path.abspath(root)), d.classname, split)
-        for split, part in parts
-        for d in part
-    ]
+    return [Item(d.impath, path_in_file(d.impath, root), d.classname, split) for split, part in parts for d in part]
+
+
+def path_in_file(impath: str, root: str) -> str:
+    """How an image is written into a file: relative to the root, absolute where it lies outside (embedded data).
+
+    The reader refuses paths that climb out of the root.
+    """
+    from dassl_prompts.data.splits import relative_path
+
+    folder = os.path.join(os.path.abspath(os.path.expanduser(root)), "")
+    return relative_path(impath, folder) if impath.startswith(folder) else impath.replace(os.sep, "/")
 
 
 def clip_scores(built, items, backbone: str) -> dict[str, float]:
@@ -196,7 +211,7 @@ def run_build(args) -> int:
     items = items_from_csv(args.csv, args.root) if args.csv else items_from_dataset(args.dataset, args.root)
     captioner = (
         load_function(args.captioner) if args.captioner
-        else describe_statistics if args.captions == "statistics" else CaptionFile(args.captions)
+        else describe_statistics if args.captions == "statistics" else CaptionFile(args.captions, [item.relative for item in items])
     )
     built = build(items, captioner, args.dataset or name, n_ctx=args.n_ctx)
     if args.min_clip_percentile > 0:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,14 +55,23 @@ def make_request(path: str, relative: str, classname: str, dataset: str) -> Requ
 
 class CaptionFile:
     """Ready captions: JSON lines ``{"path": ..., "caption": ...}``; the path relative to the root, or just
-    the file name.
+    the file name where only one image has it.
+
+    Args:
+        path: the file.
+        images: relative paths of all images to caption.
 
     Raises:
-        ValueError: a line is not of this form, or names an image twice; names file and line.
+        ValueError: a line is not of this form, names an image twice, or gives a file name that several images
+            have; names file and line.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, images: Iterable[str]):
         self.path = str(path)
+        by_name: dict[str, list[str]] = defaultdict(list)
+        for image in images:
+            by_name[os.path.basename(image)].append(image)
+        self.in_root = {name for name, same_name in by_name.items() if name in same_name}
         self.captions: dict[str, str] = {}
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():
@@ -75,11 +85,21 @@ class CaptionFile:
                 ) from None
             if image in self.captions:
                 raise ValueError(f"{path}, line {number}: {image} has a caption already")
+            same_name = by_name.get(image, [])
+            if len(same_name) > 1 and image not in same_name:
+                raise ValueError(
+                    f"{path}, line {number}: {len(same_name)} images are called {image} "
+                    f"({', '.join(same_name[:3])}{', ...' if len(same_name) > 3 else ''}): write the path "
+                    "relative to --root"
+                )
             self.captions[image] = str(caption)
 
     def __call__(self, request: Request) -> str:
         """The caption of the image, "" when the file has none."""
-        return self.captions.get(request.relative, self.captions.get(os.path.basename(request.relative), ""))
+        name = os.path.basename(request.relative)
+        # a picture in the root itself is called by its whole path, which says nothing about others of that name
+        fallback = "" if name in self.in_root else self.captions.get(name, "")
+        return self.captions.get(request.relative, fallback)
 
 
 def load_function(name: str) -> Captioner:

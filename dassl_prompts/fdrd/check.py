@@ -15,6 +15,8 @@ from dassl_prompts.fdrd.records import FDRDError, Record, load_object, parse_rec
 #: prompt lengths for which captions that no longer fit are counted
 PROMPT_LENGTHS = (0, 4, 16)
 ENDINGS = (".", "!", "?")
+#: UCF101: clips of one group are cut from one video, so their frames are near-duplicates
+VIDEO_GROUP = re.compile(r"^(.*_g\d+)_")
 
 
 def guess_domain(path: str | os.PathLike) -> Domain:
@@ -55,6 +57,7 @@ def check_file(path: str | os.PathLike, domain: Domain | None = None, root: str 
     }
     if records:
         report |= check_captions(records) | check_class_names(records, classes) | check_negatives(records)
+        report |= check_substitution(records, classes) | check_video_groups(records)
     if root:
         report |= check_images(records, domain, root)
     return report
@@ -133,6 +136,58 @@ def check_negatives(records: Sequence[Record]) -> dict:
     }
 
 
+def check_substitution(records: Sequence[Record], classes: dict[str, str]) -> dict:
+    """Words that a careless replacement of the class name broke: "scattered" with "cat" replaced."""
+    glued = damaged = 0
+    for record in records:
+        names = {classes.get(record.key, ""), record.key.rpartition("_")[0].replace("_", " ")} - {""}
+        broken = [name for name in names if any(_inside_word(record.caption, m) for m in _places(name, record.caption))]
+        glued += bool(broken)
+        damaged += sum(any(_is_substitution(record.caption, n, name) for name in broken) for n in record.negatives)
+    return {"captions with the class name inside another word": glued, "negatives damaged by substring replacement": damaged}
+
+
+def _places(name: str, caption: str, flags: int = re.I) -> list[re.Match]:
+    return list(re.finditer(re.escape(name), caption, flags))
+
+
+def _inside_word(caption: str, place: re.Match) -> bool:
+    """Whether letters touch the name; a plural s does not count."""
+    before = re.search(r"\w*$", caption[:place.start()])[0]
+    after = re.match(r"\w*", caption[place.end():])[0]
+    return bool(before) or after not in ("", "s")
+
+
+def _is_substitution(caption: str, negative: str, name: str) -> bool:
+    """Whether ``negative`` is ``caption`` with one other text at every place of the name."""
+    negative = negative.strip()
+    if negative == caption:
+        return False
+    for flags in (0, re.I):
+        first, *rest = (re.escape(piece) for piece in re.split(re.escape(name), caption, flags=flags))
+        if rest and re.fullmatch(f"{first}(.+?){rest[0]}" + "".join(rf"\1{piece}" for piece in rest[1:]), negative, re.S):
+            return True
+    return False
+
+
+def video_group(key: str) -> str:
+    """The group of a UCF101 key (``v_Archery_g01_c02`` -> ``v_Archery_g01``); "" for other keys."""
+    found = VIDEO_GROUP.match(key)
+    return found[1] if found else ""
+
+
+def check_video_groups(records: Sequence[Record]) -> dict:
+    """Near-duplicates that bound recall at 1; nothing for files without video groups."""
+    groups = Counter(filter(None, (video_group(r.key) for r in records)))
+    if not groups:
+        return {}
+    return {
+        "video groups": len(groups),
+        "records per video group": _span(groups.values()),
+        "near-duplicates (records beyond the first of their video group)": sum(groups.values()) - len(groups),
+    }
+
+
 def check_images(records: Sequence[Record], domain: Domain, root: str) -> dict:
     """Images that the records name and that are not below ``root``."""
     from dassl_prompts.data.images import missing_images
@@ -148,10 +203,12 @@ def check_images(records: Sequence[Record], domain: Domain, root: str) -> dict:
 
 
 def check_pair(train: str | os.PathLike, test: str | os.PathLike) -> dict:
-    """What two splits share: images, and captions word by word."""
+    """What two splits share: images, captions word by word, and UCF101's video groups."""
     (train_records, _), (test_records, _) = (parse_records(load_object(path)) for path in (train, test))
     seen = {r.caption for r in train_records}
-    return {
+    report = {
         "keys in both files": len({r.key for r in train_records} & {r.key for r in test_records}),
         "captions of the second file that occur in the first": sum(r.caption in seen for r in test_records),
     }
+    groups = [{video_group(r.key) for r in records} - {""} for records in (train_records, test_records)]
+    return report | ({"video groups in both files": len(groups[0] & groups[1])} if any(groups) else {})

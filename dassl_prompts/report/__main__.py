@@ -6,8 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.report.groups import Method, group
 from dassl_prompts.report.notes import sections
+from dassl_prompts.report.pages import replace_part
 from dassl_prompts.report.runs import Run, find_runs
 from dassl_prompts.report.tables import FORMATS, TABLES, Table
 
@@ -98,12 +100,20 @@ def notes_text(notes: dict[str, list[str]], form: str) -> str:
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def write_text(path: Path, text: str, form: str) -> None:
+    """A new file, or in Markdown the part "report" of a page that marks it (dassl_prompts/report/pages.py).
+
+    Raises:
+        ValueError: the markers of the page do not fit.
+    """
+    page = None
+    if form == "markdown" and path.is_file():
+        try:
+            page = replace_part(path.read_text(encoding="utf-8"), "report", text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    with atomic_path(path) as temporary:
+        temporary.write_text(text if page is None else page, encoding="utf-8")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     elif notes:
         print(notes, file=sys.stderr)
     if args.write:
-        write_text(args.write, text)
+        write_text(args.write, text, args.format)
         print(f"wrote {args.write}")
     else:
         print(text, end="")

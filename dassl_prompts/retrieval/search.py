@@ -127,9 +127,12 @@ def ask(args) -> None:
     found = opened.search(features, args.k, exclude)[0]
     for rank, (path, score) in enumerate(found, 1):
         print(f"{rank:3d}  {score:.4f}  {path}")
-    if args.sheet:
+    if not args.no_sheet:
         labels = [f"{i}. {Path(path).name}" for i, (path, _) in enumerate(found, 1)]
-        contact_sheet([Row(args.image, args.text, [path for path, _ in found], labels)], args.sheet)
+        try:
+            contact_sheet([Row(args.image, args.text, [path for path, _ in found], labels)], args.sheet)
+        except PermissionError as error:
+            raise PermissionError(f"cannot write {args.sheet}: {error}; give --sheet FILE, or --no-sheet") from error
         print(f"Contact sheet: {args.sheet}")
 
 
@@ -174,7 +177,11 @@ def parser() -> argparse.ArgumentParser:
     a.add_argument("--image", default="", help="reference image")
     a.add_argument("--text", default="", help="what should be different")
     a.add_argument("-k", type=int, default=10, help="number of results (default 10)")
-    a.add_argument("--sheet", default="", help="also write a contact sheet, e.g. found.png")
+    sheet = a.add_mutually_exclusive_group()
+    sheet.add_argument(
+        "--sheet", default="found.png", metavar="FILE", help="where the contact sheet goes (default ./found.png)"
+    )
+    sheet.add_argument("--no-sheet", action="store_true", help="only print the paths")
     a.add_argument("--keep-query", action="store_true", help="the reference itself may be among the results")
     a.set_defaults(run_command=ask)
     return p

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from dassl_prompts.report.pages import write_page
 from dassl_prompts.run.protocols import PROTOCOLS, Job
 from dassl_prompts.run.steps import StepFailed, execute
 from dassl_prompts.run.tables import mean_over_seeds, table
@@ -58,16 +59,15 @@ def study(protocol: str, jobs: dict[str, Job], force: bool = False) -> list[dict
     return rows
 
 
-def page(args, text: str) -> str:
-    """The Markdown page of a finished study."""
+def write(args, text: str) -> None:
+    """Write the finished study into the Markdown page ``--write``."""
     parts = ["python -m dassl_prompts.run.attriprompt_study", "--protocol", args.protocol, "--dataset", args.dataset]
     parts += ["--shots", args.shots, "--seed", *args.seed, "--rows", *args.rows, "--write", args.write]
     parts += ["--opts", *args.opts] if args.opts else []
-    command = " ".join(map(str, parts))
-    return (
-        f"# AttriPrompt: ablations on {args.dataset}, {args.protocol}\n\n"
-        f"Written by\n\n```\n{command}\n```\n\nMean over the seeds; accuracy in percent, HM from the means.\n\n{text}\n"
-    )
+    title = f"AttriPrompt: ablations on {args.dataset}, {args.protocol}"
+    text = f"Mean over the seeds; accuracy in percent, HM from the means.\n\n{text}"
+    name = f"run.attriprompt_study {args.protocol} {args.dataset}"
+    write_page(args.write, name, title, " ".join(map(str, parts)), text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
     p.add_argument("--root", default=os.environ.get("DATA", "data"))
     p.add_argument("--output", type=Path, default=Path("output"))
-    p.add_argument("--write", type=Path, default=None, help="Markdown file for the table")
+    p.add_argument("--write", type=Path, default=None, help="Markdown page for the table")
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     p.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="KEY VALUE pairs for every run")
     return p
@@ -107,8 +107,11 @@ def main(argv: list[str] | None = None) -> int:
     text = table(mean_over_seeds(rows, "variant"))
     print(text)
     if args.write:
-        args.write.parent.mkdir(parents=True, exist_ok=True)
-        args.write.write_text(page(args, text), encoding="utf-8")
+        try:
+            write(args, text)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -1,21 +1,26 @@
 """``python -m dassl_prompts.run.composed``: composed retrieval from start to table.
 
-``train`` runs the baselines and one method; ``eval`` asks a trained run on another benchmark; ``submit``
-writes CIRR's server files; ``compare`` runs baselines, TransAgg and PVLF with the same data and tuning mode
-over several seeds; ``ablate`` varies one thing. Finished runs are skipped.
+``baselines`` evaluates what needs no training; ``train`` runs the baselines and one method; ``eval`` asks a
+trained run on another benchmark; ``submit`` writes CIRR's server files; ``compare`` runs baselines, TransAgg
+and PVLF with the same data and tuning mode over several seeds; ``ablate`` varies one thing. Finished runs are
+skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dassl_prompts.report.pages import write_page
 from dassl_prompts.run.job import Job
+from dassl_prompts.run.options import check_options, pairs, select
 from dassl_prompts.run.steps import Step, StepFailed, execute
 
 #: name on the command line -> configuration file and its options
@@ -29,6 +34,13 @@ DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 NODES = {"PVLF": "PVLF", "TransAgg": "TRANSAGG"}
 BASELINE = "ZeroshotCIR"
+ALL_NODES = {**NODES, BASELINE: "ZEROSHOT_CIR"}
+#: keys that change how a trained run is evaluated; an evaluation with one of them has a folder of its own
+PROTOCOL_KEYS = tuple(
+    f"CIR.{key}"
+    for key in ("SPLIT", "TARGETPAD_RATIO", "FIQ_CATEGORIES", "FIQ_GALLERY", "FIQ_REMOVE_REFERENCE", "FIQ_CAPTION",
+                "FIQ_EMPTY_CAPTION")
+)  # fmt: skip
 CIRR_COLUMNS = ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3", "average")
 
 
@@ -67,10 +79,7 @@ class Plan:
             root=self.root,
         )
         shared = ("CIR.CACHE_DIR", str(self.output / "composed" / "features"))
-        opts = tuple(
-            o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair
-        )
-        return job.args(*extra, *shared, *options, *opts)
+        return job.args(*extra, *shared, *options, *select(self.opts, ALL_NODES[trainer]))
 
     def baseline_config(self) -> str:
         return self.config.removesuffix("_repro")
@@ -82,9 +91,20 @@ class Plan:
             self.args(trainer, seed, *opts),
         )
 
+    def protocol(self, *keys: str) -> str:
+        """Suffix of an evaluation's folder: PROTOCOL_KEYS and ``keys`` among the options, readable."""
+        given = dict(pairs(self.opts))
+        parts = []
+        for key in (*keys, *PROTOCOL_KEYS):
+            if given.get(key):
+                value = re.sub(r"[^\w.+]+", "-", Path(given[key]).name).strip("-")
+                parts.append(f"{key.rpartition('.')[2].lower().replace('_', '-')}-{value}")
+        return "_".join(parts)
+
     def baselines(self, dataset: str = "") -> Step:
         dataset = dataset or self.dataset
-        name = "_".join(filter(None, (self.name.removesuffix("_repro"), self.tag)))
+        protocol = self.protocol("TRAINER.ZEROSHOT_CIR.PIC2WORD", "TRAINER.ZEROSHOT_CIR.SEARLE")
+        name = "_".join(filter(None, (self.name.removesuffix("_repro"), self.tag, protocol)))
         folder = self.output / "composed" / dataset / BASELINE / name
         return Step(f"baselines on {dataset}", folder, self.args(BASELINE, 1, "--eval-only", dataset=dataset))
 
@@ -95,15 +115,9 @@ class Plan:
         # CIR.EVAL of the training configuration must not redirect the evaluation
         return Step(
             title,
-            run / f"{name}_{dataset}",
+            run / "_".join(filter(None, (name, dataset, self.protocol()))),
             self.args(trainer, seed, *extra, "CIR.EVAL", "[]", *opts, dataset=dataset),
         )
-
-
-def fits(key: str, trainer: str) -> bool:
-    """Whether a KEY of the command line concerns a trainer: TRAINER.X only X, everything else all."""
-    parts = key.split(".")
-    return parts[0] != "TRAINER" or parts[1] == NODES.get(trainer, "ZEROSHOT_CIR")
 
 
 def metric_rows(step: Step, name: str = "") -> list[dict]:
@@ -150,6 +164,12 @@ def over_seeds(rows: Sequence[dict]) -> list[dict]:
 
 
 # -- commands ------------------------------------------------------------------------------------------------
+
+
+def baselines(plan: Plan, args) -> list[dict]:
+    step = plan.baselines()
+    execute([step], force=args.force)
+    return metric_rows(step)
 
 
 def train(plan: Plan, args) -> list[dict]:
@@ -229,7 +249,27 @@ def last_rows(step: Step, name: str) -> list[dict]:
     return [row for row in metric_rows(step, name) if row["label"] == "last"]
 
 
-COMMANDS = {"train": train, "eval": evaluate, "submit": submit, "compare": compare, "ablate": ablate}
+def check(args, opts: Sequence[str]) -> None:
+    """Refuse what would run nothing, or not what it says.
+
+    Raises:
+        ValueError: names the option and what to do.
+    """
+    if args.command == "eval" and not args.on:
+        raise ValueError("eval needs --on cirr, fashioniq or emoji")
+    varies = {"compare": ["BACKBONE.TUNE"], "ablate": [key for row in ablation(args.what).values() for key, _ in row]}
+    several = args.command == "compare" or (args.command == "ablate" and args.what == "tuning")
+    trained = list(NODES) if several else [] if args.command == "baselines" else [args.trainer]
+    if args.command == "ablate" and args.what != "tuning" and args.trainer == "TransAgg":
+        raise ValueError(f"TransAgg has no prompts (PROMPT.MODE none): ablate --what {args.what} is for --trainer PVLF")
+    methods = trained if args.command in ("submit", "ablate") else [*trained, BASELINE]
+    taken = [f"TRAINER.{NODES[trainer]}.{key}" for trainer in trained for key in varies.get(args.command, ())]
+    check_options(opts, {method: ALL_NODES[method] for method in methods}, taken)
+
+
+COMMANDS = {
+    "baselines": baselines, "train": train, "eval": evaluate, "submit": submit, "compare": compare, "ablate": ablate,
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -267,6 +307,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)"
     )
+    p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
     p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
     p.add_argument(
         "--force",
@@ -283,10 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1 :])
     plan = Plan(args.dataset, args.cfg, args.root, args.output, args.tag, opts)
     try:
-        if len(opts) % 2:
-            raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")
-        if args.command == "eval" and not args.on:
-            raise ValueError("eval needs --on cirr, fashioniq or emoji")
+        check(args, opts)
         rows = COMMANDS[args.command](plan, args)
     except StepFailed as error:
         print(f"error: {error}", file=sys.stderr)
@@ -296,6 +334,22 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if rows:
         print(table(rows))
+    return write(args, argv, table(rows)) if rows and args.write else 0
+
+
+def write(args, argv: Sequence[str], text: str) -> int:
+    """Write the table into the page ``--write``; returns the exit code."""
+    single = args.command in ("train", "eval") or (args.command == "ablate" and args.what != "tuning")
+    what = {"ablate": [args.what], "eval": ["on", args.on]}.get(args.command, [])
+    words = " ".join([args.command, *what, *([args.trainer] if single else []), args.dataset])
+    seeds = " ".join(map(str, args.seed))
+    title = f"Composed retrieval: {words}, {args.cfg}, {'seed' if len(args.seed) == 1 else 'seeds'} {seeds}"
+    command = f"python -m dassl_prompts.run.composed {shlex.join(argv)}"
+    try:
+        write_page(args.write, f"run.composed {words}", title, command, text)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.report.pages import write_page
 from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, new_step, stage1
 from dassl_prompts.run.steps import Step, StepFailed, execute
 from dassl_prompts.run.sweep import split_opts
@@ -169,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, default=Path("output"))
     p.add_argument("--common", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
                    help="configuration of every run, stage 1 included")  # fmt: skip
-    p.add_argument("--write", type=Path, help="also write the table as Markdown to this file")
+    p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     return p
 
@@ -195,8 +196,13 @@ def main(argv: list[str] | None = None) -> int:
     text = table(mean_over_seeds(rows, key))
     print(text)
     if args.write:
-        with atomic_path(args.write) as temporary:
-            temporary.write_text(f"Written by `python -m dassl_prompts.run.dpc_study {' '.join(argv)}`.\n\n{text}\n", encoding="utf-8")
+        title = f"DPC on {args.backbone}, {args.dataset}, {args.shots} shots: {args.study}"
+        command = f"python -m dassl_prompts.run.dpc_study {shlex.join(argv)}"
+        try:
+            write_page(args.write, f"run.dpc_study {args.study} {args.backbone} {args.dataset}", title, command, text)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     if args.study == "omega":
         picture = folder / "omega.png"
         plot_omega(rows, picture, f"DPC on {args.backbone}, {args.dataset}, seeds {', '.join(map(str, args.seed))}")

@@ -1,22 +1,24 @@
 """``python -m dassl_prompts.run.retrieval``: image-text retrieval in FDRD's protocol, from start to table.
 
-``compare`` runs zero-shot CLIP, the baselines and DCAR on a domain; ``ablate`` runs DCAR without its parts.
-Several seeds give means and standard deviations. Finished runs are skipped.
+``compare`` runs zero-shot CLIP, the baselines and DCAR; ``ablate`` runs DCAR without its parts. Several seeds
+give means and standard deviations, several domains their unweighted mean as well. Finished runs are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.fdrd.domains import get_domain
+from dassl_prompts.report.pages import write_page
 from dassl_prompts.run.job import Job, eval_step, train_step
+from dassl_prompts.run.options import check_options, select
 from dassl_prompts.run.steps import Step, StepFailed, execute
 
 #: trainer -> its name in tables and on the command line
@@ -28,7 +30,11 @@ ZERO_SHOT = "ZeroshotITR"
 #: without its module the CAA branch does not exist
 NO_CAA = ("TRAINER.DCAR.CAA.ENABLED", "False", "TRAINER.DCAR.TEST.BRANCH", "prompt")
 NO_DTR = ("TRAINER.DCAR.DTR.ENABLED", "False")
-#: row of the ablation -> folder tag and options
+#: row of the ablation that evaluates the finished full run once more, by its prompts alone: a recipe whose
+#: TEST.BRANCH uses the module loses that branch together with the module, this row tells the two apart
+BRANCH_ROW, BRANCH_TAG = "test branch prompt only", "branch-prompt"
+PROMPT_BRANCH = ("TRAINER.DCAR.TEST.BRANCH", "prompt")
+#: row of the ablation that is trained -> folder tag and options
 ABLATION = {
     "DCAR": ("", ()),
     "without token re-weighting": ("no-dtr", NO_DTR),
@@ -75,9 +81,7 @@ class Runs:
 
     def job(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Job:
         cfg = self.cfg or ("emoji_tiny" if self.domain == "emoji" else "vit_b32_fdrd")
-        own = tuple(
-            o for pair in zip(self.opts[::2], self.opts[1::2]) if fits(pair[0], trainer) for o in pair
-        )
+        own = select(self.opts, trainer.upper())
         return Job(trainer, self.dataset, seed, self.shots, cfg, self.root, self.output, tag, (*own, *opts))
 
     def step(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Step:
@@ -89,24 +93,11 @@ class Runs:
             return eval_step(job, f"{trainer} on {self.domain}", folder, None)
         return train_step(job, f"{trainer}{f' ({tag})' if tag else ''} on {self.domain}, seed {seed}", folder)
 
-
-def fits(key: str, trainer: str) -> bool:
-    """Whether a KEY of the command line concerns a trainer: TRAINER.X only X, everything else all."""
-    parts = key.split(".")
-    return parts[0] != "TRAINER" or parts[1] == trainer.upper()
-
-
-def check_options(opts: Sequence[str], trainers: Sequence[str]) -> None:
-    """Refuse options that would reach no run, a misspelt method for one.
-
-    Raises:
-        ValueError: a key lacks its value, or concerns none of ``trainers``.
-    """
-    if len(opts) % 2:
-        raise ValueError(f"options come as KEY VALUE pairs, {opts[-1]!r} has no value")
-    for key in opts[::2]:
-        if not any(fits(key, trainer) for trainer in trainers):
-            raise ValueError(f"{key} concerns none of the methods that run here: {', '.join(trainers)}")
+    def evaluate(self, run: Step, trainer: str, seed: int, tag: str, opts: tuple[str, ...]) -> Step:
+        """A finished run evaluated with other options."""
+        job = self.job(trainer, seed, tag, opts)
+        title = f"{trainer} ({tag}) on {self.domain}, seed {seed}"
+        return eval_step(job, title, self.output / "retrieval" / "test_all" / job.folder, run.output)
 
 
 def compare(runs: Runs, seeds: Sequence[int], methods: Sequence[str]) -> dict[str, list[Step]]:
@@ -116,24 +107,53 @@ def compare(runs: Runs, seeds: Sequence[int], methods: Sequence[str]) -> dict[st
 
 def ablate(runs: Runs, seeds: Sequence[int], methods: Sequence[str] = ()) -> dict[str, list[Step]]:
     """Steps of every row of the ablation."""
-    return {name: [runs.step("DCAR", s, tag, opts) for s in seeds] for name, (tag, opts) in ABLATION.items()}
+    table = {name: [runs.step("DCAR", s, tag, opts) for s in seeds] for name, (tag, opts) in ABLATION.items()}
+    again = [runs.evaluate(run, "DCAR", s, BRANCH_TAG, PROMPT_BRANCH) for run, s in zip(table["DCAR"], seeds)]
+    first, *rest = table.items()
+    return dict([first, (BRANCH_ROW, again), *rest])
 
 
-def rows_of(table: dict[str, list[Step]]) -> list[dict[str, str]]:
-    """Cells as text: the mean over seeds, with the standard deviation where there are several."""
-    rows = []
+#: method -> column -> one number per seed
+Values = dict[str, dict[str, list[float]]]
+
+
+def values_of(table: dict[str, list[Step]]) -> Values:
+    """What the runs of a table measured; training recalls are there where every run has them."""
+    values = {}
     for name, steps in table.items():
         results = [step.results() for step in steps]
-        cells = {title: spread([r["test"][key] for r in results]) for key, title in COLUMNS.items()}
-        checks = [r["train"] for r in results if "mean_r1_weights_on" in r.get("train", {})]
-        shortcut = {
-            f"train R@1, weights {way}": (
-                spread([c[f"mean_r1_weights_{way}"] for c in checks]) if checks else ""
-            )
-            for way in ("on", "off")
+        values[name] = {title: [r["test"][key] for r in results] for key, title in COLUMNS.items()}
+        for way in ("on", "off"):
+            found = [r["train"][key] for r in results if (key := f"mean_r1_weights_{way}") in r.get("train", {})]
+            if len(found) == len(results):
+                values[name][f"train R@1, weights {way}"] = found
+    return values
+
+
+def mean_over_domains(domains: Sequence[Values]) -> Values:
+    """Unweighted mean of the domains for every seed, so that the deviation is that of the mean."""
+    first = domains[0]
+    return {
+        method: {
+            column: [statistics.mean(numbers) for numbers in zip(*(domain[method][column] for domain in domains))]
+            for column in columns
+            if all(column in domain[method] for domain in domains)
         }
-        rows.append({"method": name, "seeds": str(len(steps)), **cells, **shortcut})
-    return rows
+        for method, columns in first.items()
+    }
+
+
+def rows_of(values: Values) -> list[dict[str, str]]:
+    """Cells as text: the mean over seeds, with the standard deviation where there are several."""
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    return [
+        {
+            "method": name,
+            "seeds": str(len(next(iter(row.values())))),
+            **{column: spread(row[column]) if column in row else "" for column in columns},
+        }
+        for name, row in values.items()
+    ]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -144,10 +164,29 @@ def spread(values: Sequence[float]) -> str:
 def markdown(rows: Sequence[dict[str, str]]) -> str:
     from tabulate import tabulate
 
-    kept = [c for c in rows[0] if any(row[c] for row in rows)]
-    return tabulate(
-        [[row[c] for c in kept] for row in rows], headers=kept, tablefmt="github", disable_numparse=True
-    )
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def run_domains(tables: dict[str, dict[str, list[Step]]], args) -> tuple[dict[str, Values], dict[str, Exception]]:
+    """Run the domains one after the other; returns what each measured, and why others failed."""
+    finished, failed = {}, {}
+    for domain, table in tables.items():
+        try:
+            execute([step for steps in table.values() for step in steps], force=args.force, quiet=args.quiet)
+            finished[domain] = values_of(table)
+        except (StepFailed, ValueError, FileNotFoundError) as error:
+            print(f"error: {domain}: {error}", file=sys.stderr)
+            failed[domain] = error
+    return finished, failed
+
+
+def report(finished: dict[str, Values]) -> str:
+    """A table per domain and, from two domains on, their mean."""
+    parts = [(domain, values) for domain, values in finished.items()]
+    if len(parts) > 1:
+        named = f"mean of {len(parts)} domains, unweighted: {', '.join(finished)}"
+        parts.append((named, mean_over_domains(list(finished.values()))))
+    return "\n\n".join(f"{title}\n\n{markdown(rows_of(values))}" for title, values in parts)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,7 +196,9 @@ def parser() -> argparse.ArgumentParser:
                 "they concern."),
     )  # fmt: skip
     p.add_argument("command", choices=("compare", "ablate"))
-    p.add_argument("--domain", required=True, help="one of FDRD's nine domains, or emoji (embedded)")
+    p.add_argument(
+        "--domain", nargs="+", required=True, help="of FDRD's nine domains, or emoji (embedded); one or several"
+    )
     p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
     p.add_argument("--shots", type=int, default=16, help="training pairs per class (default 16)")
     p.add_argument(
@@ -176,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)"
     )
-    p.add_argument("--write", type=Path, help="also write the table as Markdown to this file")
+    p.add_argument("--write", type=Path, help="also write the tables into this Markdown page")
     p.add_argument(
         "--quiet", action="store_true", help="what the runs print goes to console.txt in their folders"
     )
@@ -190,24 +231,45 @@ def main(argv: list[str] | None = None) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1:])
     try:
-        check_options(opts, args.method if args.command == "compare" else ["DCAR"])
-        runs = Runs(args.domain, args.shots, args.cfg, args.root, args.output, opts)
-        table = (compare if args.command == "compare" else ablate)(runs, args.seed, args.method)
-        execute([step for steps in table.values() for step in steps], force=args.force, quiet=args.quiet)
-    except StepFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        methods = args.method if args.command == "compare" else ["DCAR"]
+        check_options(opts, {method: method.upper() for method in methods})
+        build = compare if args.command == "compare" else ablate
+        tables = {
+            domain: build(Runs(domain, args.shots, args.cfg, args.root, args.output, opts), args.seed, args.method)
+            for domain in args.domain
+        }
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    title = f"{args.domain}, {args.shots} shots, seeds {' '.join(map(str, args.seed))}"
-    text = markdown(rows_of(table))
-    print(f"\n{title}\n\n{text}")
-    if args.write:
-        origin = f"Written by `python -m dassl_prompts.run.retrieval {' '.join(argv)}`: {title}."
-        with atomic_path(args.write) as temporary:
-            temporary.write_text(f"{origin}\n\n{text}\n", encoding="utf-8")
-    return 0
+    finished, failed = run_domains(tables, args)
+    if finished:
+        text = report(finished)
+        print(f"\n{args.shots} shots, seeds {' '.join(map(str, args.seed))}\n\n{text}")
+        if args.write:
+            try:
+                write(args, argv, text, list(failed))
+            except ValueError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+    if failed and len(tables) > 1:
+        print(f"error: {len(failed)} of {len(tables)} domains failed:", file=sys.stderr)
+        for domain, error in failed.items():
+            print(f"  {domain}: {error}", file=sys.stderr)
+        return 1
+    return 0 if not failed else 1 if isinstance(next(iter(failed.values())), StepFailed) else 2
+
+
+def write(args, argv: Sequence[str], text: str, failed: Sequence[str]) -> None:
+    """Write the tables into the page ``--write``.
+
+    Raises:
+        ValueError: the markers of the page do not fit.
+    """
+    words = f"{args.command} {' '.join(args.domain)}"
+    title = f"Image-text retrieval: {words}, {args.shots} shots, seeds {' '.join(map(str, args.seed))}"
+    lacking = f"\n\nNot finished: {', '.join(failed)}." if failed else ""
+    command = f"python -m dassl_prompts.run.retrieval {shlex.join(argv)}"
+    write_page(args.write, f"run.retrieval {words}", title, command, text + lacking)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl_prompts.data.images import read_image
 from dassl_prompts.data.target_pad import TargetPadTransform, target_pad
 
 
@@ -46,3 +47,45 @@ def test_without_padding():
         TargetPadTransform(32, (0,) * 3, (1,) * 3, ratio=0)(image),
         TargetPadTransform(32, (0,) * 3, (1,) * 3)(image),
     )
+
+
+def stored(path, mode):
+    """A picture of that mode in a file; its colours worked out from what the file holds."""
+    if mode == "P":
+        noise(100, 40).quantize(16).save(path)
+    elif mode == "RGBA":  # half transparent: the colours below count, as in the official code
+        alpha = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 100), dtype=np.uint8))
+        image = noise(100, 40)
+        image.putalpha(alpha)
+        image.save(path)
+    else:
+        noise(100, 40).convert(mode).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+        pixels = np.asarray(image).astype(int)
+        if mode == "L":
+            return np.stack([pixels] * 3, -1)
+        if mode == "P":
+            return np.array(image.getpalette()).reshape(-1, 3)[pixels]
+        if mode == "CMYK":
+            return np.rint((255 - pixels[..., :3]) * (255 - pixels[..., 3:]) / 255).astype(int)
+        return pixels[..., :3]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_pictures_of_every_mode_are_read_as_their_colours(tmp_path, mode):
+    """Read first, padded then: a palette or a fourth channel never reaches the padding or the resampling."""
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    colours = stored(path, mode)
+    image = read_image(path)
+    assert image.mode == "RGB" and np.abs(np.asarray(image) - colours).max() <= (1 if mode == "CMYK" else 0)
+    transform = TargetPadTransform(32, (0.5,) * 3, (0.25,) * 3)
+    expected = transform(Image.fromarray(colours.astype(np.uint8)))
+    assert expected.shape == (3, 32, 32) and (expected[:, 0] == -2).all()  # black above
+    torch.testing.assert_close(transform(image), expected, rtol=0, atol=0.05 if mode == "CMYK" else 0)
+
+
+def test_adobe_cmyk_jpeg_is_not_inverted(tmp_path):
+    path = tmp_path / "red.jpg"
+    Image.new("RGB", (64, 48), (220, 20, 20)).convert("CMYK").save(path, quality=95)
+    assert np.abs(np.asarray(read_image(path)).mean((0, 1)) - (220, 20, 20)).max() < 8

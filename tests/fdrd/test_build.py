@@ -5,11 +5,14 @@ import json
 import pytest
 from PIL import Image
 
+from dassl_prompts import extend_cfg
 from dassl_prompts.data.bpe import token_count
-from dassl_prompts.fdrd.__main__ import main
+from dassl_prompts.engine import build_dataset, get_cfg_default, merge_opts
+from dassl_prompts.fdrd.__main__ import main, path_in_file
 from dassl_prompts.fdrd.build import Item, add_negatives, build, drop_low_scores, shorten
-from dassl_prompts.fdrd.captioners import CaptionFile
+from dassl_prompts.fdrd.captioners import CaptionFile, make_request
 from dassl_prompts.fdrd.records import read_records
+from tests.datasets import trees
 
 ITEMS = [
     Item(f"/r/{c}/{i}.png", f"{c}/{i}.png", c, "train" if i else "test")
@@ -85,7 +88,30 @@ def test_caption_file_errors_name_the_line(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"path": "a", "caption": "x"}\n{"path": "b"}\n')
     with pytest.raises(ValueError, match=r"c\.jsonl, line 2"):
-        CaptionFile(path)
+        CaptionFile(path, [])
+
+
+def caption_file(path, **captions):
+    path.write_text("\n".join(json.dumps({"path": k, "caption": v}) for k, v in captions.items()))
+    return path
+
+
+def caption_of(captions, relative):
+    return captions(make_request(f"/r/{relative}", relative, "owl", "zoo"))
+
+
+def test_a_file_name_stands_for_its_only_image(tmp_path):
+    path = caption_file(tmp_path / "c.jsonl", **{"1.jpg": "one", "a/2.jpg": "two"})
+    captions = CaptionFile(path, ["a/1.jpg", "a/2.jpg", "b/2.jpg"])
+    assert [caption_of(captions, r) for r in ("a/1.jpg", "a/2.jpg", "b/2.jpg")] == ["one", "two", ""]
+
+
+def test_a_file_name_of_several_images_is_refused(tmp_path):
+    path = caption_file(tmp_path / "c.jsonl", **{"1.jpg": "one"})
+    with pytest.raises(ValueError, match=r"line 1: 2 images are called 1\.jpg \(a/1\.jpg, b/1\.jpg\)"):
+        CaptionFile(path, ["a/1.jpg", "b/1.jpg"])
+    captions = CaptionFile(path, ["1.jpg", "b/1.jpg"])
+    assert [caption_of(captions, r) for r in ("1.jpg", "b/1.jpg")] == ["one", ""]
 
 
 def tree(tmp_path):
@@ -119,6 +145,45 @@ def test_command_writes_files_that_read_back(tmp_path, capsys):
     assert main([*command, "--force"]) == 0
 
 
+def read_custom(root, output, name):
+    """The pair of files as the dataset FDRD reads it, from ``root``."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    merge_opts(cfg, ["DATASET.NAME", "FDRD", "DATASET.ROOT", str(root), "DATASET.FDRD_DOMAIN", "custom",
+                     "DATASET.FDRD_TRAIN", str(output / f"{name}_train.json"), "DATASET.NUM_SHOTS", -1,
+                     "DATASET.FDRD_TEST", str(output / f"{name}_test.json"), "VERBOSE", False])  # fmt: skip
+    return build_dataset(cfg)
+
+
+def test_file_of_a_registered_dataset_reads_back(tmp_path, monkeypatch):
+    trees.dtd(tmp_path / "data")
+    parts = {"train": range(5), "val": range(5, 7), "test": range(7, 10)}
+    trees.split_json(tmp_path / "data/dtd/split_zhou_DescribableTextures.json", **{
+        part: [(f"{name}/{name}_{i:04d}.jpg", label, name)
+               for label, name in enumerate(("banded", "zigzagged")) for i in numbers]
+        for part, numbers in parts.items()
+    })  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    command = ["build", "--dataset", "DescribableTextures", "--root", "data", "--output", "out"]
+    assert main([*command, "--captions", "statistics"]) == 0
+    train = json.loads((tmp_path / "out" / "DescribableTextures_train.json").read_text())
+    assert all(key == record["file_path"] and key.startswith("dtd/images/") for key, record in train.items())
+    data = read_custom(tmp_path / "data", tmp_path / "out", "DescribableTextures")
+    items = [*data.train_x, *data.test]
+    assert len(items) == 20 and {item.classname for item in items} == {"banded", "zigzagged"}
+    assert {item.impath for item in items} == {str(p) for p in (tmp_path / "data").rglob("*.jpg")}
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert read_custom(tmp_path / "moved", tmp_path / "out", "DescribableTextures").test[0].impath.startswith(
+        str(tmp_path / "moved")
+    )
+
+
+def test_images_outside_the_root_keep_their_absolute_path(tmp_path):
+    inside, beside = (str(tmp_path / name / "a.png") for name in ("data", "database"))
+    assert path_in_file(inside, str(tmp_path / "data")) == "a.png"
+    assert path_in_file(beside, str(tmp_path / "data")) == beside
+
+
 def test_command_lists_what_was_rejected(tmp_path):
     captions = [
         {"path": f"{n}{j}.png", "caption": f"An {n} here."} for n in ("red_fox", "owl") for j in range(3)
@@ -140,5 +205,10 @@ def test_wrong_csv_and_captioner_are_named(tmp_path, capsys):
     )
     (tmp_path / "zoo.csv").write_text("path,class,split\na.png,x,dev\n")
     assert main([*command, "--captions", "statistics"]) == 2 and "line 2" in capsys.readouterr().err
+    tree(tmp_path)
+    (tmp_path / "owl0.png").unlink()
+    assert main([*command, "--captions", "statistics"]) == 2
+    assert f"1 of 6 images do not exist below --root {tmp_path}:\n  line 5" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     tree(tmp_path)
     assert main([*command, "--captioner", "json:nothing"]) == 2 and "json:nothing" in capsys.readouterr().err

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dassl_prompts.fdrd.__main__ import main
-from dassl_prompts.fdrd.check import check_file, check_pair
+from dassl_prompts.fdrd.check import check_file, check_pair, check_substitution
+from dassl_prompts.fdrd.records import Record
 
 # counts of specs/dcar.md 3.5; 66 of the 85 aircraft captions do name their class, but with the slash that
 # keys cannot have
@@ -14,37 +15,70 @@ REAL = {
         "caption tokens, longest": 55,
                     "duplicate captions": 30, "records with a negative equal to the positive": 96,
                     "records whose negatives all equal the positive": 55,
-                    "records that repeat a negative": 202},
+                    "records that repeat a negative": 202,
+                    "captions with the class name inside another word": 1,
+                    "negatives damaged by substring replacement": 4},
     "pets_test": {"caption tokens, mean": 30.1, "caption tokens, 95th percentile": 44,
         "caption tokens, longest": 55,
                   "duplicate captions": 6, "records with a negative equal to the positive": 344,
                   "records whose negatives all equal the positive": 2, "records that repeat a negative": 581,
-                  "class name absent from the caption": 6},
+                  "class name absent from the caption": 6,
+                  "captions with the class name inside another word": 50,
+                  "negatives damaged by substring replacement": 194},
     "plane_test": {"caption tokens, mean": 27.6, "caption tokens, 95th percentile": 42,
         "caption tokens, longest": 56,
                    "duplicate captions": 34, "records with a negative equal to the positive": 10,
                    "records whose negatives all equal the positive": 10,
                    "records that repeat a negative": 207,
-                   "class name absent, as the key spells it": 85, "class name absent from the caption": 19},
+                   "class name absent, as the key spells it": 85, "class name absent from the caption": 19,
+                   "captions with the class name inside another word": 61,
+                   "negatives damaged by substring replacement": 235},
     "inter_dtd_test": {"caption tokens, mean": 45.9, "caption tokens, 95th percentile": 57,
         "caption tokens, longest": 66,
                        "captions too long beside 16 prompt tokens": 8,
                        "captions too long beside 4 prompt tokens": 0,
                        "duplicate captions": 8, "placeholder path": 1692, "records without negatives": 1692},
+    "inter_dtd_train": {"caption tokens, mean": 45.7, "caption tokens, 95th percentile": 56,
+                        "caption tokens, longest": 68, "captions too long beside 16 prompt tokens": 8,
+                        "duplicate captions": 20},
+    "inter_caltech-101_train": {"caption tokens, mean": 38.0, "caption tokens, 95th percentile": 54,
+                                "caption tokens, longest": 68, "captions too long beside 16 prompt tokens": 7,
+                                "duplicate captions": 43},
+    "inter_caltech-101_test": {"caption tokens, mean": 37.6, "caption tokens, 95th percentile": 53,
+                               "caption tokens, longest": 65, "captions too long beside 16 prompt tokens": 4,
+                               "duplicate captions": 13},
+    "car_train": {"caption tokens, mean": 41.4, "caption tokens, 95th percentile": 56,
+                  "caption tokens, longest": 72, "captions too long beside 16 prompt tokens": 32,
+                  "duplicate captions": 19},
+    "ucf101_train": {"caption tokens, mean": 37.3, "caption tokens, 95th percentile": 54,
+                     "caption tokens, longest": 84, "captions longer than 77 tokens": 1,
+                     "captions too long beside 16 prompt tokens": 12, "duplicate captions": 599},
+    "ucf101_test": {"caption tokens, mean": 37.0, "caption tokens, 95th percentile": 54,
+                    "caption tokens, longest": 63, "captions too long beside 16 prompt tokens": 3,
+                    "duplicate captions": 217},
 }  # fmt: skip
+
+
+def real_file(shared_data, name):
+    """A released file under either of its names; some could not be fetched."""
+    folder = shared_data / "fdrd" / name.rpartition("_")[2]
+    for path in (folder / f"{name}.json", folder / f"inter_{name}.json"):
+        if path.is_file():
+            return path
+    pytest.skip(f"{name}.json is not in {folder}")
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_files_show_the_known_defects(shared_data, name):
-    report = check_file(shared_data / "fdrd" / "test" / f"{name}.json")
+    report = check_file(real_file(shared_data, name))
     assert {key: report[key] for key in REAL[name]} == REAL[name]
     assert report["unusable records"] == 0
 
 
-@pytest.mark.parametrize(("stem", "shared"), [("caltech-101", 49), ("dtd", 19)])
+@pytest.mark.parametrize(("stem", "shared"), [("caltech-101", 49), ("dtd", 19), ("ucf101", 108)])
 def test_real_splits_share_captions_but_no_images(shared_data, stem, shared):
-    folder = shared_data / "fdrd"
-    found = check_pair(folder / f"train/inter_{stem}_train.json", folder / f"test/inter_{stem}_test.json")
+    found = check_pair(*(real_file(shared_data, f"{stem}_{split}") for split in ("train", "test")))
+    found.pop("video groups in both files", None)
     assert found == {"keys in both files": 0, "captions of the second file that occur in the first": shared}
 
 
@@ -89,6 +123,33 @@ def test_every_defect_is_counted(tmp_path, capsys):
     assert {key: report[key] for key in expected} == expected
     assert main(["check", str(path)]) == 1
     assert "record 'cat_6': the caption is empty" in capsys.readouterr().out
+
+
+def test_words_broken_by_replacing_the_class_name_are_counted():
+    scattered = "A cat sits on scattered leaves."
+    cases = {
+        "A cat sits on scattered leaves.": (1, ["A dog sits on sdogtered leaves.", scattered, "A dog on leaves."]),
+        "A Cat, scattered.": (1, ["A Cat, sdogtered."]),
+        "A CAT scattered.": (1, ["A dog sdogtered."]),
+        "Two cats.": (0, ["Two dogs."]),
+        "A cat's tail.": (0, ["A dog's tail."]),
+        "A cat, catalogued.": (1, ["A dog, fishalogued.", "A dog, catalogued."]),
+    }
+    damaged = {"A cat sits on scattered leaves.": 1, "A Cat, scattered.": 1, "A CAT scattered.": 1}
+    for caption, (glued, negatives) in cases.items():
+        found = check_substitution([Record("cat_1", caption, tuple(negatives))], {"cat_1": "cat"})
+        assert list(found.values()) == [glued, damaged.get(caption, 0)], caption
+
+
+def test_frames_of_one_video_are_counted(tmp_path):
+    names = ["v_Archery_g01_c01", "v_Archery_g01_c02", "v_Archery_g01_c03", "v_Archery_g02_c01", "v_Diving_g01_c01"]
+    train, test = tmp_path / "ucf101_train.json", tmp_path / "ucf101_test.json"
+    for path, keys in ((train, names), (test, ["v_Archery_g02_c07", "v_Diving_g09_c01"])):
+        path.write_text(json.dumps({f"{key}.jpg": record(file_name=f"{key}.jpg") for key in keys}))
+    report = check_file(train)
+    assert report["video groups"] == 3 and report["records per video group"] == "1-3"
+    assert report["near-duplicates (records beyond the first of their video group)"] == 2
+    assert check_pair(train, test)["video groups in both files"] == 1
 
 
 def test_emptied_file_ends_with_one_line(tmp_path, capsys):

@@ -491,6 +491,9 @@ def test_formats(tmp_path, capsys):
         tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2"
     )
     assert code == 0 and target.read_text() == markdown and out == f"wrote {target}\n"
+    target.write_text("By hand.\n<!-- begin: report -->\nold\n<!-- end -->\nMore.\n")
+    report(tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2")
+    assert target.read_text() == f"By hand.\n<!-- begin: report -->\n{markdown.strip()}\n<!-- end -->\nMore.\n"
 
 
 def test_filters(tmp_path, capsys):

@@ -80,7 +80,7 @@ def test_real_cirr_val_equals_brute_force(shared_data):
     assert ours["average"] == (ours["R@5"] + ours["Rs@1"]) / 2
 
 
-@pytest.mark.parametrize("category", ["dress", "shirt"])
+@pytest.mark.parametrize("category", ["dress", "shirt", "toptee"])
 def test_real_fashioniq_equals_brute_force(shared_data, category):
     task = FashionIQ(config(shared_data)).task(category, "val", ImageFolder("none"))
     task = RetrievalTask(task.name, task.protocol, task.gallery, task.queries[:400], task.remove_reference)

@@ -62,7 +62,8 @@ def test_wrong_arguments(k, chunk, match):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where contact sheets go
     for i in range(9):
         picture(tmp_path / "images" / ("sub" if i % 2 else "") / f"{i}.png", i)
     (tmp_path / "images" / "note.txt").write_text("no image")
@@ -110,6 +111,17 @@ def test_same_image_with_itself_and_single_parts(folder, blip, tmp_path, capsys)
     assert len(lines(capsys)) == 9
 
 
+def test_contact_sheet_is_written_unless_refused(folder, blip, tmp_path, capsys):
+    index, sheet = str(tmp_path / "index"), tmp_path / "found.png"
+    search.main(["index", str(folder), "--index", index, "--backbone", blip])
+    assert search.main(["ask", index, "--text", "two", "--no-sheet"]) == 0 and not sheet.exists()
+    assert "Contact sheet" not in capsys.readouterr().out
+    assert search.main(["ask", index, "--text", "two", "-k", "4"]) == 0
+    assert "Contact sheet: found.png" in capsys.readouterr().out and Image.open(sheet).size[0] > 4 * 128
+    with pytest.raises(SystemExit):
+        search.main(["ask", index, "--text", "two", "--sheet", "a.png", "--no-sheet"])
+
+
 def test_a_second_indexing_encodes_nothing(folder, blip, tmp_path, monkeypatch):
     from dassl_prompts.models.blip import BlipTokens
 
@@ -154,7 +166,7 @@ def test_index_is_asked_from_another_folder(folder, blip, tmp_path, monkeypatch,
     assert search.main(["index", "images", "--index", "index", "--backbone", "model"]) == 0
     monkeypatch.chdir("/")
     capsys.readouterr()
-    assert search.main(["ask", str(tmp_path / "index"), "--text", "two", "-k", "2"]) == 0
+    assert search.main(["ask", str(tmp_path / "index"), "--text", "two", "-k", "2", "--no-sheet"]) == 0
     assert all(os.path.isfile(path) for path in lines(capsys))
 
 

@@ -3,6 +3,7 @@ a user calls it."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_train_evaluate_submit(place, in_process, capsys):
         assert f"| {name}" in out
     assert drive(place, "eval", "--on", "fashioniq") == 0
     assert "dress R@10" in capsys.readouterr().out
+    other = ("--", "CIR.FIQ_CAPTION", "both_avg", "CIR.FIQ_GALLERY", "val_split")
+    assert drive(place, "eval", "--on", "fashioniq", *other) == 0
+    evaluations = place / "out/composed/laion_combined/PVLF/tiny/seed1"
+    assert {p.parent.name for p in evaluations.glob("eval_*/results.json")} == {
+        "eval_fashioniq", "eval_fashioniq_fiq-gallery-val_split_fiq-caption-both_avg"
+    }  # fmt: skip
+    capsys.readouterr()
     assert drive(place, "submit") == 0
     files = [
         Path(line)
@@ -105,10 +113,47 @@ def test_a_tag_keeps_baselines_with_other_options_apart():
     assert plain.baselines().output.name == "vit_b32" and tagged.baselines().output.name == "vit_b32_rev"
 
 
+def test_evaluations_under_other_protocols_have_their_own_folders():
+    """One trained run is asked under several of FashionIQ's protocols; the run itself stays where it is."""
+    both = ("OPTIM.LR", "1e-3", "CIR.FIQ_CAPTION", "both_avg", "CIR.FIQ_CATEGORIES", "['dress', 'shirt']")
+    plain, other, reordered = (
+        composed.Plan("laion_llm", "vit_b32", "data", Path("out"), opts=opts) for opts in ((), both, both[2:] + both[:2])
+    )
+    evaluate = lambda plan: plan.evaluate("PVLF", 1, "fashioniq").output.name  # noqa: E731
+    assert evaluate(plain) == "eval_fashioniq"
+    assert evaluate(other) == "eval_fashioniq_fiq-categories-dress-shirt_fiq-caption-both_avg" == evaluate(reordered)
+    assert other.folder("PVLF", 1) == plain.folder("PVLF", 1)
+    assert other.baselines("fashioniq").output.name == "vit_b32_fiq-categories-dress-shirt_fiq-caption-both_avg"
+    inversion = ("TRAINER.ZEROSHOT_CIR.PIC2WORD", "/some/where/pic2word.pt", "CIR.TARGETPAD_RATIO", "0")
+    plan = composed.Plan("fashioniq", "vit_l14", "data", Path("out"), opts=inversion)
+    assert plan.baselines().output.name == "vit_l14_pic2word-pic2word.pt_targetpad-ratio-0"
+    assert evaluate(plan) == "eval_fashioniq_targetpad-ratio-0"
+
+
 def test_ablations_cover_the_tables_of_the_paper():
     assert [keys[0][1] for keys in ablation("length").values()] == ["5", "10", "15", "20", "25", "30", "35"]
     depth = {tuple(int(v) for _, v in keys) for keys in ablation("depth").values()}
     assert depth == {(n, d) for n in (1, 2, 3) for d in range(n + 1)}
+
+
+def test_baselines_alone_go_into_the_marked_part_of_a_page(tmp_path, monkeypatch, capsys):
+    def execute(steps, force=False):
+        (step,) = steps
+        step.output.mkdir(parents=True)
+        values = {"finished": True, "image Toy val": {"mean": 1.0, "R@10": 12.0}}
+        (step.output / "results.json").write_text(json.dumps(values))
+
+    monkeypatch.setattr(composed, "execute", execute)
+    page = tmp_path / "page.md"
+    page.write_text("Mine.\n<!-- begin: run.composed baselines emoji -->\n<!-- end -->\nMore.\n")
+    argv = ["baselines", "--dataset", "emoji", "--output", str(tmp_path / "out"), "--write", str(page)]
+    assert composed.main(argv) == 0 and "| image |" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("Mine.\n") and text.endswith("\nMore.\n")
+    assert f"python -m dassl_prompts.run.composed {' '.join(argv)}" in text and "| image |" in text
+    page.write_text("<!-- begin: something else -->\n<!-- end -->\n")
+    shutil.rmtree(tmp_path / "out")
+    assert composed.main(argv) == 2 and "add the markers" in capsys.readouterr().err
 
 
 def test_mean_and_deviation():
@@ -121,10 +166,23 @@ def test_mean_and_deviation():
 
 @pytest.mark.parametrize(("args", "match"), [
     (("eval",), "needs --on"), (("train", "--", "OPTIM.LR"), "has no value"),
+    (("train", "--", "TRAINER.PVFL.PREC", "fp32"), "TRAINER.PVFL.PREC concerns none of the methods"),
+    (("train", "--", "TRAINER.TRANSAGG.PREC", "fp32"), "PVLF (TRAINER.PVLF), ZeroshotCIR (TRAINER.ZEROSHOT_CIR)"),
+    (("submit", "--", "TRAINER.ZEROSHOT_CIR.SEARLE", "x"), "concerns none"),
+    (("ablate", "--", "TRAINER.PVLF.PROMPT.LENGTH", "3"), "TRAINER.PVLF.PROMPT.LENGTH is what this command varies"),
+    (("compare", "--", "TRAINER.TRANSAGG.BACKBONE.TUNE", "both"), "is what this command varies"),
+    (("ablate", "--trainer", "TransAgg", "--what", "length"), "TransAgg has no prompts"),
+    (("ablate", "--trainer", "TransAgg", "--what", "depth"), "is for --trainer PVLF"),
 ])  # fmt: skip
-def test_wrong_input(place, args, match, capsys):
+def test_wrong_input(place, in_process, args, match, capsys):
     assert drive(place, *args) == 2
-    assert match in capsys.readouterr().err
+    assert match in capsys.readouterr().err and not in_process
+
+
+def test_options_that_some_method_has_are_taken():
+    given = ("TRAINER.TRANSAGG.PREC", "fp32", "TRAINER.PVLF.PREC", "fp32", "OPTIM.LR", "1e-3")
+    for words in (["compare"], ["ablate", "--what", "tuning"]):
+        composed.check(composed.parser().parse_args([*words, "--dataset", "emoji"]), given)
 
 
 def test_script(place):

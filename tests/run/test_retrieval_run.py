@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dassl_prompts.run import retrieval
 from dassl_prompts.run.retrieval import (
     ABLATION,
+    BRANCH_ROW,
     METHODS,
     Runs,
     ablate,
@@ -16,7 +18,9 @@ from dassl_prompts.run.retrieval import (
     markdown,
     rows_of,
     spread,
+    values_of,
 )
+from dassl_prompts.run.steps import StepFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,14 +74,19 @@ def test_options_reach_only_the_method_they_name(tmp_path):
 def test_ablation_shares_the_full_run_and_switches_parts_off(tmp_path):
     runs = Runs("emoji", output=tmp_path)
     table = ablate(runs, [1])
+    full, branch = table["DCAR"][0], table.pop(BRANCH_ROW)[0]
     assert list(table) == list(ABLATION)
-    assert table["DCAR"][0] == compare(runs, [1], ["DCAR"])["DCAR"][0]
-    parts = [
-        (s[0].config().TRAINER.DCAR.DTR.ENABLED, s[0].config().TRAINER.DCAR.CAA.ENABLED)
-        for s in table.values()
-    ]
-    assert parts == [(True, True), (False, True), (True, False), (False, False)]
-    assert len({s[0].output for s in table.values()}) == 4
+    assert full == compare(runs, [1], ["DCAR"])["DCAR"][0]
+    nodes = [steps[0].config().TRAINER.DCAR for steps in table.values()]
+    assert [(node.DTR.ENABLED, node.CAA.ENABLED) for node in nodes] == [
+        (True, True), (False, True), (True, False), (False, False)
+    ]  # fmt: skip
+    assert len({s[0].output for s in table.values()} | {branch.output}) == 5
+    # only evaluated, after the full run whose weights it loads
+    assert branch.needs(full) and not branch.is_training and full.is_training
+    node = branch.config().TRAINER.DCAR
+    assert node.TEST.BRANCH == "prompt" and node.CAA.ENABLED and nodes[0].TEST.BRANCH == "sum"
+    assert branch.config().DATASET == full.config().DATASET
 
 
 def finish(step, value, train=None):
@@ -93,7 +102,7 @@ def test_rows_hold_mean_and_deviation(tmp_path):
     for value, (a, b) in zip((10.0, 20.0), zip(*table.values())):
         finish(a, value)
         finish(b, value + 1, {"mean_r1_weights_on": 50.0, "mean_r1_weights_off": value})
-    first, second = rows_of(table)
+    first, second = rows_of(values_of(table))
     assert (
         first["mean R@1"] == "15.00 ± 7.07"
         and first["I2T R@5"] == "20.00 ± 7.07"
@@ -101,7 +110,65 @@ def test_rows_hold_mean_and_deviation(tmp_path):
     )
     assert second["train R@1, weights off"] == "15.00 ± 7.07"
     assert spread([3.14159]) == "3.14"
-    assert "train R@1, weights on" in markdown([first, second]) and "train" not in markdown([first])
+    assert "train R@1, weights on" in markdown([first, second]) 
+    alone = values_of({"CoOp": table["CoOp"]})
+    assert "train" not in markdown(rows_of(alone))
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Runs that write a number instead of training; domains in the returned set fail."""
+    broken, value = set(), {"fdrd_dtd": 10.0, "fdrd_ucf101": 20.0, "fdrd_food101": 60.0}
+
+    def execute(steps, force=False, quiet=False):
+        for step in steps:
+            name = next(part for part in step.output.parts if part.startswith("fdrd_"))
+            if name in broken:
+                raise StepFailed(f"{step.title}: no file in {name}")
+            if not step.output.exists():
+                finish(step, value[name] + 2 * int(step.output.name.removeprefix("seed")))
+
+    monkeypatch.setattr(retrieval, "execute", execute)
+    return broken
+
+
+def cells(text, method, column="mean R@1"):
+    """That column of every table that has the method."""
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "]
+    at = next(row for row in lines if row[0] == "method").index(column)
+    return [row[at] for row in lines if row[0] == method]
+
+
+COMMAND = ("compare", "--method", "ZeroshotITR", "DCAR", "--seed", "1", "2", "--domain")
+
+
+def test_several_domains_end_with_their_unweighted_mean(pretend, tmp_path, capsys):
+    assert main([*COMMAND, "DTD", "UCF101", "Food101", "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "DCAR") == ["13.00 ± 1.41", "23.00 ± 1.41", "63.00 ± 1.41", "33.00 ± 1.41"]
+    assert cells(out, "zero-shot CLIP")[-1] == "32.00" and cells(out, "DCAR", "I2T R@5")[-1] == "38.00 ± 1.41"
+    assert "mean of 3 domains, unweighted: DTD, UCF101, Food101" in out
+
+
+def test_a_failing_domain_does_not_stop_the_others(pretend, tmp_path, capsys):
+    pretend.add("fdrd_ucf101")
+    page = tmp_path / "page.md"
+    assert main([*COMMAND, "UCF101", "DTD", "Food101", "--output", str(tmp_path), "--write", str(page)]) == 1
+    out, err = capsys.readouterr()
+    assert cells(out, "DCAR")[-1] == "38.00 ± 1.41" and "mean of 2 domains, unweighted: DTD, Food101" in out
+    assert "1 of 3 domains failed:\n  UCF101: " in err
+    text = page.read_text()
+    assert text.startswith("# Image-text retrieval: compare UCF101 DTD Food101, 16 shots, seeds 1 2\n")
+    assert "Not finished: UCF101." in text and cells(text, "DCAR") == cells(out, "DCAR")
+    assert "python -m dassl_prompts.run.retrieval compare --method ZeroshotITR DCAR" in text
+
+
+def test_a_single_domain_has_no_mean(pretend, tmp_path, capsys):
+    assert main([*COMMAND, "DTD", "--output", str(tmp_path)]) == 0
+    assert "mean of" not in capsys.readouterr().out
+    pretend.add("fdrd_food101")
+    assert main([*COMMAND, "Food101", "--output", str(tmp_path)]) == 1
+    assert main([*COMMAND, "DTD", "birds", "--output", str(tmp_path)]) == 2
 
 
 def test_wrong_domain_ends_with_the_nine(capsys):

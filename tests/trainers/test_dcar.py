@@ -390,6 +390,32 @@ def test_training_raises_recall_on_its_own_pairs_and_logs_the_shortcut_check(mak
     assert "Training pairs, mean R@1 with token weights" in capsys.readouterr().out
 
 
+def test_a_step_costs_one_prompted_pass_of_each_tower(make, monkeypatch):
+    """Token weights, negatives and raw captions are ready before the first step."""
+    trainer = make(**{"OPTIM.MAX_EPOCH": 3})
+    passes, epochs = [], []
+
+    def count(kind, call):
+        def wrapped(self, x, prompts=None, *args, **kwargs):
+            passes.append((kind, prompts is not None, len(x)))
+            return call(self, x, prompts, *args, **kwargs)
+        return wrapped
+
+    for kind, tower in (("image", trainer.model.clip.vision), ("text", trainer.model.clip.text)):
+        monkeypatch.setattr(type(tower), "forward", count(kind, type(tower).forward))
+    run_epoch = trainer.run_epoch
+
+    def epoch():
+        passes.clear()
+        run_epoch()
+        epochs.append(sorted(passes))
+
+    monkeypatch.setattr(trainer, "run_epoch", epoch)
+    trainer.train()
+    # 12 pairs in batches of 6: two steps per epoch, in the first epoch as in the last
+    assert epochs == [[("image", True, 6)] * 2 + [("text", True, 6)] * 2] * 3
+
+
 def test_checkpoint_gives_the_same_result(make):
     result = (first := make("one")).train()
     again = make("two")
