@@ -102,7 +102,7 @@ class DPC(ClassificationTrainer):
         task = s.task if s.task != "auto" else {"new": "new"}.get(cfg.DATASET.SUBSAMPLE_CLASSES, "base")
         return DualPrompts(
             cls.prepare_backbone(cls.backbone.build_net(cfg, classnames, clip)), s.omega_b, s.omega_n, task, s.param,
-            s.train_forward, s.eval_base, s.mix_scope, mix_leaves=s.maple_mix == "leaves",
+            s.train_forward, s.eval_base, s.mix_scope, mix_leaves=s.maple_mix == "leaves", new_text=s.new_text,
         )  # fmt: skip
 
     @classmethod
@@ -121,9 +121,10 @@ class DPC(ClassificationTrainer):
 
     def register_net(self):
         super().register_net()
-        if self.dpc.grad_scale != 1.0:
-            for parameter in self.model.learnable().values():
-                parameter.register_hook(lambda grad: grad * self.dpc.grad_scale)
+        if self.dpc.grad_scale != 1.0:  # 1 / omega_b is the derivative of the mixture, so what it leaves out keeps factor 1
+            learnable = self.model.learnable()
+            for name in self.model.mixed_names(self.dpc.mix_scope):
+                learnable[name].register_hook(lambda grad: grad * self.dpc.grad_scale)
 
     # -- stage 1 and checkpoints ----------------------------------------------------------------------------------
 
@@ -173,10 +174,14 @@ class DPC(ClassificationTrainer):
     def learned_state(self, name, module):
         """P' under the official names, and P beside it as ``tuned.<name>``, so that a checkpoint needs no other file.
 
-        With PARAM mixed theta stands in the place of P', and ``theta_omega`` beside it tells how to get P' back.
+        With PARAM mixed theta stands in the place of P'; ``theta_omega`` and ``theta_text_only`` beside it tell how to get
+        P' back.
         """
         state, tuned = super().learned_state(name, module), self.model.tuned.checkpoint_module.state_dict()
-        theta = {"theta_omega": torch.tensor(self.model.theta_omega)} if self.model.param == "mixed" else {}
+        theta = {}
+        if self.model.param == "mixed":
+            theta["theta_omega"] = torch.tensor(self.model.theta_omega)
+            theta["theta_text_only"] = torch.tensor(self.model.theta_scope == "text")
         return {**state, **{TUNED + n: tuned[n] for n in self.model.learned_names()}, **theta}
 
     def load_learned_state(self, name, module, state):
@@ -201,6 +206,7 @@ class DPC(ClassificationTrainer):
         model.adopt(tuned)
         model.param = "mixed" if "theta_omega" in state else "parallel"
         model.theta_omega = float(state.get("theta_omega", model.omega_b))
+        model.theta_scope = "text" if state.get("theta_text_only", False) else "all"
 
     def load_model(self, directory, epoch=None):
         super().load_model(directory, epoch)
