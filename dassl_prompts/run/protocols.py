@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dassl_prompts.run.aggregation import aggregation
 from dassl_prompts.run.distillation import TEACHER_DIR, has_own_teacher, teacher_job, unlabelled
 from dassl_prompts.run.job import Job, eval_step, stage1_recipe, subsample, train_step
 from dassl_prompts.run.steps import Step
@@ -80,7 +81,7 @@ def training(job: Job, protocol: str, which: str) -> list[Step]:
         ckpt = ("TRAINER.DPC.CKPT_DIR", str(first[-1].output))
         opts = (*subsample(which), *ckpt, *teacher_opts(job, protocol, which))
         return [*first, train_step(job, f"{title} stage 2", output, *opts)]
-    return [train_step(job, title, output, *subsample(which))]
+    return [train_step(job, title, output, *subsample(which), *aggregation(job, protocol))]
 
 
 def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str = "") -> Step:
