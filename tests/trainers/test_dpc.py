@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dassl_prompts.dpc_settings import PRESETS, Settings
 from dassl_prompts.dpc_stage1 import check_run, warn_of_other_draw
 from dassl_prompts.dpc_stage1 import command as stage1_command
-from dassl_prompts.engine import build_trainer, load_checkpoint
+from dassl_prompts.engine import build_trainer, load_checkpoint, set_random_seed
 from dassl_prompts.trainers.dpc import DPC, symmetric_contrastive
 from tests.trainers import plain
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
@@ -137,12 +137,16 @@ def logits(trainer, images):
     return trainer.model(images)
 
 
-def test_both_stages_and_both_evaluations(two_stages, train, make_cfg, images, tmp_path):
+def test_both_stages_and_both_evaluations(two_stages, make_cfg, images, tmp_path):
     name, opts, stage1 = two_stages
-    dpc = train(f"DPC_{name}", *opts, output="stage2")
+    set_random_seed(1)
+    dpc = build_trainer(make_cfg(f"DPC_{name}", *opts, output="stage2"))
+    towers = {n: t.clone() for n, t in dpc.model.state_dict().items() if ".clip." in f".{n}"}
+    dpc.train()
     folder = dpc.model.checkpoint_name
 
-    # P is what stage 1 saved, and stage 2 changed P' alone
+    # P is what stage 1 saved, CLIP (PromptKD's teacher included) is as before: stage 2 changed P' alone
+    assert towers and all(torch.equal(t, dpc.model.state_dict()[n]) for n, t in towers.items())
     saved = load_checkpoint(next((tmp_path / "stage1" / folder).glob("model.pth.tar-2")))["state_dict"]
     tuned = dpc.model.tuned.checkpoint_module.state_dict()
     for key, value in saved.items():
