@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dassl_prompts.data.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
 from dassl_prompts.dpc_settings import Settings
+from dassl_prompts.dpc_stage1 import check_run, command, warn_of_other_draw
 from dassl_prompts.engine import DatasetWrapper, build_dataset, build_transform, read_learned
 from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.models.dual import DualPrompts, reset_deep_prompts
@@ -64,6 +65,8 @@ class DPC(ClassificationTrainer):
     default_scl_weight = 0.0
     #: keys that need something of the backbone which not every one has
     own_keys: frozenset[str] = frozenset()
+    #: keys that stage 1 has otherwise than stage 2
+    stage1_data: dict = {}
 
     # -- building -------------------------------------------------------------------------------------------------
 
@@ -102,7 +105,7 @@ class DPC(ClassificationTrainer):
         task = s.task if s.task != "auto" else {"new": "new"}.get(cfg.DATASET.SUBSAMPLE_CLASSES, "base")
         return DualPrompts(
             cls.prepare_backbone(cls.backbone.build_net(cfg, classnames, clip)), s.omega_b, s.omega_n, task, s.param,
-            s.train_forward, s.eval_base, s.mix_scope, mix_leaves=s.maple_mix == "leaves",
+            s.train_forward, s.eval_base, s.mix_scope, mix_leaves=s.maple_mix == "leaves", new_text=s.new_text,
         )  # fmt: skip
 
     @classmethod
@@ -121,45 +124,60 @@ class DPC(ClassificationTrainer):
 
     def register_net(self):
         super().register_net()
-        if self.dpc.grad_scale != 1.0:
-            for parameter in self.model.learnable().values():
-                parameter.register_hook(lambda grad: grad * self.dpc.grad_scale)
+        if self.dpc.grad_scale != 1.0:  # 1 / omega_b is the derivative of the mixture, so what it leaves out keeps factor 1
+            learnable = self.model.learnable()
+            for name in self.model.mixed_names(self.dpc.mix_scope):
+                learnable[name].register_hook(lambda grad: grad * self.dpc.grad_scale)
 
     # -- stage 1 and checkpoints ----------------------------------------------------------------------------------
 
     def before_train(self):
-        self.load_stage1()
+        self.load_stage1(to_train=True)
         self.train_loader_x = self.mined_loader()
         super().before_train()
 
-    def load_stage1(self):
-        """Read P into both prompts."""
-        name = self.backbone.__name__
-        if not self.dpc.ckpt_dir:
-            raise ValueError(
-                f"TRAINER.DPC.CKPT_DIR is empty: give the run folder of {name}, made by "
-                f"`python train.py --trainer {name} ...` on the same classes, seed and shots"
-            )
-        self.check_stage1_classes(list(self.read_run(self.dpc.ckpt_dir).get("classnames", ())))
-        self.backbone.load_state(self.model.parallel, self.stage1_state(), f"stage 1 in {self.dpc.ckpt_dir}")
+    def load_stage1(self, to_train=False):
+        """Read P into both prompts.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no stage 1, or it does not fit; says which command makes the right one.
+                Its classes matter only ``to_train``: P may be evaluated on others.
+        """
+        directory = self.dpc.ckpt_dir
+        try:
+            if not directory:
+                raise ValueError("TRAINER.DPC.CKPT_DIR is empty: give the run folder of stage 1")
+            run = self.read_run(directory)
+            check_run(run, directory, self.backbone.__name__, self.cfg, self.backbone_digest)
+            if to_train:
+                self.check_stage1_classes(list(run.get("classnames", ())))
+                shots = self.stage1_data.get("DATASET.NUM_SHOTS", self.cfg.DATASET.NUM_SHOTS)
+                warn_of_other_draw(run, directory, self.cfg.SEED, shots)
+            self.backbone.load_state(self.model.parallel, self.stage1_state(), f"stage 1 in {directory}")
+        except (ValueError, FileNotFoundError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{error}. {self.stage1_advice()}") from error
         self.model.adopt()
         if self.dpc.deep_init == "noise":
             reset_deep_prompts(self.model.parallel)
+
+    def stage1_advice(self) -> str:
+        """How to make the stage 1 that this run needs."""
+        line = command(self.cfg, self.backbone.__name__, self.backbone.config_node, self.stage1_data)
+        return f"Stage 1 for this run: `{line}`, then TRAINER.DPC.CKPT_DIR STAGE1_DIR; or let scripts/dpc/base2new.sh run both stages"
 
     def stage1_state(self) -> dict[str, Tensor]:
         """The backbone's learned tensors.
 
         Raises:
-            FileNotFoundError: no such checkpoint; says which command makes it.
+            FileNotFoundError: no such checkpoint.
         """
         epoch = None if self.dpc.ckpt_epoch < 0 else self.dpc.ckpt_epoch
         try:
             return read_learned(self.dpc.ckpt_dir, self.model.checkpoint_name, epoch)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error}. TRAINER.DPC.CKPT_DIR must be a finished run of {self.backbone.__name__}: make it with "
-                f"`python train.py --trainer {self.backbone.__name__} ...`, or let scripts/dpc/base2new.sh run both stages"
-            ) from error
+            name = self.backbone.__name__
+            raise FileNotFoundError(f"{error}. TRAINER.DPC.CKPT_DIR must be a finished run of {name}") from error
 
     def check_stage1_classes(self, known: list[str]):
         """Stage 1 must have been trained on the classes of this run (official runs do not say which they had)."""
@@ -173,10 +191,14 @@ class DPC(ClassificationTrainer):
     def learned_state(self, name, module):
         """P' under the official names, and P beside it as ``tuned.<name>``, so that a checkpoint needs no other file.
 
-        With PARAM mixed theta stands in the place of P', and ``theta_omega`` beside it tells how to get P' back.
+        With PARAM mixed theta stands in the place of P'; ``theta_omega`` and ``theta_text_only`` beside it tell how to get
+        P' back.
         """
         state, tuned = super().learned_state(name, module), self.model.tuned.checkpoint_module.state_dict()
-        theta = {"theta_omega": torch.tensor(self.model.theta_omega)} if self.model.param == "mixed" else {}
+        theta = {}
+        if self.model.param == "mixed":
+            theta["theta_omega"] = torch.tensor(self.model.theta_omega)
+            theta["theta_text_only"] = torch.tensor(self.model.theta_scope == "text")
         return {**state, **{TUNED + n: tuned[n] for n in self.model.learned_names()}, **theta}
 
     def load_learned_state(self, name, module, state):
@@ -201,6 +223,7 @@ class DPC(ClassificationTrainer):
         model.adopt(tuned)
         model.param = "mixed" if "theta_omega" in state else "parallel"
         model.theta_omega = float(state.get("theta_omega", model.omega_b))
+        model.theta_scope = "text" if state.get("theta_text_only", False) else "all"
 
     def load_model(self, directory, epoch=None):
         super().load_model(directory, epoch)

@@ -11,11 +11,13 @@ PRESET = "preset"
 PRESETS = {
     "paper": {
         "PARAM": "parallel", "GRAD_SCALE": 1.0, "TRAIN_FORWARD": "parallel", "EVAL_BASE": "mixed", "MIX_SCOPE": "all",
+        "NEW_TEXT": "mixed",
         "DEEP_INIT": "clone", "MINER": "tuned", "NEG_CAP": "k-1", "NEG_MIN_FILL": 0, "NEG_FILL_RANGE": "all",
         "NEG_TRANSFORM": "train", "PROJECTOR_BN": "frozen", "XD_RULE": "omega_n",
     },
     "official": {
         "PARAM": "parallel", "GRAD_SCALE": 0.0, "TRAIN_FORWARD": "parallel", "EVAL_BASE": "parallel", "MIX_SCOPE": "all",
+        "NEW_TEXT": "mixed",
         "DEEP_INIT": "clone", "MINER": "tuned", "NEG_CAP": "k", "NEG_MIN_FILL": 2, "NEG_FILL_RANGE": "official",
         "NEG_TRANSFORM": "train", "PROJECTOR_BN": "train", "XD_RULE": "omega_n",
     },
@@ -27,6 +29,7 @@ CHOICES = {
     "TRAIN_FORWARD": ("parallel", "mixed"),
     "EVAL_BASE": ("mixed", "parallel"),
     "MIX_SCOPE": ("all", "text"),
+    "NEW_TEXT": ("mixed", "tuned"),
     "MAPLE_MIX": ("tokens", "leaves"),
     "DEEP_INIT": ("clone", "noise"),
     "MINER": ("tuned", "teacher", "teacher_untuned"),
@@ -51,10 +54,11 @@ def extend_cfg(cfg):
         "OMEGA_N": 0.0,  # weight of P' on new classes; 0.0 returns the backbone bit for bit
         "TOPK": 8,  # candidates of the negative sampler; 1 = no negatives
         "PARAM": PRESET,  # which tensor is trained: P' itself (parallel) or theta = F(P') (mixed)
-        "GRAD_SCALE": -1.0,  # factor on the gradient of P'; 0.0 = 1 / OMEGA_B, -1.0 = as the preset
+        "GRAD_SCALE": -1.0,  # factor on the gradient of the prompts that MIX_SCOPE mixes; 0.0 = 1 / OMEGA_B, -1.0 = as the preset
         "TRAIN_FORWARD": PRESET,
         "EVAL_BASE": PRESET,
         "MIX_SCOPE": PRESET,
+        "NEW_TEXT": PRESET,  # tuned: new classes keep the text prompts of P whatever OMEGA_N is
         "MAPLE_MIX": "tokens",  # leaves: mix the coupling weights instead of the tokens they emit
         "DEEP_INIT": PRESET,  # noise: deep prompts restart from N(0, 0.02^2), as the released PromptKD code does
         "MINER": PRESET,  # PromptKD: teacher, or teacher_untuned, whose first text layer lost its tuned context
@@ -91,6 +95,7 @@ class Settings:
     train_forward: str
     eval_base: str
     mix_scope: str
+    new_text: str
     maple_mix: str
     deep_init: str
     miner: str

@@ -40,3 +40,13 @@ def test_shipped_files_are_those_of_the_recipes():
     for trainer, table in job.RECIPES.items():
         for name in table.values():
             assert (CONFIGS / "trainers" / trainer / f"{name}.yaml").is_file(), (trainer, name)
+
+
+@pytest.mark.parametrize("ending, protocols", [("_cross_datasets", {"xd", "dg"}), ("_few_shot", {"fewshot"})])
+def test_files_of_a_protocol_are_its_recipes(ending, protocols):
+    from dassl_prompts.run import job
+
+    for path in METHODS:
+        if path.stem.endswith(ending):
+            table = job.RECIPES[path.parent.name]
+            assert {name for name, recipe in table.items() if recipe == path.stem} == protocols, path

@@ -51,6 +51,16 @@ def test_links_lead_somewhere(page):
             assert anchor[1:] in anchors, anchor
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_files(page):
+    """Links and pictures; code blocks hold none."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(\s*<?([^)\s>]+)", text)]
+    local = {target for target in targets if target and not re.match(r"[a-z]+:", target)}
+    lost = sorted(target for target in local if not (page.parent / target).exists())
+    assert not lost, f"{page} links to files that are not there: {lost}"
+
+
 def test_commands_of_the_running_page_parse():
     """Every flag in a code block of docs/running.md exists."""
     from dassl_prompts.predict.__main__ import parser as predict

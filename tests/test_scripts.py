@@ -36,6 +36,12 @@ def test_missing_arguments_print_the_usage(script):
     assert result.returncode == 2 and f"usage: bash {script}" in result.stderr
 
 
+@pytest.mark.parametrize("script", [s for s in WITH_ARGUMENTS if s.split("/")[1] in ("attriprompt", "dpc")])
+def test_runs_go_where_output_says(script, tmp_path):
+    command = run(script, "emoji", "1", PYTHON="echo", OUTPUT=str(tmp_path)).stdout
+    assert f"--output {tmp_path}" in command
+
+
 @pytest.mark.parametrize("script", SHORT)
 def test_main_scripts_on_the_embedded_data(script, tmp_path):
     first = run(script, *SHORT[script], OUTPUT=str(tmp_path))

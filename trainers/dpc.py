@@ -80,8 +80,10 @@ class DPC_PromptKD(DPC):
 
     backbone = PromptKD
     own_keys = frozenset({"LOSS.KD_W", "MINER"})
+    stage1_data = {"DATASET.SUBSAMPLE_CLASSES": "all", "DATASET.NUM_SHOTS": 0}  # distilled on all unlabelled images
     official_overrides = {
-        "MIX_SCOPE": "text", "DEEP_INIT": "noise", "MINER": "teacher_untuned", "NEG_TRANSFORM": "test", "XD_RULE": "parallel",
+        "MIX_SCOPE": "text", "NEW_TEXT": "tuned", "DEEP_INIT": "noise", "MINER": "teacher_untuned", "NEG_TRANSFORM": "test",
+        "XD_RULE": "parallel",
     }  # fmt: skip
 
     @classmethod

@@ -22,6 +22,7 @@ from dassl_prompts.trainers.ivlp import (
     TEXT_CTX,
     TEXT_DEEP,
     IVLPModel,
+    check_depth,
     place_visual_prompts,
     refuse_unused_prompts,
     text_prompts,
@@ -114,6 +115,8 @@ class PromptKDModel(PromptedCLIP):
                 f"{len(teacher.classnames)} starting with {teacher.classnames[:3]}, the student "
                 f"{len(self.classnames)} starting with {self.classnames[:3]}"
             )
+        # without visual prompts the student would learn the projector alone, which is another method
+        check_depth("TRAINER.PROMPTKD.PROMPT_DEPTH_VISION", depth_vision, clip.vision.layers if clip.is_vit else 1, least=1)
         self.teacher = teacher.requires_grad_(False)
         self.depth_vision = depth_vision
         self.class_prompts = teacher.class_prompts

@@ -67,6 +67,7 @@ class DualPrompts(PromptedCLIP):
         train_forward: "parallel" trains with P', "mixed" with F(P').
         eval_base: "mixed" scores base classes with F(P'), "parallel" with P'.
         scope: "all" mixes every prompt vector; "text" only the text tower's layer-0 context, the rest follows P'.
+        new_text: "mixed" mixes the text prompts of new classes like the visual ones; "tuned" keeps P's.
         mix_leaves: mix the parameters instead of the vectors they emit (they differ where the map is bilinear, as in MaPLe).
     """
 
@@ -81,20 +82,22 @@ class DualPrompts(PromptedCLIP):
         eval_base: str = "mixed",
         scope: str = "all",
         mix_leaves: bool = False,
+        new_text: str = "mixed",
     ):
         super().__init__(tuned.clip, tuned.classnames)
         if param == "mixed" and omega_b == 0:
             raise ValueError("TRAINER.DPC.PARAM mixed cannot recover P' at OMEGA_B 0.0; use PARAM parallel")
         self.omega_b, self.omega_n, self.task = omega_b, omega_n, task
         self.param, self.train_forward, self.eval_base = param, train_forward, eval_base
-        self.theta_omega = omega_b
-        self.scope, self.mix_leaves = scope, mix_leaves
+        self.theta_omega, self.theta_scope = omega_b, scope
+        self.scope, self.mix_leaves, self.new_text = scope, mix_leaves, new_text
         self.tuned = tuned
         self.parallel = clone_prompts(tuned)
         self.checkpoint_name = tuned.checkpoint_name
         self.class_prompts = tuned.class_prompts
         self.tuned.requires_grad_(False)
         self.tuned.eval()
+        self._theta_names: tuple[str, set[str]] | None = None
 
     @property
     def checkpoint_module(self) -> nn.Module:
@@ -109,12 +112,29 @@ class DualPrompts(PromptedCLIP):
         return [*self.tuned.prompt_parameters(), *self.parallel.prompt_parameters()]
 
     def cache_key(self):
-        weights = (self.task, self.omega_b, self.omega_n, self.eval_base, self.scope, self.mix_leaves)
-        return *super().cache_key(), *weights, self.param, self.theta_omega
+        weights = (self.task, self.omega_b, self.omega_n, self.eval_base, self.scope, self.mix_leaves, self.new_text)
+        return *super().cache_key(), *weights, self.param, self.theta_omega, self.theta_scope
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """Names, relative to the method's model, and tensors that stage 2 trains."""
         return {name: p for name, p in self.parallel.named_parameters() if p.requires_grad}
+
+    def mixed_names(self, scope: str) -> set[str]:
+        """Names of the learnable tensors behind the prompt vectors that ``scope`` mixes; a projector is behind none.
+
+        A tensor behind vectors inside and outside the scope, such as MaPLe's context under "text", counts as inside.
+        """
+        leaves = self.learnable()
+        with torch.enable_grad():
+            prompts = self.parallel.emit()
+            inside = [prompts.text]
+            if scope == "all":
+                inside += [*prompts.text_deep, prompts.vision, *prompts.vision_deep]
+            sums = [t.sum() for t in inside if t is not None and t.requires_grad]
+            if not sums:
+                return set()
+            reached = torch.autograd.grad(sum(sums), list(leaves.values()), allow_unused=True)
+        return {name for name, gradient in zip(leaves, reached) if gradient is not None}
 
     def _tuned_leaves(self) -> dict[str, Tensor]:
         tuned = dict(self.tuned.named_parameters())
@@ -136,12 +156,17 @@ class DualPrompts(PromptedCLIP):
     # -- the prompts ----------------------------------------------------------------------------------------------
 
     def parallel_leaves(self) -> dict[str, Tensor]:
-        """The parameters of P'."""
+        """The parameters of P'; with ``param`` mixed those outside the scope of the training are trained as they are."""
         leaves = self.learnable()
         if self.param == "parallel":
             return leaves
-        tuned = self._tuned_leaves()
-        return {name: tuned[name] + (theta - tuned[name]) / self.theta_omega for name, theta in leaves.items()}
+        if self._theta_names is None or self._theta_names[0] != self.theta_scope:
+            self._theta_names = self.theta_scope, self.mixed_names(self.theta_scope)
+        tuned, names = self._tuned_leaves(), self._theta_names[1]
+        return {
+            name: tuned[name] + (theta - tuned[name]) / self.theta_omega if name in names else theta
+            for name, theta in leaves.items()
+        }
 
     def parallel_prompts(self) -> Prompts:
         """P' itself."""
@@ -173,7 +198,11 @@ class DualPrompts(PromptedCLIP):
     def emit(self) -> Prompts:
         """What evaluation uses: decoupled by task."""
         if self.task == "new":
-            return self.mixed(self.omega_n)
+            mixed = self.mixed(self.omega_n)
+            if self.new_text == "mixed":
+                return mixed
+            tuned = self.tuned.emit()
+            return Prompts(tuned.text, tuned.text_deep, mixed.vision, mixed.vision_deep)
         return self.base_mixture() if self.eval_base == "mixed" else self.parallel_prompts()
 
     # -- encoding: everything but the prompts (PromptKD's projector) follows P' on base classes and P on new ones ----

@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from dassl_prompts.engine import config_differences
+from dassl_prompts.engine.resume import flat_config
 from dassl_prompts.report.pages import write_page
 from dassl_prompts.run.protocols import PROTOCOLS, Job
 from dassl_prompts.run.steps import StepFailed, execute
@@ -42,10 +44,26 @@ ROWS = {
     "learned_keys": ("learned keys, raw queries", switches(POOL__KEY="learned", RETRIEVAL__QUERY="raw")),
     "mean": ("one query: the mean token", switches(CLUSTER__METHOD="mean")),
     "k2": ("2 clusters", switches(CLUSTER__K=2)),
+    "k4": ("4 clusters", switches(CLUSTER__K=4)),
     "k8": ("8 clusters", switches(CLUSTER__K=8)),
     "pool8": ("pool of 8", switches(POOL__SIZE=8)),
     "pool128": ("pool of 128", switches(POOL__SIZE=128)),
 }
+
+
+def distinct(protocol: str, jobs: dict[str, Job], full: Job) -> list[str]:
+    """Rows whose runs are configured otherwise than those of the recipe itself, which is the row "full".
+
+    A recipe may hold the value that a row sets; the row would train the same runs once more and show their numbers twice.
+    """
+    recipe = flat_config(PROTOCOLS[protocol].steps(full)[0].config())
+    kept = []
+    for name, job in jobs.items():
+        if name == "full" or config_differences(recipe, PROTOCOLS[protocol].steps(job)[0].config()):
+            kept.append(name)
+        else:
+            print(f"row {name} ({ROWS[name][0]}) is left out: the recipe is set so, it equals the row full")
+    return kept
 
 
 def study(protocol: str, jobs: dict[str, Job], force: bool = False) -> list[dict]:
@@ -88,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    rows = []
+    rows, kept = [], None
     try:
         for seed in args.seed:
             base = dict(trainer="AttriPrompt", dataset=args.dataset, seed=seed, shots=args.shots, cfg=args.cfg,
@@ -97,7 +115,9 @@ def main(argv: list[str] | None = None) -> int:
                 name: Job(**base, tag="" if name == "full" else name, opts=(*args.opts, *ROWS[name][1]))
                 for name in args.rows
             }
-            rows += study(args.protocol, jobs, args.force)
+            if kept is None:  # the same for every seed
+                kept = distinct(args.protocol, jobs, Job(**base, opts=tuple(args.opts)))
+            rows += study(args.protocol, {name: jobs[name] for name in kept}, args.force)
     except (StepFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StepFailed) else 2

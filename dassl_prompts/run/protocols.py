@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dassl_prompts.run.aggregation import aggregation
 from dassl_prompts.run.distillation import TEACHER_DIR, has_own_teacher, teacher_job, unlabelled
 from dassl_prompts.run.job import Job, eval_step, stage1_recipe, subsample, train_step
 from dassl_prompts.run.steps import Step
@@ -39,10 +40,10 @@ def is_dpc(job: Job) -> bool:
 # -- training, with what a method needs before it ------------------------------------------------------------
 
 
-def stage1(job: Job) -> Job:
+def stage1(job: Job, protocol: str = "base2new") -> Job:
     """The backbone's job that a DPC job builds on; its recipe, not the job's own settings."""
     trainer = job.trainer.removeprefix("DPC_")
-    return replace(job, trainer=trainer, cfg=stage1_recipe(trainer, job.dataset), tag="", opts=())
+    return replace(job, trainer=trainer, cfg=stage1_recipe(trainer, job.dataset, protocol), tag="", opts=())
 
 
 def train_folder(job: Job, protocol: str, which: str) -> Path:
@@ -76,11 +77,11 @@ def training(job: Job, protocol: str, which: str) -> list[Step]:
             train_step(job, title.replace("train", "distil"), output, *opts),
         ]
     if is_dpc(job):
-        first = training(stage1(job), protocol, which)
+        first = training(stage1(job, protocol), protocol, which)
         ckpt = ("TRAINER.DPC.CKPT_DIR", str(first[-1].output))
         opts = (*subsample(which), *ckpt, *teacher_opts(job, protocol, which))
         return [*first, train_step(job, f"{title} stage 2", output, *opts)]
-    return [train_step(job, title, output, *subsample(which))]
+    return [train_step(job, title, output, *subsample(which), *aggregation(job, protocol))]
 
 
 def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str = "") -> Step:
@@ -109,9 +110,9 @@ def new_step(job: Job) -> Step:
     return test_step(job, "base2new", "new", "base")
 
 
-def compared(job: Job) -> list[Job]:
+def compared(job: Job, protocol: str = "base2new") -> list[Job]:
     """The methods in a job's table: DPC stands beside its backbone."""
-    return [stage1(job), job] if is_dpc(job) else [job]
+    return [stage1(job, protocol), job] if is_dpc(job) else [job]
 
 
 def base2new(job: Job) -> list[Step]:
@@ -187,19 +188,24 @@ def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
 
 
 def transfer(job: Job, targets: tuple[str, ...]) -> list[Step]:
-    """Train on the source with all classes, test on every target."""
-    tests = transfer_tests(job, targets)
-    before = (
-        teaching(job, "transfer", "all") if job.trainer == "PromptKD" else training(job, "transfer", "all")
-    )
-    return [*(s for s in before if s not in tests), *tests]
+    """Train on the source with all classes, test on every target; for DPC with its backbone's tests."""
+    steps: list[Step] = []
+    for method in compared(job, "transfer"):
+        before = teaching if method.trainer == "PromptKD" else training
+        for step in (*before(method, "transfer", "all"), *transfer_tests(method, targets)):
+            if step not in steps:
+                steps.append(step)
+    return steps
 
 
 def transfer_rows(job: Job, targets: tuple[str, ...]) -> list[dict]:
-    """One row: the source, every target, and the mean over targets."""
-    values = [accuracy(step) for step in transfer_tests(job, targets)]
-    row = {"method": job.trainer, f"{job.dataset} (source)": values[0], **dict(zip(targets, values[1:]))}
-    return [{**row, "mean of targets": sum(values[1:]) / len(values[1:])}]
+    """A row per method: the source, every target, and the mean over targets."""
+    rows = []
+    for method in compared(job, "transfer"):
+        values = [accuracy(step) for step in transfer_tests(method, targets)]
+        row = {"method": method.trainer, f"{job.dataset} (source)": values[0], **dict(zip(targets, values[1:]))}
+        rows.append({**row, "mean of targets": sum(values[1:]) / len(values[1:])})
+    return rows
 
 
 def xd_targets(job: Job) -> tuple[str, ...]:

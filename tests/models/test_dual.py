@@ -137,3 +137,40 @@ def test_projector_follows_p_prime_on_base_and_p_on_new(images):
     dual.task = "new"
     assert torch.equal(dual.encode_images(images, prompts), dual.tuned.encode_images(images, prompts))
     assert not torch.allclose(base, dual.encode_images(images, prompts))
+
+
+@torch.no_grad()
+def test_mixed_parametrisation_inverts_the_scope_only():
+    """With the text scope theta stands for the first text layer; the other tensors are those of P' themselves."""
+    dual = DualPrompts(make("PromptKD", tiny_clip(seed=1)), param="mixed", scope="text")
+    for p in dual.learnable().values():
+        p.add_(0.1 * torch.randn_like(p))
+    assert dual.mixed_names("text") == {"prompt_learner.ctx"}
+    theta, p, leaves = dual.learnable(), dict(dual.tuned.named_parameters()), dual.parallel_leaves()
+    for name, leaf in leaves.items():
+        if name == "prompt_learner.ctx":
+            torch.testing.assert_close(0.2 * leaf + 0.8 * p[name], theta[name], rtol=0, atol=1e-6)
+            assert not torch.allclose(leaf, theta[name])
+        else:
+            assert torch.equal(leaf, theta[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scope_all_reaches_every_prompt_and_no_projector(method):
+    dual = DualPrompts(make(method, tiny_clip(seed=1)))
+    prompts = {name for name in dual.learnable() if not name.startswith("VPT_image_trans.")}
+    assert dual.mixed_names("all") == prompts
+    assert (len(prompts) < len(dual.learnable())) == (method == "PromptKD")
+
+
+@torch.no_grad()
+def test_new_classes_may_keep_the_text_of_p():
+    dual = DualPrompts(make("PromptKD", tiny_clip(seed=1)), omega_n=0.3, task="new", new_text="tuned").eval()
+    for p in dual.learnable().values():
+        p.add_(0.1 * torch.randn_like(p))
+    ours, own, tuned = dual.emit(), dual.parallel.emit(), dual.tuned.emit()
+    assert torch.equal(ours.text, tuned.text)
+    assert all(torch.equal(a, b) for a, b in zip(ours.text_deep, tuned.text_deep))
+    for m, a, b in zip((ours.vision, *ours.vision_deep), (own.vision, *own.vision_deep), (tuned.vision, *tuned.vision_deep)):
+        torch.testing.assert_close(m, 0.3 * a + 0.7 * b, rtol=0, atol=1e-6)
+    assert torch.equal(dual.class_features(), dual.tuned.encode_classes(tuned))

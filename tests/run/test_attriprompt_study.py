@@ -25,6 +25,20 @@ def test_every_row_changes_the_configuration_and_is_accepted(row):
     assert (cfg == config()) == (row in ("full", "k2"))  # the emoji recipe itself has two clusters
 
 
+def test_rows_that_equal_the_recipe_are_left_out(tmp_path, monkeypatch, capsys):
+    studied = []
+    monkeypatch.setattr(study, "study", lambda protocol, jobs, force: studied.append(list(jobs)) or [
+        {"seed": job.seed, "variant": name, "Base": 1.0, "New": 1.0, "HM": 1.0} for name, job in jobs.items()
+    ])  # fmt: skip
+    words = ["--seed", "1", "2", "--rows", "full", "k2", "k4", "k8", "--output", str(tmp_path)]
+    assert study.main(words) == 0
+    assert studied == [["full", "k4", "k8"]] * 2
+    assert capsys.readouterr().out.count("row k2 (2 clusters) is left out") == 1
+    studied.clear()
+    assert study.main([*words, "--opts", "TRAINER.ATTRIPROMPT.CLUSTER.K", "8"]) == 0
+    assert studied == [["full", "k2", "k4"]] * 2
+
+
 def test_table_page_and_skipped_runs(tmp_path, monkeypatch, capsys):
     executed = []
 

@@ -1,13 +1,16 @@
 """DPC's second stage: loss, presets, semantics of training and inference, both stages end to end."""
 
 import math
+import shlex
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dassl_prompts.dpc_settings import PRESETS, Settings
-from dassl_prompts.engine import build_trainer, load_checkpoint
+from dassl_prompts.dpc_stage1 import check_run, warn_of_other_draw
+from dassl_prompts.dpc_stage1 import command as stage1_command
+from dassl_prompts.engine import build_trainer, load_checkpoint, set_random_seed
 from dassl_prompts.trainers.dpc import DPC, symmetric_contrastive
 from tests.trainers import plain
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
@@ -134,12 +137,16 @@ def logits(trainer, images):
     return trainer.model(images)
 
 
-def test_both_stages_and_both_evaluations(two_stages, train, make_cfg, images, tmp_path):
+def test_both_stages_and_both_evaluations(two_stages, make_cfg, images, tmp_path):
     name, opts, stage1 = two_stages
-    dpc = train(f"DPC_{name}", *opts, output="stage2")
+    set_random_seed(1)
+    dpc = build_trainer(make_cfg(f"DPC_{name}", *opts, output="stage2"))
+    towers = {n: t.clone() for n, t in dpc.model.state_dict().items() if ".clip." in f".{n}"}
+    dpc.train()
     folder = dpc.model.checkpoint_name
 
-    # P is what stage 1 saved, and stage 2 changed P' alone
+    # P is what stage 1 saved, CLIP (PromptKD's teacher included) is as before: stage 2 changed P' alone
+    assert towers and all(torch.equal(t, dpc.model.state_dict()[n]) for n, t in towers.items())
     saved = load_checkpoint(next((tmp_path / "stage1" / folder).glob("model.pth.tar-2")))["state_dict"]
     tuned = dpc.model.tuned.checkpoint_module.state_dict()
     for key, value in saved.items():
@@ -301,10 +308,10 @@ def test_too_large_k_is_clamped_with_a_warning(make_cfg, coop_stage1, capsys):
 
 def test_missing_stage_1_says_which_command_makes_it(make_cfg, coop_stage1, tmp_path):
     trainer = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, "TRAINER.DPC.CKPT_DIR", str(tmp_path / "no"), output="a"))
-    with pytest.raises(FileNotFoundError, match="finished run of CoOp.*scripts/dpc/base2new.sh"):
+    with pytest.raises(FileNotFoundError, match="finished run of CoOp.*--trainer CoOp .*scripts/dpc/base2new.sh"):
         trainer.train()
     empty = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, "TRAINER.DPC.CKPT_DIR", "", output="b"))
-    with pytest.raises(ValueError, match="CKPT_DIR is empty"):
+    with pytest.raises(ValueError, match="CKPT_DIR is empty.*--trainer CoOp "):
         empty.train()
 
 
@@ -316,8 +323,60 @@ def test_stage_1_of_other_classes_is_refused(make_cfg, coop_stage1):
 
 def test_stage_1_of_another_shape_is_refused(make_cfg, coop_stage1):
     trainer = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, "TRAINER.COOP.N_CTX", 3, output="a"))
-    with pytest.raises(ValueError, match="other shapes"):
+    with pytest.raises(ValueError, match="other shapes.*--trainer CoOp .*TRAINER.COOP.N_CTX 3"):
         trainer.train()
+
+
+@pytest.mark.parametrize("run, message", [
+    ({}, None),  # of official code
+    ({"trainer": "CoOp", "backbone": "ViT-B/16", "seed": 2, "shots": 4}, None),
+    ({"trainer": "DPC_CoOp", "backbone": "ViT-B/16"}, "D is a run of DPC_CoOp, not of CoOp"),
+    ({"trainer": "CoOp", "backbone": "RN50"}, "on the backbone RN50, this run has ViT-B/16"),
+    ({"trainer": "CoOp", "backbone": "/weights/b16.pt", "digests": {"backbone": "own"}}, None),
+    ({"trainer": "CoOp", "backbone": "ViT-B/16", "digests": {"backbone": "other"}}, "other weights of the backbone"),
+])  # fmt: skip
+def test_stage_1_must_be_of_the_backbone_method_and_clip(make_cfg, run, message):
+    cfg = make_cfg("DPC_CoOp", "MODEL.BACKBONE.NAME", "ViT-B/16")
+    if message is None:
+        return check_run(run, "D", "CoOp", cfg, "own")
+    with pytest.raises(ValueError, match=message):
+        check_run(run, "D", "CoOp", cfg, "own")
+
+
+@pytest.mark.parametrize("run, shots, warned", [
+    ({}, 16, []), ({"seed": 1, "shots": 16}, 16, []), ({"seed": 1, "shots": -1}, 0, []),
+    ({"seed": 3, "shots": 16}, 16, ["seed 3"]), ({"seed": 2, "shots": 4}, 16, ["seed 2", "shots 4"]),
+])  # fmt: skip
+def test_stage_1_of_another_draw_is_used_with_a_warning(run, shots, warned, capsys):
+    warn_of_other_draw(run, "D", 1, shots)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(warned) and all(text in line for text, line in zip(warned, lines))
+
+
+def test_command_for_stage_1_has_the_data_and_the_shape_of_this_run(make_cfg):
+    from dassl_prompts.train import parser, setup_cfg
+
+    opts = ["DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", 4, "SEED", 3, "TRAINER.COOP.N_CTX", 3]
+    cfg = make_cfg("DPC_CoOp", *opts)
+    line = stage1_command(cfg, "CoOp", "COOP", {})
+    made = setup_cfg(parser().parse_args(shlex.split(line)[3:]))
+    assert made.TRAINER.NAME == "CoOp" and made.OUTPUT_DIR == "STAGE1_DIR" and made.SEED == 3
+    assert made.DATASET == cfg.DATASET and made.INPUT == cfg.INPUT and made.MODEL.BACKBONE == cfg.MODEL.BACKBONE
+    assert made.TRAINER.COOP.N_CTX == 3 and "CSC" not in line
+    assert made.OPTIM.LR == 0.0035  # of the recipe, not of stage 2
+    own = stage1_command(cfg, "Mine", "COOP", {"DATASET.NUM_SHOTS": 0})
+    assert "--config-file" not in own and "DATASET.NUM_SHOTS 0" in own
+
+
+def test_wrong_stage_1_is_refused_with_the_command_and_another_seed_warned_of(make_cfg, coop_stage1, tmp_path, capsys):
+    results = tmp_path / "stage1" / "results.json"
+    trainer = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, output="a"))
+    results.write_text(results.read_text().replace('"seed": 1', '"seed": 9'))
+    trainer.load_stage1(to_train=True)
+    assert "was trained with seed 9, stage 2 wants seed 1" in capsys.readouterr().out
+    results.write_text(results.read_text().replace('"trainer": "CoOp"', '"trainer": "CoCoOp"'))
+    with pytest.raises(ValueError, match="is a run of CoCoOp, not of CoOp.*`python -m dassl_prompts.train --trainer CoOp"):
+        trainer.load_stage1()
 
 
 def test_released_checkpoint_holds_p_prime_alone_and_finds_p_in_stage_1(make_cfg, coop_stage1, tmp_path, images):
@@ -327,10 +386,13 @@ def test_released_checkpoint_holds_p_prime_alone_and_finds_p_in_stage_1(make_cfg
     folder = tmp_path / "official" / "prompt_learner"
     folder.mkdir(parents=True)
     torch.save({"state_dict": {"ctx": theta, "token_prefix": torch.zeros(2, 1, 128)}, "epoch": 20}, folder / "model.pth.tar-20")
-    fresh = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, output="b"))
-    fresh.load_model(str(tmp_path / "official"))
-    assert torch.equal(fresh.model.parallel.prompt_learner.ctx, theta)
-    assert torch.equal(fresh.model.tuned.prompt_learner.ctx, trainer.model.tuned.prompt_learner.ctx)
+    for classes in ("base", "new"):  # stage 1 has the base classes in both
+        opts = [*coop_stage1, "DATASET.SUBSAMPLE_CLASSES", classes]
+        fresh = build_trainer(make_cfg("DPC_CoOp", *opts, output=f"b_{classes}"))
+        fresh.load_model(str(tmp_path / "official"))
+        assert torch.equal(fresh.model.parallel.prompt_learner.ctx, theta)
+        assert torch.equal(fresh.model.tuned.prompt_learner.ctx, trainer.model.tuned.prompt_learner.ctx)
+    assert torch.equal(fresh.model.emit().text, trainer.model.tuned.prompt_learner.ctx)
 
 
 def test_all_classes_of_another_dataset_use_the_new_weighting(make_cfg, coop_stage1, train, tmp_path):

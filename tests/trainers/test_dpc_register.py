@@ -78,6 +78,44 @@ def test_d2_gradient_scale(make_cfg, coop_stage1):  # noqa: F811
     torch.testing.assert_close(steps(three, 1) - start, 3 * (steps(one, 1) - start), rtol=1e-3, atol=1e-7)
 
 
+def test_d2_official_promptkd_scales_the_first_text_layer_alone(make_cfg, kd_stage1):
+    """The released code divides by omega_b where it mixes: the layer-0 text context (specs/dpc.md 4.10)."""
+    trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "official", output="a")
+    leaves, batch = trainer.model.learnable(), first_batch(trainer)
+
+    def gradients():
+        loss = trainer.loss(*trainer.parse_batch_train(batch))["loss"]
+        return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+
+    scaled = gradients()
+    for leaf in leaves.values():
+        (leaf._backward_hooks or {}).clear()
+    for name, own in gradients().items():
+        assert own.abs().max() > 0, name
+        factor = 5.0 if name == "prompt_learner.ctx" else 1.0
+        torch.testing.assert_close(scaled[name], factor * own, rtol=1e-4, atol=1e-7, msg=name)
+    kinds = ("prompt_learner.ctx", "image_encoder.VPT", "image_encoder.transformer", "text_encoder", "VPT_image_trans")
+    assert all(any(name.startswith(kind) for name in leaves) for kind in kinds)
+
+
+def test_d5_official_promptkd_mixes_no_text_on_new_classes(make_cfg, kd_stage1):
+    opts = ["TRAINER.DPC.PRESET", "official", "TRAINER.DPC.TASK", "new", "TRAINER.DPC.OMEGA_N", 0.2]
+    model = moved(make(make_cfg, "DPC_PromptKD", kd_stage1, *opts, output="a"))
+    ours, teacher = model.emit(), model.tuned.teacher.emit()
+    assert torch.equal(ours.text, teacher.text) and not torch.equal(ours.vision, model.tuned.image_encoder.VPT)
+    assert all(torch.equal(a, b) for a, b in zip(ours.text_deep, teacher.text_deep))
+
+
+def test_theta_of_the_text_scope_loads_under_another_scope(make_cfg, kd_stage1):
+    mixed = ["TRAINER.DPC.PARAM", "mixed", "TRAINER.DPC.MIX_SCOPE", "text"]
+    theta = make(make_cfg, "DPC_PromptKD", kd_stage1, *mixed, output="theta")
+    saved = moved(theta)
+    other = build_trainer(make_cfg("DPC_PromptKD", *kd_stage1, output="other"))
+    other.load_state(other.model, theta.learned_state("", saved.checkpoint_module), "theta")
+    wanted, got = saved.parallel_leaves(), other.model.parallel_leaves()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
 def test_d4_recipes_weigh_maple_with_one(monkeypatch):
     for path in (ROOT / "configs/trainers").glob("DPC_*/vit_b16_*.yaml"):
         node = yaml.safe_load(path.read_text())["TRAINER"]["DPC"]

@@ -94,6 +94,25 @@ def test_plain_cloning_trains_with_cross_entropy_alone(make_cfg, coop_stage1):  
     assert trainer.loss(*trainer.parse_batch_train(batch)).keys() == {"loss", "loss_ce"}
 
 
+def test_plot_shows_both_curves_over_omega_as_means_over_seeds(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    rows = [{"seed": seed, "omega": w, "base at omega_b": 50 + 10 * w + seed, "new at omega_n": 40 - 20 * w + seed}
+            for seed in (1, 3) for w in dpc_study.OMEGAS]  # fmt: skip
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    picture = tmp_path / "new folder" / "omega.png"
+    dpc_study.plot_omega(rows, picture, "a title")
+    monkeypatch.undo()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    [figure] = figures
+    base, new = (axis.lines[0].get_xydata().tolist() for axis in figure.axes)
+    assert base == [pytest.approx([w, 52 + 10 * w]) for w in dpc_study.OMEGAS]
+    assert new == [pytest.approx([w, 42 - 20 * w]) for w in dpc_study.OMEGAS]
+    assert ["base" in figure.axes[0].get_ylabel(), "new" in figure.axes[1].get_ylabel()] == [True, True]
+    plt.close(figure)
+
+
 def test_command_line_passes_options_on(monkeypatch, tmp_path, capsys):
     jobs = []
     row = {"seed": 1, "row": "0 backbone", "Base": 1.0, "New": 1.0, "HM": 1.0}

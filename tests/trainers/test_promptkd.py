@@ -30,6 +30,11 @@ def model(clip, teacher):
     return net
 
 
+def test_a_student_without_visual_prompts_is_refused(clip, teacher):
+    with pytest.raises(ValueError, match=r"TRAINER\.PROMPTKD\.PROMPT_DEPTH_VISION is 0, .*: give 1 to \d"):
+        PromptKDModel(clip, plain.CLASSES, teacher, depth_vision=0)
+
+
 def convolutional(projector):
     """The official module with the same weights, on images of one pixel."""
     n_out, n_in = projector.conv1[0].weight.shape[:2]
