@@ -263,6 +263,23 @@ def test_codes_for_nothing_found_and_wrong_input(tmp_path, capsys):
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("flag", "where", "message"),
+    [
+        ("--plots", "file", "file is not a folder; give another one with --plots"),
+        ("--write", "folder", "folder is a folder: give the name of a file"),
+        ("--write", "file/table.txt", "file is not a folder; give another file with --write"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_any_table(tmp_path, capsys, flag, where, message):
+    write_run(tmp_path / "runs", "fewshot/train_all", values=50.0)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    code, out, err = report(tmp_path / "runs", capsys, flag, str(tmp_path / where))
+    assert code == 2 and err.startswith("error: ") and message in err and not out
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 # -- published numbers ---------------------------------------------------------------------------------------
 
 
