@@ -84,6 +84,8 @@ def run(args) -> float | None:
     import torch
 
     check_torch_pair()
+    # a fork of Dassl may bring a CoOp or Caltech101 of its own; this command promises ours
+    dassl_prompts.register_all("replace")
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)

@@ -1,5 +1,6 @@
 """What an installed copy looks like from outside."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,27 @@ def test_two_lines_in_a_foreign_coop_checkout(tmp_path):
     result = subprocess.run([sys.executable, "lab.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "trainer CoOp stays the one of" in result.stdout
+
+
+def test_our_train_py_runs_our_trainer_where_a_fork_has_one_of_that_name(tmp_path):
+    """The other way round than in a lab's train.py: `--trainer CoOp` of this command is ours."""
+    from tests.engine.vendored import make_dassl
+
+    make_dassl(tmp_path)
+    with open(tmp_path / "dassl" / "engine" / "__init__.py", "a") as init:
+        init.write(
+            "\n@TRAINER_REGISTRY.register()\n"
+            "class CoOp(TrainerX):\n"
+            "    def __init__(self, cfg): raise SystemExit('the CoOp of the fork')\n"
+        )
+    files = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file", "configs/trainers/CoOp/emoji_tiny.yaml"]
+    result = subprocess.run(
+        [sys.executable, "train.py", "--trainer", "CoOp", *files, "TRAINER.COOP.PREC", "fp8"], cwd=ROOT,
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert "PREC is 'fp8'" in result.stderr, result.stderr  # ours has looked at the configuration
+    assert f"engine: dassl 0.6.3 at {tmp_path}" in result.stdout
+    assert f"trainer CoOp is now the one of {ROOT / 'trainers' / 'coop.py'}" in result.stdout
 
 
 def test_version():

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import dassl_prompts
 from dassl_prompts.engine import UnsafePickleError
 from dassl_prompts.engine.files import require_file_writable, require_writable
 from dassl_prompts.predict.export import export
@@ -229,6 +230,7 @@ def work(args: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least {least}")
     classes = class_names(args)
+    dassl_prompts.register_all("replace")  # the run was trained by train.py, which does the same
     # wrong names are told before the model is loaded
     sum(1 for _ in zip(find_images(args.images), range(1)))
     if args.output is not None:
