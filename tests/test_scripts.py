@@ -1,6 +1,7 @@
 """The shell scripts: all of them parse and explain themselves; each family's main script runs on the embedded data."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -34,6 +35,28 @@ def test_syntax(script):
 def test_missing_arguments_print_the_usage(script):
     result = run(script)
     assert result.returncode == 2 and f"usage: bash {script}" in result.stderr
+
+
+#: notes what it is called with
+NOTING_PYTHON = """#!/usr/bin/env bash
+echo "$*" >>"$NOTES"
+"""
+
+
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.count("/") > 1])
+def test_options_and_output_reach_the_program(script, tmp_path):
+    """The words behind a script's own arguments, and the folder in $OUTPUT."""
+    text = re.search(r'^usage "\S+ (.*)" \d+ "\$@"$', (ROOT / script).read_text(), re.M).group(1)
+    own = re.sub(r"\[(OPTIONS|KEY VALUE \.\.\.)\]$", "", text)
+    assert own != text, f"{script} says nothing of options"
+    python, notes = tmp_path / "python", tmp_path / "notes"
+    python.write_text(NOTING_PYTHON)
+    python.chmod(0o755)
+    words = ["1"] * len(own.split())
+    result = run(script, *words, "OPTIM.LR", "7", PYTHON=str(python), NOTES=str(notes), OUTPUT="/else/where")
+    assert result.returncode == 0, result.stderr
+    for line in notes.read_text().splitlines():
+        assert line.endswith(" OPTIM.LR 7") and "/else/where" in line and " output" not in line
 
 
 @pytest.mark.parametrize("script", SHORT)
