@@ -53,7 +53,8 @@ setup(
         "faiss": ["faiss-cpu"],
         "tensorboard": ["tensorboard"],
         "emoji-build": ["resvg-py"],
-        "dev": ["pytest"],
+        # clip-anytorch is OpenAI's own model code, which the embedded backbones have to load in
+        "dev": ["pytest", "clip-anytorch"],
     },
     entry_points={
         "console_scripts": [

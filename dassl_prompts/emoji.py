@@ -9,11 +9,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
+
+EPILOG = "exit codes: 0 done, 2 wrong input, or the embedded data is missing or damaged"
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.emoji", description="The embedded emoji data."
+        prog="python -m dassl_prompts.emoji", description="The embedded emoji data.", epilog=EPILOG
     )
     parser.add_argument("--sheet", metavar="PNG", help="draw classes x styles with captions")
     parser.add_argument("--triplets", metavar="PNG", help="draw composed-retrieval triplets")
@@ -22,6 +25,14 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not any(vars(args).values()):
         parser.error("say what to do: --sheet, --triplets, --cards or --write")
+    try:
+        work(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def work(args):
     if args.sheet or args.triplets:
         from dassl_prompts.data import emoji_sheets
 

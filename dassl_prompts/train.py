@@ -10,6 +10,7 @@ from pathlib import Path
 import dassl_prompts
 from dassl_prompts.check import TorchMismatch, check_torch_pair
 from dassl_prompts.engine import (
+    ImageReadError,
     UnsafePickleError,
     build_trainer,
     collect_env_info,
@@ -21,12 +22,20 @@ from dassl_prompts.engine import (
 )
 from dassl_prompts.engine.resume import FILE as RESUME_FILE
 
+EPILOG = """\
+Trailing KEY VALUE pairs change the configuration, e.g. DATASET.NUM_SHOTS 16 TRAINER.COOP.N_CTX 4
+
+exit codes: 0 done, 1 the run failed on its way (a loss that is not finite, an unreadable image), 2 wrong input
+(nothing was started)
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="train.py",
         description="Train or evaluate one method on one dataset with one seed.",
-        epilog="Trailing KEY VALUE pairs change the configuration, e.g. DATASET.NUM_SHOTS 16 TRAINER.COOP.N_CTX 4",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--root", default="", help="folder that holds the datasets")
     p.add_argument("--output-dir", default="", help="folder of this run: log, checkpoints, results.json")
@@ -84,6 +93,8 @@ def run(args) -> float | None:
     import torch
 
     check_torch_pair()
+    # a fork of Dassl may bring a CoOp or Caltech101 of its own; this command promises ours
+    dassl_prompts.register_all("replace")
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
@@ -118,7 +129,7 @@ def message(error: Exception) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line; what the user can mend ends with one readable line and exit code 2 (the traceback is in the log)."""
+    """Command line; what the user can mend ends with one readable line and an exit code (the traceback is in the log)."""
     args = parser().parse_args(argv)
     try:
         run(args)
@@ -127,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
             with open(Path(args.output_dir, "log.txt"), "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
         print(f"error: {message(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(1 if isinstance(error, (FloatingPointError, ImageReadError)) else 2) from error
 
 
 if __name__ == "__main__":

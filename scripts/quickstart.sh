@@ -5,6 +5,10 @@ cd "$PROJECT"
 set_up
 echo "== zero-shot CLIP on the embedded emoji data"
 bash scripts/zsclip/base2new.sh emoji 1
-echo "== CoOp, then DPC on top of it"
+echo "== CoOp by its own recipe"
+bash scripts/coop/base2new.sh emoji 1
+echo "== CoOp as the first stage of DPC, then DPC on top of it"
 bash scripts/dpc/base2new.sh emoji 1
-echo "== done; runs are in $PROJECT/output, next: README.md"
+echo "== all runs, side by side"
+"$PYTHON" -m dassl_prompts.report "${OUTPUT:-output}"
+echo "== done; runs are in $(cd "${OUTPUT:-output}" && pwd), next: README.md"

@@ -1,6 +1,7 @@
 """Test environment: no network, one thread per operation, and import names as an installed user has them."""
 
 import os
+import socket
 import sys
 import types
 from pathlib import Path
@@ -22,6 +23,42 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
+
+
+def is_local(host):
+    return host in (None, "", "localhost", "localhost.localdomain", "::1") or str(host).startswith("127.")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Only this machine answers: what passes with a network and fails without is found where it is written.
+
+    Names are refused, too, because without a network their look-up may take seconds to fail.
+    """
+
+    def refuse(host):
+        # not an exception that the code under test could take for a failed download
+        pytest.fail(f"a test wants to reach {host}: tests run without network, use tests/prepare/server.py or a fixture")
+
+    def guarded(method):
+        def connect(self, address):
+            if self.family != getattr(socket, "AF_UNIX", None) and not is_local(address[0]):
+                refuse(address[0])
+            return method(self, address)
+
+        return connect
+
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        name = host.decode() if isinstance(host, bytes) else host
+        return look_up(host, *args, **kwargs) if is_local(name) else refuse(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        yield
 
 
 @pytest.fixture(autouse=True)

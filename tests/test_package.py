@@ -1,5 +1,7 @@
 """What an installed copy looks like from outside."""
 
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,66 @@ def test_two_lines_in_a_foreign_coop_checkout(tmp_path):
     result = subprocess.run([sys.executable, "lab.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "trainer CoOp stays the one of" in result.stdout
+
+
+def test_our_train_py_runs_our_trainer_where_a_fork_has_one_of_that_name(tmp_path):
+    """The other way round than in a lab's train.py: `--trainer CoOp` of this command is ours."""
+    from tests.engine.vendored import make_dassl
+
+    make_dassl(tmp_path)
+    with open(tmp_path / "dassl" / "engine" / "__init__.py", "a") as init:
+        init.write(
+            "\n@TRAINER_REGISTRY.register()\n"
+            "class CoOp(TrainerX):\n"
+            "    def __init__(self, cfg): raise SystemExit('the CoOp of the fork')\n"
+        )
+    files = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file", "configs/trainers/CoOp/emoji_tiny.yaml"]
+    result = subprocess.run(
+        [sys.executable, "train.py", "--trainer", "CoOp", *files, "TRAINER.COOP.PREC", "fp8"], cwd=ROOT,
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert "PREC is 'fp8'" in result.stderr, result.stderr  # ours has looked at the configuration
+    assert f"engine: dassl 0.6.3 at {tmp_path}" in result.stdout
+    assert f"trainer CoOp is now the one of {ROOT / 'trainers' / 'coop.py'}" in result.stdout
+
+
+def test_a_wheel_carries_every_configuration_and_asset(monkeypatch):
+    """What setup.py names as package data, against the files that git has."""
+    import setuptools
+
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **kwargs: given.update(kwargs))
+    runpy.run_path(str(ROOT / "setup.py"))
+    carried = set()
+    for package, patterns in given["package_data"].items():
+        folder = ROOT / given["package_dir"].get(package, package.replace(".", "/"))
+        carried |= {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    assert "dassl_prompts" in given["packages"] and set(given["package_data"]) <= set(given["packages"])
+    wanted = {p for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".json")}
+    wanted |= {p for p in (ROOT / "dassl_prompts" / "assets").rglob("*") if p.is_file()}
+    wanted.add(ROOT / "dassl_prompts" / "VERSION")
+    assert len(wanted) > 50 and not wanted - carried
+    # nothing but Python beside them that the code could want to read
+    code = {p for name in ("dassl_prompts", "trainers", "datasets", "configs") for p in (ROOT / name).rglob("*") if p.is_file()}
+    assert {p for p in code - carried if p.suffix not in (".py", ".pyc")} == set()
+
+
+def test_loading_the_emoji_data_takes_little_memory(tmp_path):
+    """Peak of the process, over that of the imports: the archives are read picture by picture."""
+    code = (
+        "import resource, dassl_prompts, dassl_prompts.datasets.emoji\n"
+        "from yacs.config import CfgNode\n"
+        "from dassl_prompts.engine import DATASET_REGISTRY\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before = peak()\n"
+        "cfg = CfgNode({'SEED': 1, 'DATASET': {'ROOT': '', 'NUM_SHOTS': 16, 'SUBSAMPLE_CLASSES': 'all'}})\n"
+        "data = DATASET_REGISTRY.get('Emoji')(cfg)\n"
+        "assert data.num_classes == 35\n"
+        "print(round(peak() - before))"
+    )
+    result = run(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[-1]) < 300
 
 
 def test_version():

@@ -268,6 +268,8 @@ def test_wrong_input_is_one_line_and_code_2(train, pictures, tmp_path, capsys, m
     (half / "results.json").write_text('{"trainer": "CoOp"}')
     empty = tmp_path / "empty"
     empty.mkdir()
+    taken = tmp_path / "folder.csv"
+    taken.mkdir()
     cases = {
         "nothing to do": [folder],
         "has no results.json": [str(tmp_path / "nowhere"), str(pictures)],
@@ -282,12 +284,32 @@ def test_wrong_input_is_one_line_and_code_2(train, pictures, tmp_path, capsys, m
         "has to end in .csv or .json": [folder, str(pictures), "--output", str(tmp_path / "a.txt")],
         "--batch-size is 0": [folder, str(pictures), "--batch-size", "0"],
         "model.pth.tar": [folder, str(pictures), "--epoch", "99"],
+        "0.png is not a folder; give another one with --export": [folder, "--export", str(pictures / "0.png")],
+        "--output": [folder, str(pictures), "--output", str(pictures / "0.png" / "labels.csv")],
+        "folder.csv is a folder": [folder, str(pictures), "--output", str(taken)],
     }
     for message, words in cases.items():
         capsys.readouterr()
         assert command.main([*words, "--device", "cpu"]) == 2, message
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("error: ") and message in last
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("the checkpoint's code ran",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_in_one_line(train, pictures, capsys):  # noqa: F811
+    folder = Path(train("CoOp").output_dir)
+    for checkpoint in (folder / "prompt_learner").glob("model*"):
+        torch.save({"state_dict": {}, "epoch": 2, "extra": Harmful()}, checkpoint)
+    capsys.readouterr()
+    assert command.main([str(folder), str(pictures), "--device", "cpu"]) == 2
+    out, err = capsys.readouterr()
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "model" in last and "print, which is not plain data" in last
+    assert "the checkpoint's code ran" not in out + err
 
 
 def test_help_tells_the_exit_codes(capsys):

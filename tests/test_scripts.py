@@ -1,6 +1,8 @@
 """The shell scripts: all of them parse and explain themselves; each family's main script runs on the embedded data."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ SHORT = {
     "scripts/coop/base2new.sh": ["emoji", "1", "1", "", "OPTIM.MAX_EPOCH", "1"],
     "scripts/dpc/base2new.sh": ["emoji", "1", "CoOp", "1", "--common", "OPTIM.MAX_EPOCH", "1"],
     "scripts/zsclip/base2new.sh": ["emoji", "1"],
+    "scripts/zsclip/zeroshot.sh": ["emoji"],
 }
 
 
@@ -36,10 +39,26 @@ def test_missing_arguments_print_the_usage(script):
     assert result.returncode == 2 and f"usage: bash {script}" in result.stderr
 
 
-@pytest.mark.parametrize("script", [s for s in WITH_ARGUMENTS if s.split("/")[1] in ("attriprompt", "dpc")])
-def test_runs_go_where_output_says(script, tmp_path):
-    command = run(script, "emoji", "1", PYTHON="echo", OUTPUT=str(tmp_path)).stdout
-    assert f"--output {tmp_path}" in command
+#: notes what it is called with
+NOTING_PYTHON = """#!/usr/bin/env bash
+echo "$*" >>"$NOTES"
+"""
+
+
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.count("/") > 1])
+def test_options_and_output_reach_the_program(script, tmp_path):
+    """The words behind a script's own arguments, and the folder in $OUTPUT."""
+    text = re.search(r'^usage "\S+ (.*)" \d+ "\$@"$', (ROOT / script).read_text(), re.M).group(1)
+    own = re.sub(r"\[(OPTIONS|KEY VALUE \.\.\.)\]$", "", text)
+    assert own != text, f"{script} says nothing of options"
+    python, notes = tmp_path / "python", tmp_path / "notes"
+    python.write_text(NOTING_PYTHON)
+    python.chmod(0o755)
+    words = ["1"] * len(own.split())
+    result = run(script, *words, "OPTIM.LR", "7", PYTHON=str(python), NOTES=str(notes), OUTPUT="/else/where")
+    assert result.returncode == 0, result.stderr
+    for line in notes.read_text().splitlines():
+        assert line.endswith(" OPTIM.LR 7") and "/else/where" in line and " output" not in line
 
 
 @pytest.mark.parametrize("script", SHORT)
@@ -47,10 +66,22 @@ def test_main_scripts_on_the_embedded_data(script, tmp_path):
     first = run(script, *SHORT[script], OUTPUT=str(tmp_path))
     assert first.returncode == 0, first.stderr[-2000:]
     table = [line for line in first.stdout.splitlines() if line.startswith("|")]
-    assert any("HM" in line for line in table)
+    assert any("HM" in line or "accuracy" in line for line in table) and len(table) > 2
     again = run(script, *SHORT[script], OUTPUT=str(tmp_path))
     assert [line for line in again.stdout.splitlines() if line.startswith("|")] == table
     assert "epoch [" not in again.stdout
+
+
+def test_coop_eval_repeats_the_test_of_coop_main(tmp_path):
+    short = ["OPTIM.MAX_EPOCH", "1"]
+    trained = run("scripts/coop/main.sh", "emoji", "emoji_tiny", "end", "4", "1", "False", "--seed", "1", *short, OUTPUT=str(tmp_path))
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    (folder,) = [path.parent for path in tmp_path.rglob("results.json")]
+    assert "nctx4_cscFalse_ctpend" in str(folder)
+    again = run("scripts/coop/eval.sh", str(folder), "emoji", "emoji_tiny", "1", "DATASET.NUM_SHOTS", "1", OUTPUT=str(tmp_path))
+    assert again.returncode == 0, again.stderr[-2000:]
+    evaluated = json.loads((tmp_path / "evaluation/CoOp/emoji_tiny/emoji/seed1/results.json").read_text())
+    assert evaluated["test"] == json.loads((folder / "results.json").read_text())["test"]
 
 
 #: stands for every Python: `-m venv DIR` puts it into DIR, everything else is noted

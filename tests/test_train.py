@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from dassl_prompts.engine import ImageReadError
+from dassl_prompts.engine import FolderInUse, ImageReadError
 from dassl_prompts.train import main, message, parser, setup_cfg
 
 EMOJI = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file", "configs/trainers/CoOp/emoji_tiny.yaml"]
@@ -91,6 +91,28 @@ def test_an_error_in_a_loader_process_is_told_as_one_line(error):
     assert "Traceback" in str(caught.value.args[0])
     assert message(caught.value) == str(error)
     assert message(error) == str(error).strip("'")
+
+
+@pytest.mark.parametrize("error, code", [
+    (FloatingPointError("Loss is infinite or NaN!"), 1), (ImageReadError("cannot read image a.jpg"), 1),
+    (FolderInUse("the folder is in use"), 2), (FileNotFoundError("no folder"), 2), (ValueError("no such key"), 2),
+])  # fmt: skip
+def test_a_failure_on_the_way_and_wrong_input_have_different_codes(error, code, monkeypatch, capsys):
+    class Trainer:
+        def train(self):
+            raise error
+
+    monkeypatch.setattr("dassl_prompts.train.build_trainer", lambda cfg: Trainer())
+    monkeypatch.setattr("dassl_prompts.train.collect_env_info", lambda: "")  # asks every tool of the machine
+    with pytest.raises(SystemExit) as stop:
+        main([*EMOJI, "--trainer", "CoOp"])
+    assert stop.value.code == code and capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_help_tells_the_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "exit codes: 0 done, 1 the run failed" in capsys.readouterr().out
 
 
 def test_a_torchvision_for_another_torch_is_named(monkeypatch, capsys):

@@ -63,7 +63,7 @@ RESTORE = (
 )
 
 
-class EmojiDataError(RuntimeError):
+class EmojiDataError(ValueError):
     """An archive of the embedded data is missing, damaged or of another version."""
 
 

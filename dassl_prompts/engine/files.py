@@ -63,6 +63,18 @@ def require_writable(folder: str | os.PathLike, what: str = "output folder", hin
         )
 
 
+def require_file_writable(path: str | os.PathLike, flag: str) -> None:
+    """Check that the file named by a command's ``flag`` can be written, without creating anything.
+
+    Raises:
+        IsADirectoryError: it is a folder; names ``flag``.
+        FileExistsError, PermissionError: its folder is none, or cannot be written.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{flag} {path} is a folder: give the name of a file")
+    require_writable(Path(path).parent, f"folder of {flag}", f"give another file with {flag}")
+
+
 def mkdir_if_missing(dirname: str | os.PathLike) -> None:
     """Create ``dirname`` and its parents unless they exist."""
     os.makedirs(dirname, exist_ok=True)

@@ -81,8 +81,8 @@ def register_all(on_conflict: str | dict[str, str] = "keep") -> list[Conflict]:
 
     Args:
         on_conflict: ``"keep"`` leaves theirs in place and prints one line for each; ``"replace"`` puts ours
-            in their place (what our own train.py does); ``"error"`` raises. A dictionary gives one of these
-            per kind (``trainer``, ``dataset``, ``evaluator``; missing kinds are kept).
+            in their place and prints the same (what our own commands do: train, run, predict); ``"error"``
+            raises. A dictionary gives one of these per kind (``trainer``, ``dataset``, ``evaluator``; missing kinds are kept).
 
     Returns:
         the conflicts there were.
@@ -106,6 +106,10 @@ def register_all(on_conflict: str | dict[str, str] = "keep") -> list[Conflict]:
     for conflict in found:
         if policy.get(conflict.kind, "keep") == "replace":
             REGISTRIES[conflict.kind].register(conflict.ours, force=True)
+            print(
+                f"{conflict.kind} {conflict.name} is now the one of {origin(conflict.ours)}, "
+                f"not the one of {origin(conflict.theirs)}"
+            )
         else:
             print(
                 f"{conflict.kind} {conflict.name} stays the one of {origin(conflict.theirs)}, "

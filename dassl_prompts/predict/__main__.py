@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import dassl_prompts
+from dassl_prompts.engine import UnsafePickleError
+from dassl_prompts.engine.files import require_file_writable, require_writable
 from dassl_prompts.predict.export import export
 from dassl_prompts.predict.run import TrainedRun, load_run
 from dassl_prompts.predict.words import nearest_words
@@ -227,7 +230,13 @@ def work(args: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least {least}")
     classes = class_names(args)
-    sum(1 for _ in zip(find_images(args.images), range(1)))  # a wrong name is told before the model is loaded
+    dassl_prompts.register_all("replace")  # the run was trained by train.py, which does the same
+    # wrong names are told before the model is loaded
+    sum(1 for _ in zip(find_images(args.images), range(1)))
+    if args.output is not None:
+        require_file_writable(args.output, "--output")
+    if args.export is not None:
+        require_writable(args.export, "folder of --export", "give another one with --export")
     with contextlib.redirect_stdout(sys.stderr):  # labels on the screen must not mix with what loading prints
         run = load_run(args.run, classes, device=args.device, backbone=args.backbone, epoch=args.epoch)
     if args.words is not None:
@@ -242,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     try:
         return work(args)
-    except (ValueError, FileNotFoundError, PermissionError, KeyError) as error:
+    except (ValueError, OSError, KeyError, UnsafePickleError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.engine.files import atomic_path, require_file_writable, require_writable
 from dassl_prompts.report.groups import Method, group
 from dassl_prompts.report.notes import sections
 from dassl_prompts.report.pages import replace_part
@@ -117,6 +117,10 @@ def write_text(path: Path, text: str, form: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.write:
+        require_file_writable(args.write, "--write")
+    if args.plots:
+        require_writable(args.plots, "folder of --plots", "give another one with --plots")
     runs, unfinished = find_runs(args.output)
     if not runs:
         print(f"error: no finished run below {args.output}", file=sys.stderr)
@@ -148,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return run(args)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -20,6 +20,7 @@ class Published:
     Attributes:
         table, source: where it stands. method: its name there. trainer: our name of it. cfg: recipes that it
         is compared with, empty for all. columns: of the values. values: by dataset.
+        datasets: what "Average" is over, where a paper gives nothing else.
     """
 
     table: str
@@ -34,6 +35,12 @@ class Published:
     trained_on: str = ""
     cfg: tuple[str, ...] = ()
     config: tuple[tuple[str, str], ...] = ()
+    datasets: tuple[str, ...] = ()
+
+    def averaged(self) -> set[str]:
+        """The datasets of the average, in one spelling."""
+        names = self.datasets or [name for name in self.values if name != "Average"]
+        return {canonical(name) for name in names}
 
     def on(self, dataset: str) -> dict[str, float]:
         """Column -> number on a dataset (or "Average"); empty if there is none."""
@@ -91,6 +98,7 @@ def published() -> tuple[Published, ...]:
                     both.get("trained_on", ""),
                     tuple(both.get("cfg", ())),
                     tuple(both.get("config", {}).items()),
+                    tuple(both.get("datasets", ())),
                 )
             )
     return tuple(found)

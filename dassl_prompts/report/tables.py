@@ -146,7 +146,7 @@ def add_base_new(
 def average_paper(method: Method, datasets: list[str]) -> Published | None:
     """The paper whose average is over the same datasets."""
     paper = counterpart(method)
-    if paper and {canonical(n) for n in paper.values if n != AVERAGE} == {canonical(d) for d in datasets}:
+    if paper and paper.averaged() == {canonical(d) for d in datasets}:
         return paper
     return None
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+import dassl_prompts
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.protocols import PROTOCOLS
@@ -175,6 +176,7 @@ def report_failures(failed: list[Node]) -> None:
 def run(argv: list[str]) -> int:
     words, opts = split_opts(argv)
     args = parser().parse_args(words)
+    dassl_prompts.register_all("replace")  # as train.py does, so that the digests are those of its datasets
     sweep = settle(args, read_file(args.file) if args.file else {}, opts)
     nodes = sweep.nodes()
     if args.dry_run:
@@ -203,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         return run(sys.argv[1:] if argv is None else argv)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl_prompts.engine.files import require_writable
 from dassl_prompts.run.plan import Node, block_dependents
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.progress import Progress, last_line
@@ -80,6 +81,7 @@ class Scheduler:
 
         Raises:
             ValueError: a finished folder holds the result of other settings or data; nothing was started.
+            OSError: a run folder cannot be written; names it; nothing was started.
         """
         self.skip_finished()
         self.progress.begin()
@@ -95,11 +97,13 @@ class Scheduler:
         ]
 
     def skip_finished(self) -> None:
-        """Mark the finished nodes; checks all of them before anything starts."""
+        """Mark the finished nodes; checks all of them, and the folders of the others, before anything starts."""
         for node in self.nodes:
             if not self.force and node.step.results() is not None:
                 check_same_run(node.step)
                 node.state = "skipped"
+            else:
+                require_writable(node.step.output, "run folder", "choose another root with --output")
 
     def again(self) -> bool:
         """Put failed nodes with tries left, and what waits for them, back; whether there are any."""
@@ -130,14 +134,19 @@ class Scheduler:
         """Start what can be on the free slots; returns how many steps another process keeps from starting."""
         held = 0
         for node in waiting:
-            if not free:
+            if not free or self.stopped:
                 break
             if in_use(node.step.output):
                 held += 1
             elif not self.force and node.step.results() is not None:  # another process was faster
                 self.accept(node)
             else:
-                self.start(node, free.pop(0))
+                try:
+                    self.start(node, free[0])
+                except OSError as error:  # a full disk, a folder that somebody took: the other runs can go on
+                    self.refuse(node, f"could not be started: {error}")
+                else:
+                    del free[0]
         return held
 
     def accept(self, node: Node) -> None:
@@ -146,11 +155,14 @@ class Scheduler:
             check_same_run(node.step)
             node.state = "skipped"
         except ValueError as error:
-            node.state, node.reason = "failed", str(error)
-            node.tries = self.retry + 1  # trying again changes nothing
-            self.stopped = self.stop
-            block_dependents(self.nodes)
-            self.progress.ended(node)
+            self.refuse(node, str(error))
+
+    def refuse(self, node: Node, reason: str) -> None:
+        """Fail a node for good: trying again changes nothing."""
+        node.state, node.reason, node.tries = "failed", reason, self.retry + 1
+        self.stopped = self.stop
+        block_dependents(self.nodes)
+        self.progress.ended(node)
 
     def start(self, node: Node, slot: Slot) -> None:
         folder = node.step.output

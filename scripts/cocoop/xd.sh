@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # CoCoOp, cross-dataset: train on DATASET (imagenet), test on the others: DATASET SEED [SHOTS] [CFG]
 source "$(dirname "$0")/../lib.sh"
-usage "scripts/cocoop/xd.sh DATASET SEED [SHOTS=16] [CFG]" 2 "$@"
+usage "scripts/cocoop/xd.sh DATASET SEED [SHOTS=16] [CFG] [OPTIONS]" 2 "$@"
 run_protocol xd --trainer CoCoOp --dataset "$1" --seed "$2" --shots "${3:-16}" --cfg "${4:-}" "${@:5}"

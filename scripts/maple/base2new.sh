@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # MaPLe, base-to-new: DATASET SEED [SHOTS] [CFG]
 source "$(dirname "$0")/../lib.sh"
-usage "scripts/maple/base2new.sh DATASET SEED [SHOTS=16] [CFG]" 2 "$@"
+usage "scripts/maple/base2new.sh DATASET SEED [SHOTS=16] [CFG] [OPTIONS]" 2 "$@"
 run_protocol base2new --trainer MaPLe --dataset "$1" --seed "$2" --shots "${3:-16}" --cfg "${4:-}" "${@:5}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # MaPLe, cross-dataset: train on DATASET (imagenet), test on the others: DATASET SEED [SHOTS] [CFG]
 source "$(dirname "$0")/../lib.sh"
-usage "scripts/maple/xd.sh DATASET SEED [SHOTS=16] [CFG]" 2 "$@"
+usage "scripts/maple/xd.sh DATASET SEED [SHOTS=16] [CFG] [OPTIONS]" 2 "$@"
 run_protocol xd --trainer MaPLe --dataset "$1" --seed "$2" --shots "${3:-16}" --cfg "${4:-}" "${@:5}"

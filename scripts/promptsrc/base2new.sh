@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # PromptSRC, base-to-new: DATASET SEED [SHOTS] [CFG]
 source "$(dirname "$0")/../lib.sh"
-usage "scripts/promptsrc/base2new.sh DATASET SEED [SHOTS=16] [CFG]" 2 "$@"
+usage "scripts/promptsrc/base2new.sh DATASET SEED [SHOTS=16] [CFG] [OPTIONS]" 2 "$@"
 run_protocol base2new --trainer PromptSRC --dataset "$1" --seed "$2" --shots "${3:-16}" --cfg "${4:-}" "${@:5}"

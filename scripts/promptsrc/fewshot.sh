@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # PromptSRC, few-shot on all classes: DATASET SEED [SHOTS] [CFG]
 source "$(dirname "$0")/../lib.sh"
-usage "scripts/promptsrc/fewshot.sh DATASET SEED [SHOTS=16] [CFG]" 2 "$@"
+usage "scripts/promptsrc/fewshot.sh DATASET SEED [SHOTS=16] [CFG] [OPTIONS]" 2 "$@"
 run_protocol fewshot --trainer PromptSRC --dataset "$1" --seed "$2" --shots "${3:-16}" --cfg "${4:-}" "${@:5}"

@@ -4,4 +4,4 @@ source "$(dirname "$0")/../lib.sh"
 usage "scripts/pvlf/eval_cirr.sh DATASET SEED [BACKBONE=blip] [KEY VALUE ...]" 2 "$@"
 on=cirr
 [ "$1" = emoji ] && on=emoji  # its queries have the format of CIRR
-"$(pick_python)" -m dassl_prompts.run.composed eval --trainer PVLF --dataset "$1" --on "$on" --seed "$2" --cfg "${3:-blip}" -- "${@:4}"
+"$(pick_python)" -m dassl_prompts.run.composed eval --trainer PVLF --dataset "$1" --on "$on" --seed "$2" --cfg "${3:-blip}" --output "${OUTPUT:-output}" -- "${@:4}"

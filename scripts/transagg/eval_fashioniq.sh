@@ -4,4 +4,4 @@ source "$(dirname "$0")/../lib.sh"
 usage "scripts/transagg/eval_fashioniq.sh DATASET SEED [BACKBONE=blip] [KEY VALUE ...]" 2 "$@"
 on=fashioniq
 [ "$1" = emoji ] && { echo "error: the emoji data has queries in the format of CIRR only: use eval_cirr.sh" >&2; exit 2; }
-"$(pick_python)" -m dassl_prompts.run.composed eval --trainer TransAgg --dataset "$1" --on "$on" --seed "$2" --cfg "${3:-blip}" -- "${@:4}"
+"$(pick_python)" -m dassl_prompts.run.composed eval --trainer TransAgg --dataset "$1" --on "$on" --seed "$2" --cfg "${3:-blip}" --output "${OUTPUT:-output}" -- "${@:4}"

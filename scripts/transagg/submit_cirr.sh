@@ -2,4 +2,4 @@
 # TransAgg: write and check the two files for CIRR's test server. DATASET SEED [BACKBONE], as for train.sh
 source "$(dirname "$0")/../lib.sh"
 usage "scripts/transagg/submit_cirr.sh DATASET SEED [BACKBONE=blip] [KEY VALUE ...]" 2 "$@"
-"$(pick_python)" -m dassl_prompts.run.composed submit --trainer TransAgg --dataset "$1" --seed "$2" --cfg "${3:-blip}" -- "${@:4}"
+"$(pick_python)" -m dassl_prompts.run.composed submit --trainer TransAgg --dataset "$1" --seed "$2" --cfg "${3:-blip}" --output "${OUTPUT:-output}" -- "${@:4}"

@@ -11,7 +11,10 @@ from yacs.config import CfgNode
 from dassl_prompts.data import emoji
 from dassl_prompts.data.images import read_image
 from dassl_prompts.datasets.emoji import read_splits
+from dassl_prompts.emoji import main as emoji_command
 from dassl_prompts.engine import DATASET_REGISTRY
+from dassl_prompts.train import main as train_command
+from tests.conftest import ROOT
 
 NAMES = {"Emoji": "fluent", "EmojiNoto": "noto", "EmojiTwemoji": "twemoji", "EmojiOpenMoji": "openmoji"}
 
@@ -244,3 +247,34 @@ def test_other_version(copied, monkeypatch):
     with pytest.raises(emoji.EmojiDataError, match="version 1, this code reads version 2") as error:
         build()
     check_message(error, "emoji-meta-v2.json.xz")
+
+
+def one_error(capsys, command, *argv):
+    """What a command line that has to refuse prints to stderr."""
+    with pytest.raises(SystemExit) as stop:
+        command(list(argv))
+    error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and error[-1].startswith("error: ") and "Traceback" not in "".join(error)
+    return error[-1]
+
+
+@pytest.mark.parametrize("what", ["--sheet", "--triplets", "--write"])
+def test_the_command_tells_of_damage_in_one_line(copied, capsys, tmp_path_factory, what):
+    (copied / "emoji-meta-v1.json.xz").write_bytes(b"x")
+    error = one_error(capsys, emoji_command, what, str(tmp_path_factory.mktemp("out") / "it"))
+    assert "emoji-meta-v1.json.xz is damaged" in error and "git checkout" in error
+
+
+def test_the_command_tells_of_a_file_in_the_way(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert "taken" in one_error(capsys, emoji_command, "--sheet", str(tmp_path / "taken" / "sheet.png"))
+
+
+def test_training_on_a_damaged_archive_tells_how_to_restore_it(copied, capsys):
+    path = emoji.archive_path("fluent")
+    path.write_bytes(path.read_bytes()[:1000])
+    files = [ROOT / "configs" / "datasets" / "emoji.yaml", ROOT / "configs" / "trainers" / "CoOp" / "emoji_tiny.yaml"]
+    error = one_error(
+        capsys, train_command, "--trainer", "CoOp", "--dataset-config-file", str(files[0]), "--config-file", str(files[1])
+    )
+    assert "emoji-fluent-v1.zip is truncated, damaged" in error and "git checkout" in error

@@ -87,6 +87,7 @@ def test_a_taken_name_is_kept_until_told_otherwise(foreign, capsys):
     assert TRAINER_REGISTRY.get("ZConflict") is scope["ZConflict"]
 
     register_all("replace")
+    assert f"trainer ZConflict is now the one of ours.py, not the one of {path}" in capsys.readouterr().out
     assert TRAINER_REGISTRY.get("ZConflict") is trainer and DATASET_REGISTRY.get("ZData") is dataset
     assert register_all("error") == []
 
@@ -95,6 +96,25 @@ def test_the_same_file_twice_is_no_conflict(foreign, monkeypatch):
     register_trainer(make("ZConflict"))
     monkeypatch.setattr(registration, "origin", lambda cls: "same.py")
     assert register_all("error") == []
+
+
+def test_a_name_of_ours_registered_again_is_told_with_its_file_and_the_remedy():
+    from dassl_prompts.trainers import coop
+
+    with pytest.raises(KeyError) as error:
+        TRAINER_REGISTRY.register()(make("CoOp"))
+    message = error.value.args[0]
+    assert message.startswith('An object named "CoOp" was already registered in "TRAINER" registry, by ')
+    assert coop.__file__ in message and "import dassl_prompts after it" in message
+    with pytest.raises(KeyError) as error:  # somebody else's class: no advice about our package
+        registry = Registry("TRAINER")
+        registry.register(TestDouble)
+        registry.register(TestDouble)
+    assert __file__ in error.value.args[0] and "dassl_prompts after" not in error.value.args[0]
+
+
+class TestDouble:
+    __test__ = False
 
 
 @pytest.mark.parametrize("policy", ["ignore", {"trainers": "keep"}])

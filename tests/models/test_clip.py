@@ -131,6 +131,15 @@ def test_damaged_embedded_backbone_says_how_to_restore_it(state, tmp_path):
         load_clip(str(path))
 
 
+def test_missing_embedded_backbone_says_how_to_restore_it(monkeypatch, tmp_path):
+    from dassl_prompts.models import clip
+
+    monkeypatch.setattr(clip.resources, "files", lambda package: tmp_path)
+    with pytest.raises(FileNotFoundError, match="emoji-tiny has no weights at .*git checkout -- .*install the package again") as error:
+        load_clip("emoji-tiny")
+    assert str(tmp_path / "assets" / "models" / "emoji-tiny.safetensors.xz") in str(error.value)
+
+
 def test_pickled_code_is_not_executed(tmp_path):
     import os
 

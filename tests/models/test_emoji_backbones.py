@@ -67,7 +67,7 @@ def test_open_clip_gives_the_same_features(name):
 def test_the_reference_builder_gives_the_same_features(name):
     found = importlib.util.find_spec("clip")
     if found is None or not Path(found.origin).with_name("model.py").is_file():
-        pytest.skip("clip-anytorch (pip install --no-deps clip-anytorch) is not installed")
+        pytest.skip('clip-anytorch is not installed: pip install -e ".[dev]", as scripts/test.sh does')
     # Its clip.py needs pkg_resources, which current setuptools no longer has: take the model file alone.
     spec = importlib.util.spec_from_file_location("reference_clip", Path(found.origin).with_name("model.py"))
     reference = importlib.util.module_from_spec(spec)

@@ -65,6 +65,16 @@ def test_a_failure_blocks_only_what_needs_it(tmp_path, capsys):
     assert "bad: failed with exit code 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_folder_taken_in_the_middle_fails_its_run_alone(tmp_path, monkeypatch, stop):
+    bad, other = step(tmp_path, "bad"), step(tmp_path, "other")
+    scheduler = Scheduler(plan([[bad], [other]]), stop=stop, retry=1)
+    monkeypatch.setattr(scheduler, "skip_finished", lambda: bad.output.write_text(""))  # after the check
+    failed = scheduler.run()
+    assert failed[0].step is bad and failed[0].reason.startswith("could not be started: ") and str(bad.output) in failed[0].reason
+    assert len(failed) == 1 + stop and (other.results() is None) == stop
+
+
 def test_stop_starts_nothing_after_a_failure(tmp_path):
     bad, other = step(tmp_path, "bad", code=1), step(tmp_path, "other")
     failed = Scheduler(plan([[bad], [other]]), stop=True).run()

@@ -261,3 +261,18 @@ def test_failures_are_listed_at_the_end_and_finished_jobs_have_their_table(capsy
     assert "| A        |       2 |      50.00 |" in out
     assert command.main([*words[:6], "1", "3"]) == 0
     assert capsys.readouterr().out.count("already finished") == 4
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_an_output_that_is_no_folder_is_refused_before_anything_starts(capsys, tmp_path, where):
+    (tmp_path / "file").write_text("")
+    words = ["base2new", "--trainer", "CoOp", "--dataset", "emoji", "--output", str(tmp_path / where)]
+    assert command.main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is not a folder; choose another root with --output" in error
+    assert error.startswith("error: cannot write to the run folder") and "Traceback" not in error
+
+
+def test_a_sweep_file_that_is_a_folder_is_refused(capsys, tmp_path):
+    assert command.main(["--file", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

@@ -158,11 +158,18 @@ def labels():
 
 
 @pytest.fixture(scope="session")
-def resnet(tmp_path_factory):
+def resnet(resnet_file):
     """A random ResNet CLIP: the package's, and the open_clip model with the same weights."""
-    from open_clip.model import CLIP as OpenCLIP
-
     from dassl_prompts.models import load_clip
+
+    path, model = resnet_file
+    return load_clip(str(path)), model
+
+
+@pytest.fixture(scope="session")
+def resnet_file(tmp_path_factory):
+    """A file that MODEL.BACKBONE.NAME may name, and the open_clip model with its weights."""
+    from open_clip.model import CLIP as OpenCLIP
 
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
     text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": plain.LAYERS}
@@ -170,4 +177,4 @@ def resnet(tmp_path_factory):
     model = OpenCLIP(64, vision, text, quick_gelu=True).eval().requires_grad_(False)
     path = tmp_path_factory.mktemp("clip") / "resnet.pt"
     torch.save(model.state_dict(), path)
-    return load_clip(str(path)), model
+    return path, model

@@ -190,3 +190,21 @@ def test_build_model_for_unseen_classes(train, make_cfg, tmp_path, images):
     assert [n for n, p in model.checkpoint_module.named_parameters() if p.requires_grad] == ["ctx"]
     with pytest.raises(ValueError, match="do you mean"):
         dassl_prompts.build_model(make_cfg("CoOpp", output="y"), plain.OTHERS)
+
+
+@pytest.mark.parametrize("name", ["CoOp", "ZeroshotCLIP"])
+def test_a_run_on_a_resnet(name, train, make_cfg, resnet_file):
+    path, official = resnet_file
+    opts = ["MODEL.BACKBONE.NAME", str(path), "INPUT.SIZE", (64, 64), "OPTIM.MAX_EPOCH", 1, "TRAINER.COOP.N_CTX", 4,
+            "TRAINER.ZSCLIP.TEMPLATE", "a photo of a {}."]  # fmt: skip
+    trainer = train(name, *opts) if name == "CoOp" else build_trainer(make_cfg(name, *opts))
+    assert trainer.test() >= 0
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        if name == "CoOp":
+            texts = trainer.model.class_features()
+        else:
+            names = [c.replace("_", " ") for c in plain.CLASSES]
+            texts = official.encode_text(trainer.model.clip.tokenize([f"a photo of a {c}." for c in names]), normalize=True)
+        wanted = official.logit_scale.exp() * official.encode_image(images, normalize=True) @ texts.T
+        torch.testing.assert_close(trainer.model_inference(images), wanted, rtol=0, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +24,10 @@ class Registry:
 
     def _do_register(self, name: str, obj: Any, force: bool = False) -> None:
         if name in self._obj_map and not force:
-            raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
+            raise KeyError(
+                f'An object named "{name}" was already registered in "{self._name}" registry'
+                f"{whose(self._obj_map[name])}"
+            )
         self._obj_map[name] = obj
 
     def register(self, obj: Any = None, force: bool = False) -> Any:
@@ -55,6 +59,17 @@ class Registry:
     def registered_names(self) -> list[str]:
         """All names, in the order they were registered."""
         return list(self._obj_map)
+
+
+def whose(obj: Any) -> str:
+    """Where a registered class is defined; for one of this package also what to do, as its user may not expect it."""
+    try:
+        said = f", by {inspect.getfile(obj)}"
+    except (TypeError, OSError):
+        return ""
+    if not obj.__module__.startswith("dassl_prompts."):
+        return said
+    return f'{said}: to keep yours import dassl_prompts after it, or register it with "force=True"'
 
 
 def check_availability(requested: str, available: Iterable[str]) -> None:
