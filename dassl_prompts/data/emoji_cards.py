@@ -13,11 +13,11 @@ from dassl_prompts.data import emoji
 from dassl_prompts.data.images import read_image
 from dassl_prompts.datasets.emoji import read_splits
 from dassl_prompts.datasets.emoji_retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
+from dassl_prompts.models.clip import EMBEDDED
 from dassl_prompts.templates import CUSTOM_TEMPLATES
 
 MODELS = emoji.ASSETS.parent / "models"
 CONFIGS = Path(configs.__path__[0])
-BACKBONES = ("emoji-tiny", "emoji-base")
 TEMPLATE = CUSTOM_TEMPLATES["Emoji"]
 LICENCES = {
     "noto": "Google, Apache-2.0",
@@ -91,8 +91,8 @@ def model_tables():
     """Markdown tables of sizes, recipes and training curves, from the records that training left beside the
     weights.
     """
-    records = [json.loads((MODELS / f"{name}.json").read_text()) for name in BACKBONES]
-    shapes = [json.loads((CONFIGS / "backbones" / f"{name}.json").read_text()) for name in BACKBONES]
+    records = [json.loads((MODELS / f"{name}.json").read_text()) for name in EMBEDDED]
+    shapes = [json.loads((CONFIGS / "backbones" / f"{name}.json").read_text()) for name in EMBEDDED]
     rows = [
         ["parameters", *(f"{r['file']['parameters']:,}" for r in records)],
         [
@@ -101,7 +101,7 @@ def model_tables():
         ],
         [
             "file, MB",
-            *(f"{(MODELS / f'{name}.safetensors.xz').stat().st_size / 1e6:.2f}" for name in BACKBONES),
+            *(f"{(MODELS / f'{name}.safetensors.xz').stat().st_size / 1e6:.2f}" for name in EMBEDDED),
         ],
         ["joint dimension", *(c["embed_dim"] for c in shapes)],
     ]
@@ -127,7 +127,7 @@ def model_tables():
         if "class_accuracy" in point
     ]
     return [
-        _table("Models and recipes", ["", *BACKBONES], rows),
+        _table("Models and recipes", ["", *EMBEDDED], rows),
         _table(
             "Training curves, evaluated on the held-out style",
             ["model", "iteration", "seconds", "loss", "class accuracy", "names R@1", "captions R@1"],
@@ -271,12 +271,12 @@ def print_cards():
         print(table)
     for table in model_tables():
         print(table)
-    columns = [model_rows(name) for name in BACKBONES]
+    columns = [model_rows(name) for name in EMBEDDED]
     rows = [[first[0], *(column[i][1] for column in columns), first[2]] for i, first in enumerate(columns[0])]
     print(
         _table(
             "Zero-shot results in percent, pictures of the held-out style",
-            ["task", *BACKBONES, "chance"],
+            ["task", *EMBEDDED, "chance"],
             rows,
         )
     )

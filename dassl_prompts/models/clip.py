@@ -27,6 +27,8 @@ OPENAI_NAMES = {
     "RN50x64": "RN50x64-quickgelu", "ViT-B/32": "ViT-B-32-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu",
     "ViT-L/14": "ViT-L-14-quickgelu", "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }  # fmt: skip
+#: backbones whose weights come with the package
+EMBEDDED = ("emoji-tiny", "emoji-base")
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".safetensors.xz")
 #: numbers that OpenAI's archives carry beside the weights
 SCALARS = ("input_resolution", "context_length", "vocab_size")
@@ -211,7 +213,7 @@ def embedded_weights(name: str) -> Path | None:
     Raises:
         FileNotFoundError: an embedded backbone whose file is missing.
     """
-    if not name.startswith("emoji-"):
+    if name not in EMBEDDED:
         return None
     path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
     if not path.is_file():
@@ -298,7 +300,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(str(path))
         state = read_torch_file(path)
     except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError, SafetensorError) as error:
-        embedded = path.name.startswith("emoji-") and path.name.endswith(".safetensors.xz")
+        embedded = path.name.removesuffix(".safetensors.xz") in EMBEDDED
         remedy = f"; {restore_embedded(path)}" if embedded else ""
         raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}{remedy}") from error
     state = state.get("state_dict", state)

@@ -156,6 +156,8 @@ def test_pickled_code_is_not_executed(tmp_path):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="unknown backbone 'ViT-Q/9'.*emoji-tiny.*ViT-B/16"):
         load_clip("ViT-Q/9")
+    with pytest.raises(ValueError, match="unknown backbone 'emoji-huge'.*emoji-tiny"):
+        load_clip("emoji-huge")
     with pytest.raises(ValueError, match="MODEL.BACKBONE.NAME is empty"):
         load_clip("")
 
