@@ -14,13 +14,15 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dassl_prompts.report.pages import write_page
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.options import check_options, pairs, select
+from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.steps import Step, StepFailed, execute
 
 #: name on the command line -> configuration file and its options
@@ -173,23 +175,38 @@ def baselines(plan: Plan, args) -> list[dict]:
 
 
 def train(plan: Plan, args) -> list[dict]:
-    return run_and_read([plan.baselines(), *(plan.train(args.trainer, seed) for seed in args.seed)], args)
-
-
-def run_and_read(steps: list[Step], args) -> list[dict]:
-    """Rows of the baselines (first step) and of one run per seed; a best epoch is marked."""
-    execute(steps, force=args.force)
-    rows = metric_rows(steps[0])
-    for step, seed in zip(steps[1:], args.seed):
-        for row in metric_rows(step, f"{args.trainer}, seed {seed}"):
-            rows.append({**row, "query": row["query"] + (" (best epoch)" if row["label"] == "best" else "")})
-    return rows
+    return run_and_read(plan.baselines(), plan.train, args)
 
 
 def evaluate(plan: Plan, args) -> list[dict]:
-    return run_and_read(
-        [plan.baselines(args.on), *(plan.evaluate(args.trainer, seed, args.on) for seed in args.seed)], args
-    )
+    return run_and_read(plan.baselines(args.on), partial(plan.evaluate, dataset=args.on), args)
+
+
+def run_and_read(baselines: Step, step_of: Callable[[str, int], Step], args) -> list[dict]:
+    """Rows of the baselines, of the other method's runs where they are finished, and of one run per seed."""
+    execute([baselines, *(step_of(args.trainer, seed) for seed in args.seed)], force=args.force)
+    rows = metric_rows(baselines)
+    other = next(trainer for trainer in NODES if trainer != args.trainer)
+    for trainer in (other, args.trainer):
+        for seed in args.seed:
+            step = step_of(trainer, seed)
+            if trainer == other and (missing := why_not_comparable(step)):
+                print(f"{other}, seed {seed}, is not in the table: {missing}")
+                continue
+            for row in metric_rows(step, f"{trainer}, seed {seed}"):
+                rows.append({**row, "query": row["query"] + (" (best epoch)" if row["label"] == "best" else "")})
+    return rows
+
+
+def why_not_comparable(step: Step) -> str:
+    """Why a run of the other method cannot stand beside ours; empty if it can."""
+    if step.results() is None:
+        return f"{step.output} holds no finished run"
+    try:
+        check_same_run(step)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def submit(plan: Plan, args) -> list[dict]:

@@ -1,6 +1,7 @@
 """The composed-retrieval driver: its runs in this process, on generated trees with a tiny BLIP; one script as
 a user calls it."""
 
+import argparse
 import json
 import os
 import shutil
@@ -9,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from yacs.config import CfgNode
 
 from dassl_prompts.run import composed
 from dassl_prompts.run.composed import ablation, over_seeds, table
 from dassl_prompts.train import parser, run
 from tests.datasets import cir_trees
 from tests.models.test_blip import write_tiny_blip
+from tests.run import fake
 
 ROOT = Path(__file__).resolve().parents[2]
 YAML = """
@@ -65,6 +68,7 @@ def test_train_evaluate_submit(place, in_process, capsys):
     out = capsys.readouterr().out
     for name in ("image ", "text ", "image+text ", "image+text, normalised", "PVLF, seed 1"):
         assert f"| {name}" in out
+    assert "TransAgg, seed 1, is not in the table" in out
     assert drive(place, "eval", "--on", "fashioniq") == 0
     assert "dress R@10" in capsys.readouterr().out
     other = ("--", "CIR.FIQ_CAPTION", "both_avg", "CIR.FIQ_GALLERY", "val_split")
@@ -86,6 +90,28 @@ def test_train_evaluate_submit(place, in_process, capsys):
     before = len(in_process)
     drive(place, "train")
     assert len(in_process) == before
+
+
+def test_the_other_method_stands_in_the_table_where_its_run_fits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(composed, "execute", lambda steps, force: None)
+    monkeypatch.setattr(composed, "metric_rows", lambda step, name="": [{"query": name or "baseline", "label": "last"}])
+    args = argparse.Namespace(trainer="PVLF", seed=[1, 2], dataset="emoji", force=False)
+
+    def step_of(trainer, seed):
+        return fake.step(tmp_path, f"{trainer}{seed}")
+
+    folder = step_of("TransAgg", 1).output
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"finished": True, "config": {}}))
+    rows = composed.run_and_read(step_of("baselines", 0), step_of, args)
+    assert [row["query"] for row in rows] == ["baseline", "TransAgg, seed 1", "PVLF, seed 1", "PVLF, seed 2"]
+    assert "TransAgg, seed 2, is not in the table" in capsys.readouterr().out
+
+    monkeypatch.setattr(fake.FakeStep, "config", lambda self: CfgNode({"SEED": 1}))
+    (folder / "results.json").write_text(json.dumps({"finished": True, "config": {"SEED": 7}}))
+    rows = composed.run_and_read(step_of("baselines", 0), step_of, args)
+    assert "TransAgg, seed 1" not in {row["query"] for row in rows}
+    assert "TransAgg, seed 1, is not in the table" in capsys.readouterr().out
 
 
 def test_compare_and_ablate(place, in_process, capsys):
