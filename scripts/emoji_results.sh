@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All methods on the embedded data, three seeds each, and the ablations: writes the tables in docs/results/.
+# All methods on the embedded data, three seeds each, and the ablations: renews the tables in docs (text outside the markers stays).
 # bash scripts/emoji_results.sh   (OUTPUT=output JOBS=2; hours on two cores; finished runs are not repeated)
 source "$(dirname "$0")/lib.sh"
 cd "$PROJECT"
@@ -10,9 +10,14 @@ mkdir -p "$PAGES"
 
 "$PYTHON" -m dassl_prompts.run base2new --trainer $METHODS --dataset emoji --seed $SEEDS --output "$OUTPUT" --jobs "${JOBS:-2}"
 "$PYTHON" -m dassl_prompts.report "$OUTPUT" --format markdown --dataset Emoji --trainer $METHODS --seeds $SEEDS --write "$PAGES/base2new.md"
-for study in ablation omega; do
+for study in ablation omega channels; do
     "$PYTHON" -m dassl_prompts.run.dpc_study $study --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
 done
 for study in compare ablate; do
     "$PYTHON" -m dassl_prompts.run.retrieval $study --domain emoji --seed $SEEDS --output "$OUTPUT" --quiet --write "$PAGES/retrieval_$study.md"
+done
+"$PYTHON" -m dassl_prompts.run.composed compare --dataset emoji --tune none --seed $SEEDS --output "$OUTPUT" --write docs/pvlf.md
+for protocol in base2new xd; do
+    "$PYTHON" -m dassl_prompts.run.attriprompt_study --dataset emoji --seed $SEEDS --protocol $protocol --output "$OUTPUT" \
+        --write "docs/attriprompt_emoji$([ $protocol = xd ] && echo _xd).md"
 done
