@@ -28,6 +28,7 @@ FREE = {
     "USE_CUDA",
     "DATASET.ROOT",
     "DATASET.SUBSAMPLE_CLASSES",
+    "DATASET.NUM_SHOTS",  # runs are grouped by the shots of their job; a distillation takes all images
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.MAX_CORRUPT",
     "TRAIN.PRINT_FREQ",

@@ -101,6 +101,13 @@ def test_mixed_settings_are_kept_apart_and_named(tmp_path):
     assert "OPTIM.LR 0.002 -> 0.1" in line
 
 
+def test_a_distillation_on_all_images_belongs_to_the_tests_of_its_job(tmp_path):
+    for stage, shots, value in (("train_all", "0", 20.0), ("test_base", "16", 80.0), ("test_new", "16", 60.0)):
+        write_run(tmp_path, f"base2new/{stage}", "PromptKD", values=value, config={"DATASET.NUM_SHOTS": shots})
+    (method,) = group(find_runs(tmp_path)[0])
+    assert method.seeds() == [1]
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [("backbone", "weights of the backbone aa -> bb"), ("class names", "DATASET: class names aa -> bb")],
