@@ -293,7 +293,9 @@ class Bench:
         case.net.train()
         row = self.compare(case, f"training step, batch {self.args.batch}", lambda: step(case.official_loss),
                            lambda: step(case.loss), relative)  # fmt: skip
-        return {**row, "images/s": f"{self.args.batch / float(row['ours (s)']):.1f}", **self.peak(lambda: step(case.loss))}
+        learned = sum(p.numel() for p in case.net.prompt_parameters())
+        return {**row, "images/s": f"{self.args.batch / float(row['ours (s)']):.1f}", "learned parameters": f"{learned:,}",
+                **self.peak(lambda: step(case.loss))}  # fmt: skip
 
     def text_side(self, case: Case) -> dict:
         """Class features and their gradient to the prompts; CoCoOp's for every image of a training batch."""
@@ -384,7 +386,7 @@ def main() -> None:
 def table(rows: Sequence[dict]) -> str:
     from tabulate import tabulate
 
-    columns = ("method", "what", "official (s)", "ours (s)", "faster", "difference", "images/s", "memory (MiB)")
+    columns = ("method", "what", "official (s)", "ours (s)", "faster", "difference", "images/s", "memory (MiB)", "learned parameters")
     used = [column for column in columns if any(column in row for row in rows)]
     return tabulate([[row.get(c, "") for c in used] for row in rows], headers=used, tablefmt="github", disable_numparse=True)
 
