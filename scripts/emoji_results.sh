@@ -4,7 +4,7 @@
 source "$(dirname "$0")/lib.sh"
 cd "$PROJECT"
 OUTPUT=${OUTPUT:-output} PYTHON=$(pick_python) PAGES=docs/results
-METHODS="ZeroshotCLIP CoOp CoCoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_MaPLe DPC_PromptSRC DPC_PromptKD"
+METHODS="ZeroshotCLIP CoOp CoCoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_IVLP DPC_MaPLe DPC_PromptSRC DPC_PromptKD"
 SEEDS="1 2 3"
 mkdir -p "$PAGES"
 
