@@ -188,7 +188,8 @@ def main() -> None:
         print(tabulate(rows[-1:], headers="keys", tablefmt="github", disable_numparse=True), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     text = (
-        f"Written by `python -m benchmarks.dpc --device {args.device} --prec {args.prec} --write`; 4 anchors, K = 8, least of "
+        f"Written by `python -m benchmarks.dpc --device {args.device} --prec {args.prec} --cases {' '.join(args.cases)} "
+        f"--repeats {args.repeats} --write`; 4 anchors, K = 8, least of "
         f"{args.repeats} repeats\nafter one warm-up, {conditions(args.device, args.threads)}, "
         f"peak memory of the process {peak:.1f} GiB.\nThe loading of negatives is in line in both columns "
         "(in a run it overlaps with the step before). Where an image tower is\nfrozen, its pass over the 32 images of a step is the "
