@@ -116,7 +116,7 @@ def test_plot_shows_both_curves_over_omega_as_means_over_seeds(tmp_path, monkeyp
 def test_command_line_passes_options_on(monkeypatch, tmp_path, capsys):
     jobs = []
     row = {"seed": 1, "row": "0 backbone", "Base": 1.0, "New": 1.0, "HM": 1.0}
-    monkeypatch.setattr(dpc_study, "ablation", lambda job, force: jobs.append(job) or [row])
+    monkeypatch.setitem(dpc_study.STUDIES, "ablation", (lambda job, force: jobs.append(job) or [row], "row"))
     argv = ["ablation", "--seed", "1", "2", "--output", str(tmp_path), "--common", "OPTIM.MAX_EPOCH", "3", "TRAINER.DPC.TOPK", "4"]
     assert dpc_study.main(argv) == 0 and "0 backbone" in capsys.readouterr().out
     assert [(job.seed, job.opts, job.common) for job in jobs] == [
