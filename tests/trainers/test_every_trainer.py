@@ -16,21 +16,22 @@ CLASSIFIERS = {
     "AttriPrompt": ["TRAINER.ATTRIPROMPT.TEMPLATE", TEMPLATE],
     **{name: opts for name, (opts, _) in METHODS.items()},
 }
-DPC = [f"DPC_{name}" for name in CLASSIFIERS if name not in ("CoCoOp", "AttriPrompt")]
+DPC = [f"DPC_{name}" for name in CLASSIFIERS if name not in ("CoCoOp", "AttriPrompt")]  # two stages each: test_dpc.py trains them
 RETRIEVAL, COMPOSED = ["CoOpITR", "CLIPAdapterITR", "MaPLeITR", "DCAR"], ["PVLF", "TransAgg"]
 UNTRAINED = ["ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotITR", "ZeroshotCIR"]  # tested in their families' files
-TRAINED = [*CLASSIFIERS, *DPC, *RETRIEVAL, *COMPOSED]
+TRAINED = [*CLASSIFIERS, *RETRIEVAL, *COMPOSED]
 SHORT = ["OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True]
 
 
 def test_no_trainer_is_left_out():
-    assert sorted([*TRAINED, *UNTRAINED]) == sorted(_ours["trainer"])
-    assert all(TRAINER_REGISTRY.get(name) is cls for name, cls in _ours["trainer"].items())
+    ours = {name: cls for name, cls in _ours["trainer"].items() if cls.__module__.startswith("dassl_prompts.")}  # not a test's
+    assert sorted([*TRAINED, *DPC, *UNTRAINED]) == sorted(ours)
+    assert all(TRAINER_REGISTRY.get(name) is cls for name, cls in ours.items())
 
 
 @pytest.fixture
-def classifier(make_cfg, train, teacher_file, teacher_clip, tmp_path):
-    """``classifier("DPC_CoOp")``: built on the toy colours, after its first stage if it has one."""
+def classifier(make_cfg, teacher_file, teacher_clip, tmp_path):
+    """``classifier("CoOp")``: built on the toy colours."""
 
     def options(name):
         if name == "PromptKD":
@@ -42,13 +43,7 @@ def classifier(make_cfg, train, teacher_file, teacher_clip, tmp_path):
         return CLASSIFIERS[name]
 
     def build(name):
-        opts = [*options(name.removeprefix("DPC_")), *SHORT]
-        if name.startswith("DPC_"):
-            if name != "DPC_PromptKD":
-                opts += ["DATASET.SUBSAMPLE_CLASSES", "base"]
-            train(name.removeprefix("DPC_"), *opts, output="stage1")
-            opts += ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.DPC.CKPT_DIR", str(tmp_path / "stage1"), "TRAINER.DPC.TOPK", 3]
-        return build_trainer(make_cfg(name, *opts))
+        return build_trainer(make_cfg(name, *options(name), *SHORT))
 
     return build
 
