@@ -393,7 +393,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def page(args, rows: Sequence[dict]) -> str:
     options = (
-        f"--device {args.device} --prec {args.prec} --classes {args.classes} --more-classes {' '.join(map(str, args.more_classes))} "
+        f"--device {args.device} --prec {args.prec} --methods {' '.join(args.methods)} --classes {args.classes} --more-classes {' '.join(map(str, args.more_classes))} "
         f"--batch {args.batch} --test-batch {args.test_batch} --test-batches {args.test_batches} --repeats {args.repeats} --threads {args.threads}"
     )
     return f"""Written by `python -m benchmarks.methods {options} --write`.

@@ -13,10 +13,12 @@ EMOJI = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file"
 
 
 @pytest.fixture(autouse=True)
-def in_repository(monkeypatch):
+def in_repository(monkeypatch, tmp_path):
+    """The configurations are at hand as in the repository; the default ./output is none of the user's."""
     from tests.conftest import ROOT
 
-    monkeypatch.chdir(ROOT)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
 
 
 def cfg_of(*argv):

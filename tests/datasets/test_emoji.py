@@ -270,7 +270,8 @@ def test_the_command_tells_of_a_file_in_the_way(tmp_path, capsys):
     assert "taken" in one_error(capsys, emoji_command, "--sheet", str(tmp_path / "taken" / "sheet.png"))
 
 
-def test_training_on_a_damaged_archive_tells_how_to_restore_it(copied, capsys):
+def test_training_on_a_damaged_archive_tells_how_to_restore_it(copied, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # its ./output is not the user's
     path = emoji.archive_path("fluent")
     path.write_bytes(path.read_bytes()[:1000])
     files = [ROOT / "configs" / "datasets" / "emoji.yaml", ROOT / "configs" / "trainers" / "CoOp" / "emoji_tiny.yaml"]
