@@ -65,7 +65,8 @@ def make_trainer(args, folder: Path, backbone: str, classes: int):
             trainer._models.clear(), trainer._optims.clear(), trainer._scheds.clear()
             trainer.register_net()
             trainer.dm.dataset._classnames = names
-        trainer.train_loader_x = trainer.mined_loader()
+        trainer.train_loader_x = loader = trainer.mined_loader()
+        loader.by_class = [loader.by_class[i % len(names)] for i in range(max(classes, len(names)))]
         trainer.set_model_mode("train")
     trainer.num_batches, trainer.batch_idx = 10**9, 0
     return trainer
