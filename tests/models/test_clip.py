@@ -33,7 +33,7 @@ def save(state, path):
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, str(path))
     elif path.suffix == ".xz":
-        path.write_bytes(lzma.compress(save({k: v.contiguous() for k, v in state.items()})))
+        path.write_bytes(lzma.compress(save({k: v.contiguous() for k, v in state.items()}), preset=0))  # random weights do not compress
     elif path.name == "training.pt":
         torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
     else:
