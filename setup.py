@@ -54,7 +54,7 @@ setup(
         "tensorboard": ["tensorboard"],
         "emoji-build": ["resvg-py"],
         # clip-anytorch is OpenAI's own model code, which the embedded backbones have to load in
-        "dev": ["pytest", "clip-anytorch"],
+        "dev": ["pytest", "pytest-xdist", "clip-anytorch"],
     },
     entry_points={
         "console_scripts": [
