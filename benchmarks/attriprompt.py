@@ -1,6 +1,6 @@
 """What per-image prompts cost: text token-passes, wall clock of evaluation and training, share of k-means.
 
-    python -m benchmarks.attriprompt [--device cuda] [--images 4] [--write]     --write renews docs/benchmarks/attriprompt.md
+    python -m benchmarks.attriprompt [--device cuda --prec amp] [--images 4] [--write]     --write renews docs/benchmarks/attriprompt.md
 
 Random weights of ViT-B/16, the first 50 class names of Caltech101, and whatever else the tables name. A *token-pass* is one
 token through the text tower: 12 d^2 multiply-adds in each block. Token-passes are counted from the matrix products with weights
@@ -10,16 +10,14 @@ that are carried out while the model runs, so a token of which only keys and val
 from __future__ import annotations
 
 import argparse
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
+from benchmarks.measure import Clock, add_flags
 from benchmarks.methods import NOUNS
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models import build_clip
@@ -55,25 +53,19 @@ def make(clip, switches: dict | None = None, classes=NOUNS, **changes) -> AttriP
 
 
 class Timer:
-    """Seconds of a function: CPU time of the process on a CPU (other processes do not count), wall clock on a GPU."""
+    """Seconds of a function after a warm-up: processor time on a CPU (other processes do not count), wall clock on a GPU."""
 
-    def __init__(self, device: torch.device, repeats: int):
-        self.device, self.repeats = device, repeats
-
-    def now(self) -> float:
-        if self.device.type == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
+    def __init__(self, args):
+        self.clock, self.prec = Clock(args.device, args.repeats), args.prec
 
     def __call__(self, function: Callable[[], object]) -> float:
-        function()
-        times = []
-        for _ in range(self.repeats):
-            start = self.now()
+        with self.autocast():
             function()
-            times.append(self.now() - start)
-        return min(times)
+            wall, processor = self.clock.both(function)
+        return processor if self.clock.device.type == "cpu" else wall
+
+    def autocast(self):
+        return torch.autocast(self.clock.device.type, dtype=torch.bfloat16, enabled=self.prec == "amp")
 
 
 def token_passes(model, function: Callable[[], object]) -> float:
@@ -153,13 +145,14 @@ def time_table(clip, images, timer: Timer) -> list[dict]:
     labels = torch.arange(len(images), device=images.device) * 7
     for name, switches in PATHS.items():
         model = make(clip, switches)
-        view = model.look(images)
-        retrieval = model.retrieve(view)
-        with torch.no_grad():
-            evaluation = timer(lambda: model.encode(retrieval))
-            text = model.encode(retrieval)
-        step = timer(lambda: training_step(model, view, labels))
-        gradient = training_step(model, view, labels)
+        with timer.autocast():
+            view = model.look(images)
+            retrieval = model.retrieve(view)
+            with torch.no_grad():
+                evaluation = timer(lambda: model.encode(retrieval))
+                text = model.encode(retrieval)
+            step = timer(lambda: training_step(model, view, labels))
+            gradient = training_step(model, view, labels)
         reference = reference or (text, gradient, evaluation, step)
         rows.append({
             "text path": name, "evaluation, s": f"{evaluation:.3f}", "gain": f"{reference[2] / evaluation:.1f}x",
@@ -176,7 +169,8 @@ def cluster_table(clip, batch: int, timer: Timer) -> list[dict]:
     device = clip.logit_scale.device
     images = torch.randn(batch, 3, clip.image_size, clip.image_size, device=device)
     queries = make(clip).attributes
-    _, outputs = queries.outputs(images)
+    with timer.autocast():
+        _, outputs = queries.outputs(images)
     tower = timer(lambda: normalize(clip.encode_image(images)))
     kmeans = timer(lambda: queries.centroids(outputs))
     both = timer(lambda: queries.queries(outputs))
@@ -190,7 +184,7 @@ def report(args) -> str:
     from tabulate import tabulate
 
     device = torch.device(args.device)
-    timer = Timer(device, args.repeats)
+    timer = Timer(args)
     clip = build_clip(VIT_B16, seed=0).to(device)
     images = torch.randn(args.images, 3, clip.image_size, clip.image_size, device=device)
     tables = [
@@ -200,7 +194,7 @@ def report(args) -> str:
     ]
     clock = "wall clock" if device.type == "cuda" else "CPU seconds of the process"
     parts = [
-        f"Written by `python -m benchmarks.attriprompt --device {args.device} --images {args.images} --batch {args.batch} "
+        f"Written by `python -m benchmarks.attriprompt --device {args.device} --prec {args.prec} --images {args.images} --batch {args.batch} "
         f"--repeats {args.repeats} --write`: {conditions(args.device, torch.get_num_threads())}; "
         f"{clock}, best of {args.repeats}. ViT-B/16 with random weights, first 50 class names of Caltech101, template "
         '"a photo of a {}.".\n',
@@ -212,18 +206,16 @@ def report(args) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--images", type=int, default=2, help="images of the text benchmark (default 2)")
     p.add_argument("--batch", type=int, default=32, help="images of the k-means benchmark (default 32)")
     p.add_argument("--repeats", type=int, default=2)
-    p.add_argument("--threads", type=int, default=1 if not torch.cuda.is_available() else os.cpu_count())
-    p.add_argument("--write", action="store_true", help=f"renew {DOC.name} in docs/benchmarks")
+    add_flags(p, DOC.name)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     text = report(args)
     print(text)
     if args.write:
-        write_section(DOC, "AttriPrompt: cost of prompts per image", device_name(args.device), text)
+        write_section(DOC, "AttriPrompt: cost of prompts per image", device_name(args.device, args.prec), text)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,25 @@
-"""Composed retrieval: search of a large index, training step with and without cached image features,
-evaluation.
+"""Composed retrieval: search of a large index, training step with and without cached image features, metrics, fusion.
 
-    python -m benchmarks.composed search|step|evaluate|fusion ... [--write]      --write renews
-    docs/benchmarks/composed.md
+    python -m benchmarks.composed [search step evaluate fusion] [--device cuda --prec amp] [--write]
 
-L/14-shaped random weights stand for the real ones: the times do not depend on their values.
+--write renews the section of the device in docs/benchmarks/composed.md. L/14-shaped random weights stand for the real ones: the
+times do not depend on their values. An index is searched on the CPU whatever the device, as `retrieval.search` does.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import resource
 import tempfile
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "composed.md"
+from benchmarks.measure import Clock, add_flags, peak_mb
+from benchmarks.pages import DOCS, conditions, device_name, write_section
+
+DOC = DOCS / "composed.md"
 L14 = {
     "embed_dim": 768,
     "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
@@ -31,22 +28,7 @@ L14 = {
 CAPTION = "the same dress in dark red with longer sleeves"
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def timed(work, repeat: int = 1) -> tuple[float, float]:
-    """Wall-clock and processor seconds of the fastest of ``repeat`` calls; the second hardly feels a busy
-    machine."""
-    times = []
-    for _ in range(repeat):
-        start, cpu = time.perf_counter(), time.process_time()
-        work()
-        times.append((time.perf_counter() - start, time.process_time() - cpu))
-    return min(times)
-
-
-def search() -> list[dict]:
+def search(args) -> list[dict]:
     """Exact top-50 for 100 queries over a memory-mapped fp16 index of random unit vectors."""
     from dassl_prompts.retrieval.index import CHUNK, chunked_topk
 
@@ -66,7 +48,7 @@ def search() -> list[dict]:
                 F.normalize(torch.randn(100, width), dim=-1),
             )
             before = peak_mb()
-            seconds, cpu = timed(lambda: chunked_topk(queries, gallery, 50))
+            seconds, cpu = Clock("cpu", 1).both(lambda: chunked_topk(queries, gallery, 50))  # noqa: B023
             rows.append(
                 {
                     "index": f"{n:,} x {width}",
@@ -79,9 +61,8 @@ def search() -> list[dict]:
     return rows
 
 
-def step(batch: int = 8) -> list[dict]:
-    """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the
-    tower."""
+def step(args, batch: int = 8) -> list[dict]:
+    """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the tower."""
     from dassl_prompts.models import build_clip
     from dassl_prompts.models.clip_tokens import ClipTokens
     from dassl_prompts.models.fusion import (
@@ -91,9 +72,9 @@ def step(batch: int = 8) -> list[dict]:
         focal_info_nce,
     )
 
-    encoder = ClipTokens(build_clip(L14, seed=0))
-    head = ComposedQueryEncoder(FusionTransformer(encoder.width), AdaptiveAggregation(encoder.width))
-    images, captions = torch.randn(2, batch, 3, 224, 224), [CAPTION] * batch
+    encoder = ClipTokens(build_clip(L14, seed=0)).to(args.device)
+    head = ComposedQueryEncoder(FusionTransformer(encoder.width), AdaptiveAggregation(encoder.width)).to(args.device)
+    images, captions = torch.randn(2, batch, 3, 224, 224, device=args.device), [CAPTION] * batch
     with torch.no_grad():
         kept = encoder.image_tokens(images[0]).half(), encoder.image_features(images[1])
     rows = []
@@ -102,27 +83,29 @@ def step(batch: int = 8) -> list[dict]:
         optim = torch.optim.AdamW(trained, lr=1e-6)
 
         def one(cached: bool) -> None:
-            with torch.no_grad():
+            with torch.no_grad(), autocast(args):
                 reference, target = (
                     (kept[0].float(), kept[1])
                     if cached
                     else (encoder.image_tokens(images[0]), encoder.image_features(images[1]))
                 )
-            with torch.set_grad_enabled(tune != "none"):
-                text = encoder.text_tokens(captions)
-            query = head(text.tokens, text.row, text.pad, reference)
+            with autocast(args):
+                with torch.set_grad_enabled(tune != "none"):
+                    text = encoder.text_tokens(captions)
+                query = head(text.tokens, text.row, text.pad, reference)
             optim.zero_grad()
-            focal_info_nce(query, F.normalize(target, dim=-1)).backward()
+            focal_info_nce(query.float(), F.normalize(target.float(), dim=-1)).backward()
             optim.step()
 
         one(True)
-        (live, live_cpu), (cached, cached_cpu) = timed(lambda: one(False), 2), timed(lambda: one(True), 3)
+        clock = Clock(args.device, 3)
+        (live, live_cpu), (cached, cached_cpu) = clock.both(lambda: one(False)), clock.both(lambda: one(True))  # noqa: B023
         rows.append(
             {
                 "tuned towers": tune,
                 "batch": batch,
-                "live image tower (s)": round(live, 2),
-                "cached (s)": round(cached, 2),
+                "live image tower (s)": round(live, 3),
+                "cached (s)": round(cached, 3),
                 "times faster": round(live / cached, 1),
                 "in processor time": round(live_cpu / cached_cpu, 1),
             }
@@ -130,7 +113,7 @@ def step(batch: int = 8) -> list[dict]:
     return rows
 
 
-def evaluate() -> list[dict]:
+def evaluate(args) -> list[dict]:
     """All metrics for features of CIRR val's size."""
     from dassl_prompts.data.triplets import Query, RetrievalTask
     from dassl_prompts.retrieval.composed import evaluate as metrics
@@ -147,51 +130,54 @@ def evaluate() -> list[dict]:
         for i in range(4181)
     ]
     task = RetrievalTask("CIRR val", "cirr", {name: name for name in names}, queries, True)
-    features = [F.normalize(torch.randn(n, 768), dim=-1) for n in (4181, 2297)]
+    features = [F.normalize(torch.randn(n, 768, device=args.device), dim=-1) for n in (4181, 2297)]
     return [
         {
             "queries": 4181,
             "gallery": 2297,
             "width": 768,
-            "all CIRR metrics (s)": round(timed(lambda: metrics(task, *features), 3)[0], 2),
+            "all CIRR metrics (s)": round(Clock(args.device, 3)(lambda: metrics(task, *features)), 2),
         }
     ]
 
 
-def fusion(batch: int = 16) -> list[dict]:
-    """The fusion module at L/14 shape against torch's encoder on all rows and 77 text tokens, as TransAgg's
-    code runs it."""
+def fusion(args, batch: int = 16) -> list[dict]:
+    """The fusion module at L/14 shape against torch's encoder on all rows and 77 text tokens, as TransAgg's code runs it."""
     from dassl_prompts.models.fusion import FusionTransformer
 
-    ours = FusionTransformer(768, prompt_mode="none", separator=True, dropout=0.0)
+    ours = FusionTransformer(768, prompt_mode="none", separator=True, dropout=0.0).to(args.device)
     layer = torch.nn.TransformerEncoderLayer(
-        768, 8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        768, 8, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, device=args.device
     )
     official = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    text, image = torch.randn(batch, 77, 768), torch.randn(batch, 257, 768)
-    row = torch.full((batch,), 11)
-    pad = (torch.arange(77) > 11).expand(batch, -1)
-    mask = torch.cat([pad, torch.zeros(batch, 258, dtype=torch.bool)], 1).float()
+    text, image = torch.randn(batch, 77, 768, device=args.device), torch.randn(batch, 257, 768, device=args.device)
+    row = torch.full((batch,), 11, device=args.device)
+    pad = (torch.arange(77, device=args.device) > 11).expand(batch, -1)
+    mask = torch.cat([pad, pad.new_zeros(batch, 258)], 1).float()
 
     def plain() -> None:
-        x = torch.cat([text, ours.sep_token.expand(batch, -1, -1), image], 1)
-        x = official(x, src_key_padding_mask=mask)
+        with autocast(args):
+            x = torch.cat([text, ours.sep_token.expand(batch, -1, -1), image], 1)
+            x = official(x, src_key_padding_mask=mask)
         (x[:, 11].sum() + x[:, 78].sum()).backward()
 
-    def fused(columns: int):
-        return lambda: sum(x.sum() for x in ours(text[:, :columns], row, pad[:, :columns], image)).backward()
+    def fused(columns: int) -> None:
+        with autocast(args):
+            rows = ours(text[:, :columns], row, pad[:, :columns], image)
+        sum(x.sum() for x in rows).backward()
 
     cases = {
         "torch encoder, all rows, 77 text tokens": plain,
-        "ours, last layer computes two rows": fused(77),
-        "ours, also hidden padding left out (12 tokens)": fused(12),
+        "ours, last layer computes two rows": lambda: fused(77),
+        "ours, also hidden padding left out (12 tokens)": lambda: fused(12),
     }
-    measured = {title: timed(work, 3) for title, work in cases.items()}
+    clock = Clock(args.device, 3)
+    measured = {title: clock.both(work) for title, work in cases.items()}
     first, first_cpu = next(iter(measured.values()))
     return [
         {
             "forward and backward": title,
-            "seconds": round(wall, 2),
+            "seconds": round(wall, 3),
             "times faster": round(first / wall, 1),
             "in processor time": round(first_cpu / cpu, 1),
         }
@@ -202,31 +188,30 @@ def fusion(batch: int = 16) -> list[dict]:
 PARTS = {"search": search, "step": step, "evaluate": evaluate, "fusion": fusion}
 
 
+def autocast(args):
+    return torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.prec == "amp")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "parts", nargs="*", default=list(PARTS), help=f"any of {', '.join(PARTS)} (default all)"
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--write", action="store_true", help=f"write the tables to {DOC}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"any of {', '.join(PARTS)} (default all)")
+    add_flags(parser, DOC.name)
     args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     sections = [
-        "# Composed retrieval\n\nWritten by `python -m benchmarks.composed --write`. Random weights and features.\n\n"
-        f"{args.threads} threads, {platform.machine()}, torch {torch.__version__}.\n"
+        f"Written by `python -m benchmarks.composed {' '.join(args.parts)} --device {args.device} --prec {args.prec} --write`. "
+        "Random weights and features."
     ]
     for name in args.parts:
-        table = tabulate(PARTS[name](), headers="keys", tablefmt="github")
-        load = f"(load of the machine at its end {os.getloadavg()[0]:.1f})"
-        sections.append(f"## {name}\n\n{' '.join(PARTS[name].__doc__.split())} {load}\n\n{table}\n")
+        table = tabulate(PARTS[name](args), headers="keys", tablefmt="github")
+        sections.append(f"### {name}\n\n{' '.join(PARTS[name].__doc__.split())}\n\n{table}")
         print(sections[-1], flush=True)
+    sections.insert(1, conditions(args.device, args.threads) + ".")
     if args.write:
-        DOC.parent.mkdir(parents=True, exist_ok=True)
-        DOC.write_text("\n".join(sections), encoding="utf-8")
-        print(f"wrote {DOC}")
+        write_section(DOC, "Composed retrieval", device_name(args.device, args.prec), "\n\n".join(sections))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ teacher text for every batch. The column "difference" compares the numbers that 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.measure import Clock, add_flags
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models import load_clip
 from dassl_prompts.models.prompted import Prompts, normalize
@@ -186,27 +185,6 @@ class Case:
         )
 
 
-class Clock:
-    """Seconds of a call: the least of several, after the comparison has warmed it up."""
-
-    def __init__(self, device: torch.device, repeats: int):
-        self.device, self.repeats = device, repeats
-
-    def __call__(self, fn: Callable[[], object]) -> float:
-        best = float("inf")
-        for _ in range(self.repeats):
-            self.wait()
-            start = time.perf_counter()
-            fn()
-            self.wait()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
 def build(args, folder: Path, name: str, file: str):
     """A random open_clip model and the package's CLIP with the same weights."""
     import open_clip
@@ -356,17 +334,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"))
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--more-classes", type=int, nargs="*", default=[100, 200], help="for CoCoOp's evaluation")
     parser.add_argument("--batch", type=int, default=4, help="training images per step")
     parser.add_argument("--test-batch", type=int, default=8, help="images of a test batch")
     parser.add_argument("--test-batches", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {DOC}")
+    add_flags(parser, DOC.name)
     args = parser.parse_args()
     from dassl_prompts.models import resolve_precision
 

@@ -13,17 +13,16 @@ import argparse
 import ctypes
 import gc
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.methods import NOUNS, Clock, Official
+from benchmarks.measure import Clock, add_flags
+from benchmarks.methods import NOUNS, Official
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models.clip import CLIP
 
@@ -164,12 +163,7 @@ def turns(calls: dict[str, Callable[[], object]], clock: Clock, repeats: int) ->
         for name, call in calls.items():
             if repeats > 1:
                 call()
-            clock.wait()
-            wall, processor = time.perf_counter(), time.process_time()
-            call()
-            clock.wait()
-            spent = time.perf_counter() - wall, time.process_time() - processor
-            best[name] = tuple(map(min, best[name], spent))
+            best[name] = tuple(map(min, best[name], clock.once(call)))
     return best
 
 
@@ -194,14 +188,11 @@ def page(args, rows: Sequence[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"))
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 50, 100, 1000])
     parser.add_argument("--ctx", type=int, default=16, help="context tokens")
     parser.add_argument("--chunk", type=int, default=100, help="most classes per pass of the unshared paths")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--write", action="store_true", help=f"write the table to {DOC}")
+    add_flags(parser, DOC.name)
     parser.add_argument("--measure-memory", choices=PATHS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -161,11 +161,8 @@ def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str) -
     learner = MultiModalPromptLearner(ctx, depth, vision_width)
     if coupling == "mlp":
         width = ctx.shape[1]
-        make = lambda: nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, vision_width)
-        )  # noqa: E731
-        learner.proj = make()
-        learner.compound_prompt_projections = nn.ModuleList(make() for _ in range(depth - 1))
+        first, *others = (nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, vision_width)) for _ in range(depth))
+        learner.proj, learner.compound_prompt_projections = first, nn.ModuleList(others)
     return learner
 
 

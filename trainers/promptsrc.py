@@ -37,8 +37,7 @@ class PromptSRCModel(IVLPModel):
 
     Args:
         load_target_clip: gives the CLIP that encodes the frozen text target; the prompted one when None. Its
-        features are to
-            be fp32 even when the prompted towers run in half.
+            features are to be fp32 even when the prompted towers run in half.
     """
 
     def __init__(self, clip, classnames, *args, load_target_clip: Callable | None = None, **kwargs):

@@ -157,11 +157,9 @@ class NegativeGenerator:
             self.of_class.setdefault(label, []).append(index)
 
     def __call__(self, index: int) -> list[tuple[str, int]]:
-        """Up to K pairs (caption, label that it describes) for training caption ``index``; none equals the
-        positive.
-        """
+        """Up to K pairs (caption, label that it describes) for training caption ``index``; none equals the positive."""
         rng = random.Random(f"{self.seed}/{index}")
-        caption, own = self.captions[index], self.labels[index]
+        caption = self.captions[index]
         n_swap = self.n_negatives - self.n_attr
         found = _collect(caption, self._swapped(index, rng), n_swap, {})
         found = _collect(caption, self._attributes(index, rng), len(found) + self.n_attr, found)

@@ -84,7 +84,7 @@ class EpochSchedule(LRScheduler):
         epoch = state_dict["last_epoch"]
         successor = state_dict.get("successor")
         if successor is not None and epoch >= self.warmup_epoch:
-            counted = getattr(successor, "last_epoch")
+            counted = successor.last_epoch
             epoch = counted + (self.warmup_epoch if self.recount else 0)
         self.base_lrs = list(state_dict.get("base_lrs", self.base_lrs))
         self.last_epoch = epoch

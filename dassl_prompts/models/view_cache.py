@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from dassl_prompts.data.images import split_member
-from dassl_prompts.models.attributes import View
 
 DTYPES = ("float32", "float16")
 

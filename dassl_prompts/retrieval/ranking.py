@@ -1,8 +1,7 @@
 """Exact ranking by inner product, in blocks of queries: the N x N similarity matrix never exists as a whole.
 
 Order of a ranking: higher score first, equal scores by smaller gallery index. Gallery rows that are bitwise
-    equal always get
-equal scores (a matrix product may round the same row differently at the edge of a tile), so ties are ties.
+equal always get equal scores (a matrix product may round the same row differently at the edge of a tile), so ties are ties.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from dassl_prompts.dpc_stage1 import check_run, warn_of_other_draw
 from dassl_prompts.dpc_stage1 import command as stage1_command
 from dassl_prompts.engine import build_trainer, load_checkpoint, set_random_seed
 from dassl_prompts.trainers.dpc import DPC, symmetric_contrastive
-from tests.trainers import plain
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
 
 BACKBONES = {
@@ -205,10 +204,10 @@ PLAIN_SGD = ["OPTIM.NAME", "sgd", "OPTIM.MOMENTUM", 0.0, "OPTIM.WEIGHT_DECAY", 0
 def test_training_theta_equals_training_p_prime_with_lr_over_omega_squared(make_cfg, coop_stage1):
     """One SGD step (specs/dpc.md 8.6.4): semantics B and C against A."""
     mixed = ready(make_cfg, coop_stage1, *PLAIN_SGD, "TRAINER.DPC.PARAM", "mixed", "OPTIM.LR", 1e-4, output="a")
-    plain_ = ready(make_cfg, coop_stage1, *PLAIN_SGD, "OPTIM.LR", 1e-4 / 0.2**2, output="b")
+    plain = ready(make_cfg, coop_stage1, *PLAIN_SGD, "OPTIM.LR", 1e-4 / 0.2**2, output="b")
     with torch.no_grad():  # theta = F(P') with P' = P at the start
-        assert torch.equal(mixed.model.parallel.prompt_learner.ctx, plain_.model.parallel.prompt_learner.ctx)
-    torch.testing.assert_close(steps(mixed, 1), steps(plain_, 1), rtol=0, atol=1e-6)
+        assert torch.equal(mixed.model.parallel.prompt_learner.ctx, plain.model.parallel.prompt_learner.ctx)
+    torch.testing.assert_close(steps(mixed, 1), steps(plain, 1), rtol=0, atol=1e-6)
 
 
 def test_official_preset_is_semantics_o_over_three_sgd_steps(make_cfg, coop_stage1):
