@@ -97,7 +97,7 @@ class TeacherCache:
     a file.
 
     Raises:
-        ValueError: the file belongs to another teacher or other images.
+        ValueError: the file belongs to another teacher or other images, or is a folder.
     """
 
     def __init__(self, trainer, path: str):
@@ -108,6 +108,8 @@ class TeacherCache:
             "backbone": node.TEACHER_NAME,
             "images": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
         }
+        if self.path.is_dir():
+            raise ValueError(f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} is a folder: name the file that shall hold the features")
         if self.path.exists():
             held = load_checkpoint(self.path)
             different = [key for key, value in wanted.items() if held.get(key) != value]

@@ -190,7 +190,7 @@ def run_and_read(baselines: Step, step_of: Callable[[str, int], Step], args) -> 
     for trainer in (other, args.trainer):
         for seed in args.seed:
             step = step_of(trainer, seed)
-            if trainer == other and (missing := why_not_comparable(step)):
+            if trainer == other and (missing := why_not_comparable(step, trainer)):
                 print(f"{other}, seed {seed}, is not in the table: {missing}")
                 continue
             for row in metric_rows(step, f"{trainer}, seed {seed}"):
@@ -198,10 +198,10 @@ def run_and_read(baselines: Step, step_of: Callable[[str, int], Step], args) -> 
     return rows
 
 
-def why_not_comparable(step: Step) -> str:
+def why_not_comparable(step: Step, trainer: str) -> str:
     """Why a run of the other method cannot stand beside ours; empty if it can."""
     if step.results() is None:
-        return f"{step.output} holds no finished run"
+        return f"{step.output} holds no finished run (scripts/{trainer.lower()} has the same commands)"
     try:
         check_same_run(step)
     except ValueError as error:

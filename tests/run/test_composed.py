@@ -68,7 +68,7 @@ def test_train_evaluate_submit(place, in_process, capsys):
     out = capsys.readouterr().out
     for name in ("image ", "text ", "image+text ", "image+text, normalised", "PVLF, seed 1"):
         assert f"| {name}" in out
-    assert "TransAgg, seed 1, is not in the table" in out
+    assert "TransAgg, seed 1, is not in the table" in out and "scripts/transagg has the same commands" in out
     assert drive(place, "eval", "--on", "fashioniq") == 0
     assert "dress R@10" in capsys.readouterr().out
     other = ("--", "CIR.FIQ_CAPTION", "both_avg", "CIR.FIQ_GALLERY", "val_split")

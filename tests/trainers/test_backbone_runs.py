@@ -242,6 +242,8 @@ def test_the_teacher_cache_is_reused_and_checked(train, make_cfg, kd, tmp_path):
     train("PromptKD", *kd, *cache, output="second")
     with pytest.raises(ValueError, match="another images"):
         train("PromptKD", *kd, *cache, "DATASET.SUBSAMPLE_CLASSES", "base", output="third")
+    with pytest.raises(ValueError, match="is a folder: name the file"):
+        train("PromptKD", *kd, cache[0], str(tmp_path), output="fourth")
 
 
 def test_a_teacher_for_other_classes_is_refused(train, kd, tmp_path):

@@ -127,13 +127,19 @@ def test_run_on_a_pretended_gpu(name, build):
 
 
 OPTIONS = {  # name of the node's keys -> values away from the default that keep, move or mix tensors
-    "AttriPrompt": [("CACHE.DIR", "cache", "CACHE.VIEWS", 2), ("POOL.KEY", "learned", "RETRIEVAL.WEIGHTING", "softmax"), ("COMPOSE", "accumulate"), ("TEXT.SHARE_PREFIX", False)],
-    "PromptKD": [("TEACHER_CACHE", "cache")],
-}
+    "AttriPrompt": [
+        ("CACHE.DIR", "queries", "CACHE.VIEWS", 2), ("POOL.KEY", "learned", "RETRIEVAL.WEIGHTING", "softmax"),
+        ("COMPOSE", "accumulate"), ("TEXT.SHARE_PREFIX", False),
+    ],
+    "PromptKD": [("TEACHER_CACHE", "teacher.pt")],
+    "PVLF": [("BACKBONE.TUNE", "text"), ("BACKBONE.TUNE", "both")],
+    "DCAR": [("DTR.SOURCE", "prompted"), ("DTR.CACHE", False)],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name, options", [(name, options) for name, several in OPTIONS.items() for options in several])
-def test_options_on_a_pretended_gpu(name, options, build):
+def test_options_on_a_pretended_gpu(name, options, build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     options = [f"TRAINER.{name.upper()}.{value}" if i % 2 == 0 else value for i, value in enumerate(options)]
     with pretend_cuda():
         build("USE_CUDA", True, "TEST.NO_TEST", False, *options).train()
