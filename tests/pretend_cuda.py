@@ -17,8 +17,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves
+
+from dassl_prompts.models import blip
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 #: functions that take tensors of both devices: copies between them
@@ -141,6 +143,16 @@ class Autocast(torch.autocast):
         super().__init__("cpu", **kwargs)
 
 
+def outside(load):
+    """``load`` without the mode: transformers leaves buffers of BLIP empty while a torch function mode is active."""
+
+    def run(*args, **kwargs):
+        with _pop_mode_temporarily():
+            return load(*args, **kwargs)
+
+    return run
+
+
 @contextlib.contextmanager
 def pretend_cuda() -> Iterator[PretendCuda]:
     """Everything inside sees one CUDA device."""
@@ -154,5 +166,6 @@ def pretend_cuda() -> Iterator[PretendCuda]:
             patch.setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
         patch.setattr(torch, "autocast", Autocast)
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
+        patch.setattr(blip, "load_blip", outside(blip.load_blip))
         with PretendCuda() as mode:
             yield mode
