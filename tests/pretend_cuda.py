@@ -24,7 +24,7 @@ from dassl_prompts.models import blip
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 #: functions that take tensors of both devices: copies between them
-CROSSING = {"copy_", "__set__", "__get__", "backward", "grad", "register_hook", "_has_compatible_shallow_copy_type", "__deepcopy__"}
+CROSSING = {"copy_", "__set__", "backward", "grad", "_has_compatible_shallow_copy_type", "__deepcopy__"}
 TO_NUMPY = {"numpy", "__array__", "__dlpack__"}
 
 
@@ -165,7 +165,7 @@ def pretend_cuda() -> Iterator[PretendCuda]:
         for name, value in said.items():
             patch.setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
         patch.setattr(torch, "autocast", Autocast)
-        patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
+        patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None, raising=False)
         patch.setattr(blip, "load_blip", outside(blip.load_blip))
         with PretendCuda() as mode:
             yield mode
