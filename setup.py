@@ -54,7 +54,8 @@ setup(
         "tensorboard": ["tensorboard"],
         "emoji-build": ["resvg-py"],
         # clip-anytorch is OpenAI's own model code, which the embedded backbones have to load in
-        "dev": ["pytest", "pytest-xdist", "clip-anytorch"],
+        # and with the other two no test of an extra is skipped
+        "dev": ["pytest", "pytest-xdist", "clip-anytorch", "faiss-cpu", "resvg-py"],
     },
     entry_points={
         "console_scripts": [

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
-from benchmarks.measure import Clock, add_flags
+from benchmarks.measure import Clock, add_flags, autocast
 from benchmarks.methods import NOUNS
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models import build_clip
@@ -65,7 +65,7 @@ class Timer:
         return processor if self.clock.device.type == "cpu" else wall
 
     def autocast(self):
-        return torch.autocast(self.clock.device.type, dtype=torch.bfloat16, enabled=self.prec == "amp")
+        return autocast(self.clock.device, self.prec)
 
 
 def token_passes(model, function: Callable[[], object]) -> float:

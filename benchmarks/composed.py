@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-from benchmarks.measure import Clock, add_flags, peak_mb
+from benchmarks.measure import Clock, add_flags, autocast, peak_mb
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 
 DOC = DOCS / "composed.md"
@@ -83,13 +83,13 @@ def step(args, batch: int = 8) -> list[dict]:
         optim = torch.optim.AdamW(trained, lr=1e-6)
 
         def one(cached: bool) -> None:
-            with torch.no_grad(), autocast(args):
+            with torch.no_grad(), autocast(args.device, args.prec):
                 reference, target = (
                     (kept[0].float(), kept[1])
                     if cached
                     else (encoder.image_tokens(images[0]), encoder.image_features(images[1]))
                 )
-            with autocast(args):
+            with autocast(args.device, args.prec):
                 with torch.set_grad_enabled(tune != "none"):
                     text = encoder.text_tokens(captions)
                 query = head(text.tokens, text.row, text.pad, reference)
@@ -156,13 +156,13 @@ def fusion(args, batch: int = 16) -> list[dict]:
     mask = torch.cat([pad, pad.new_zeros(batch, 258)], 1).float()
 
     def plain() -> None:
-        with autocast(args):
+        with autocast(args.device, args.prec):
             x = torch.cat([text, ours.sep_token.expand(batch, -1, -1), image], 1)
             x = official(x, src_key_padding_mask=mask)
         (x[:, 11].sum() + x[:, 78].sum()).backward()
 
     def fused(columns: int) -> None:
-        with autocast(args):
+        with autocast(args.device, args.prec):
             rows = ours(text[:, :columns], row, pad[:, :columns], image)
         sum(x.sum() for x in rows).backward()
 
@@ -186,10 +186,6 @@ def fusion(args, batch: int = 16) -> list[dict]:
 
 
 PARTS = {"search": search, "step": step, "evaluate": evaluate, "fusion": fusion}
-
-
-def autocast(args):
-    return torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.prec == "amp")
 
 
 def main() -> None:

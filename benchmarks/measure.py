@@ -45,6 +45,11 @@ def peak_mb(device: torch.device | str = "cpu") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def autocast(device: torch.device | str, prec: str) -> torch.autocast:
+    """bf16 for ``prec`` amp, else nothing."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=prec == "amp")
+
+
 def add_flags(parser: argparse.ArgumentParser, page: str) -> None:
     """--device, --prec, --threads and --write."""
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

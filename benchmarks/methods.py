@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Clock, add_flags
+from benchmarks.measure import Clock, add_flags, autocast
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models import load_clip
 from dassl_prompts.models.prompted import Prompts, normalize
@@ -238,7 +238,7 @@ class Bench:
         return rows
 
     def autocast(self):
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.args.prec == "amp")
+        return autocast(self.device, self.args.prec)
 
     def image_tower(self) -> dict:
         """The frozen image tower alone on a training batch: what no method can go below."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Clock, add_flags
+from benchmarks.measure import Clock, add_flags, autocast
 from benchmarks.methods import NOUNS, Official
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.models.clip import CLIP
@@ -69,7 +69,7 @@ class Step:
         everything = torch.arange(len(self.prompts), device=self.device)
         out, self.ctx.grad = [], None
         for index in everything.split(len(everything) if path == "shared prefix" else self.chunk):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.prec == "amp"):
+            with autocast(self.device, self.prec):
                 features = self.features(path, index)
             (features * self.probe[index]).sum().backward()
             out.append(features.detach())
