@@ -195,6 +195,8 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    if args.write and set(args.parts) != set(PARTS):
+        parser.error("--write renews all tables of the device: leave out the parts")
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     sections = [
