@@ -17,7 +17,12 @@ MAPPED = {
     "dassl_prompts.datasets": "datasets",
     "dassl_prompts.configs": "configs",
 }
-CONFIG_FILES = [str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".json")]
+MAPPED_PACKAGES = [
+    name for package, folder in MAPPED.items() for name in (package, *(f"{package}.{p}" for p in find_packages(folder)))
+]
+CONFIG_FILES = [
+    str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".json")
+]
 
 setup(
     name="dassl-prompts",
@@ -27,7 +32,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["dassl_prompts", "dassl_prompts.*"]) + list(MAPPED),
+    packages=find_packages(include=["dassl_prompts", "dassl_prompts.*"]) + MAPPED_PACKAGES,
     package_dir=MAPPED,
     package_data={
         "dassl_prompts": ["VERSION", "assets/**/*"],

@@ -12,7 +12,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "dassl_prompts":
         raise
-    sys.exit(f"dassl_prompts is not installed in {sys.executable}: run `pip install -e {HERE}` or `bash scripts/quickstart.sh`")
+    sys.exit(
+        f"dassl_prompts is not installed in {sys.executable}: run `pip install -e {HERE}` or `bash scripts/quickstart.sh`"
+    )
 
 if __name__ == "__main__":
     main()

@@ -14,23 +14,24 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from dassl_prompts.trainers.attriprompt.pool import Retrieval
+from dassl_prompts.trainers.attriprompt.trainer import AttriPromptModel, extend_cfg
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from benchmarks.measure import Clock, add_flags, autocast
 from benchmarks.methods import NOUNS
 from benchmarks.pages import DOCS, conditions, device_name, write_section
+from dassl_prompts.classification.prompted import normalize
 from dassl_prompts.models import build_clip
-from dassl_prompts.models.pool import Retrieval
-from dassl_prompts.models.prompted import normalize
-from dassl_prompts.trainers.attriprompt import AttriPromptModel, extend_cfg
 
 DOC = DOCS / "attriprompt.md"
 VIT_B16 = {
-    "embed_dim": 512, "quick_gelu": True,
+    "embed_dim": 512,
+    "quick_gelu": True,
     "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
-}  # fmt: skip
+}
 #: name -> switches of the text pass
 PATHS = {
     "77 tokens": {"SHARE_PREFIX": False, "TRIM": False, "MEMO": False},
@@ -92,12 +93,18 @@ def passes_table(clip, batch: int) -> list[dict]:
         with torch.no_grad():
             evaluation = token_passes(model, lambda: model.encode(retrieval)) / batch
         step = token_passes(model, lambda: text_step(model, retrieval)) / batch
-        rows.append({
-            "slots": clusters * length, "77 positions": 77 * len(model.class_prompts), "trimmed to the longest": trimmed,
-            "evaluation, counted": f"{evaluation:.1f}", "fewer than trimmed": f"{trimmed / evaluation:.1f}x",
-            "training step: trimmed": 2 * trimmed, "training step, counted": f"{step:.1f}",
-            "fewer than trimmed ": f"{2 * trimmed / step:.1f}x",
-        })  # fmt: skip
+        rows.append(
+            {
+                "slots": clusters * length,
+                "77 positions": 77 * len(model.class_prompts),
+                "trimmed to the longest": trimmed,
+                "evaluation, counted": f"{evaluation:.1f}",
+                "fewer than trimmed": f"{trimmed / evaluation:.1f}x",
+                "training step: trimmed": 2 * trimmed,
+                "training step, counted": f"{step:.1f}",
+                "fewer than trimmed ": f"{2 * trimmed / step:.1f}x",
+            }
+        )
     return rows
 
 
@@ -154,12 +161,17 @@ def time_table(clip, images, timer: Timer) -> list[dict]:
             step = timer(lambda: training_step(model, view, labels))
             gradient = training_step(model, view, labels)
         reference = reference or (text, gradient, evaluation, step)
-        rows.append({
-            "text path": name, "evaluation, s": f"{evaluation:.3f}", "gain": f"{reference[2] / evaluation:.1f}x",
-            "training step, s": f"{step:.3f}", "gain ": f"{reference[3] / step:.1f}x",
-            "features differ by": f"{(text - reference[0]).abs().max():.0e}",
-            "gradients differ by (relative)": f"{(gradient - reference[1]).norm() / reference[1].norm():.0e}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "text path": name,
+                "evaluation, s": f"{evaluation:.3f}",
+                "gain": f"{reference[2] / evaluation:.1f}x",
+                "training step, s": f"{step:.3f}",
+                "gain ": f"{reference[3] / step:.1f}x",
+                "features differ by": f"{(text - reference[0]).abs().max():.0e}",
+                "gradients differ by (relative)": f"{(gradient - reference[1]).norm() / reference[1].norm():.0e}",
+            }
+        )
     return rows
 
 
@@ -174,10 +186,15 @@ def cluster_table(clip, batch: int, timer: Timer) -> list[dict]:
     tower = timer(lambda: normalize(clip.encode_image(images)))
     kmeans = timer(lambda: queries.centroids(outputs))
     both = timer(lambda: queries.queries(outputs))
-    return [{
-        "batch": batch, "image tower, s": f"{tower:.3f}", "k-means of 12 layers, s": f"{kmeans:.3f}",
-        "share": f"{100 * kmeans / tower:.1f} %", "with the frozen head, s": f"{both:.3f}",
-    }]  # fmt: skip
+    return [
+        {
+            "batch": batch,
+            "image tower, s": f"{tower:.3f}",
+            "k-means of 12 layers, s": f"{kmeans:.3f}",
+            "share": f"{100 * kmeans / tower:.1f} %",
+            "with the frozen head, s": f"{both:.3f}",
+        }
+    ]
 
 
 def report(args) -> str:

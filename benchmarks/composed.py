@@ -30,14 +30,12 @@ CAPTION = "the same dress in dark red with longer sleeves"
 
 def search(args) -> list[dict]:
     """Exact top-50 for 100 queries over a memory-mapped fp16 index of random unit vectors."""
-    from dassl_prompts.retrieval.index import CHUNK, chunked_topk
+    from dassl_prompts.composed.index import CHUNK, chunked_topk
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for n, width in ((100_000, 512), (1_000_000, 512)):
-            array = np.lib.format.open_memmap(
-                f"{folder}/{n}.npy", mode="w+", dtype=np.float16, shape=(n, width)
-            )
+            array = np.lib.format.open_memmap(f"{folder}/{n}.npy", mode="w+", dtype=np.float16, shape=(n, width))
             for start in range(0, n, CHUNK):
                 block = torch.randn(min(CHUNK, n - start), width)
                 array[start : start + CHUNK] = F.normalize(block, dim=-1).numpy().astype(np.float16)
@@ -48,7 +46,7 @@ def search(args) -> list[dict]:
                 F.normalize(torch.randn(100, width), dim=-1),
             )
             before = peak_mb()
-            seconds, cpu = Clock("cpu", 1).both(lambda: chunked_topk(queries, gallery, 50))  # noqa: B023
+            seconds, cpu = Clock("cpu", 1).both(lambda: chunked_topk(queries, gallery, 50))
             rows.append(
                 {
                     "index": f"{n:,} x {width}",
@@ -63,14 +61,15 @@ def search(args) -> list[dict]:
 
 def step(args, batch: int = 8) -> list[dict]:
     """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the tower."""
-    from dassl_prompts.models import build_clip
-    from dassl_prompts.models.clip_tokens import ClipTokens
-    from dassl_prompts.models.fusion import (
+    from dassl_prompts.trainers.pvlf.fusion import (
         AdaptiveAggregation,
         ComposedQueryEncoder,
         FusionTransformer,
         focal_info_nce,
     )
+
+    from dassl_prompts.models import build_clip
+    from dassl_prompts.models.clip_tokens import ClipTokens
 
     encoder = ClipTokens(build_clip(L14, seed=0)).to(args.device)
     head = ComposedQueryEncoder(FusionTransformer(encoder.width), AdaptiveAggregation(encoder.width)).to(args.device)
@@ -99,7 +98,7 @@ def step(args, batch: int = 8) -> list[dict]:
 
         one(True)
         clock = Clock(args.device, 3)
-        (live, live_cpu), (cached, cached_cpu) = clock.both(lambda: one(False)), clock.both(lambda: one(True))  # noqa: B023
+        (live, live_cpu), (cached, cached_cpu) = clock.both(lambda: one(False)), clock.both(lambda: one(True))
         rows.append(
             {
                 "tuned towers": tune,
@@ -115,8 +114,8 @@ def step(args, batch: int = 8) -> list[dict]:
 
 def evaluate(args) -> list[dict]:
     """All metrics for features of CIRR val's size."""
-    from dassl_prompts.data.triplets import Query, RetrievalTask
-    from dassl_prompts.retrieval.composed import evaluate as metrics
+    from dassl_prompts.composed.metrics import evaluate as metrics
+    from dassl_prompts.composed.triplets import Query, RetrievalTask
 
     names = [f"dev-{i}" for i in range(2297)]
     queries = [
@@ -143,7 +142,7 @@ def evaluate(args) -> list[dict]:
 
 def fusion(args, batch: int = 16) -> list[dict]:
     """The fusion module at L/14 shape against torch's encoder on all rows and 77 text tokens, as TransAgg's code runs it."""
-    from dassl_prompts.models.fusion import FusionTransformer
+    from dassl_prompts.trainers.pvlf.fusion import FusionTransformer
 
     ours = FusionTransformer(768, prompt_mode="none", separator=True, dropout=0.0).to(args.device)
     layer = torch.nn.TransformerEncoderLayer(

@@ -47,11 +47,31 @@ def make_trainer(args, folder: Path, backbone: str, classes: int):
     dassl_prompts.extend_cfg(cfg)
     merge_file(cfg, config_file("datasets", "emoji"))
     merge_file(cfg, config_file("trainers", "DPC_CoOp", "emoji_tiny"))
-    merge_opts(cfg, [
-        "TRAINER.NAME", "DPC_CoOp", "MODEL.BACKBONE.NAME", weights, "INPUT.SIZE", (size, size), "SEED", 1,
-        "DATASET.NUM_SHOTS", 16, "OUTPUT_DIR", str(folder / "run"), "TRAINER.COOP.PREC", args.prec,
-        "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.NUM_WORKERS", args.workers, "USE_CUDA", args.device == "cuda",
-    ])  # fmt: skip
+    merge_opts(
+        cfg,
+        [
+            "TRAINER.NAME",
+            "DPC_CoOp",
+            "MODEL.BACKBONE.NAME",
+            weights,
+            "INPUT.SIZE",
+            (size, size),
+            "SEED",
+            1,
+            "DATASET.NUM_SHOTS",
+            16,
+            "OUTPUT_DIR",
+            str(folder / "run"),
+            "TRAINER.COOP.PREC",
+            args.prec,
+            "DATASET.SUBSAMPLE_CLASSES",
+            "base",
+            "DATALOADER.NUM_WORKERS",
+            args.workers,
+            "USE_CUDA",
+            args.device == "cuda",
+        ],
+    )
     cfg.freeze()
     set_random_seed(1)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -76,7 +96,9 @@ class Released:
     def __init__(self, trainer, folder: Path):
         self.trainer, self.official = trainer, Official(self.open_clip_model(trainer))
         dataset = trainer.dm.dataset
-        table = {name: [i, [d.impath for d in dataset.train_x if d.label == i]] for i, name in enumerate(dataset.classnames)}
+        table = {
+            name: [i, [d.impath for d in dataset.train_x if d.label == i]] for i, name in enumerate(dataset.classnames)
+        }
         self.json = folder / "SPLE.json"
         self.json.write_text(json.dumps({"train": [table]}))
 
@@ -150,10 +172,15 @@ def measure(args, backbone: str, classes: int) -> dict:
             floor = clock(lambda: trainer.model.clip.encode_image(images))
         trainer.pool.close()
         return {
-            "backbone": backbone, "base classes": len(trainer.model.classnames), "images per step": len(labels),
-            "image tower alone (s)": f"{floor:.3f}", "released (s)": f"{slow:.3f}", "ours (s)": f"{fast:.3f}",
-            "faster": f"{slow / fast:.1f}x", "loss differs by": f"{difference:.1e}",
-        }  # fmt: skip
+            "backbone": backbone,
+            "base classes": len(trainer.model.classnames),
+            "images per step": len(labels),
+            "image tower alone (s)": f"{floor:.3f}",
+            "released (s)": f"{slow:.3f}",
+            "ours (s)": f"{fast:.3f}",
+            "faster": f"{slow / fast:.1f}x",
+            "loss differs by": f"{difference:.1e}",
+        }
 
 
 @torch.no_grad()
@@ -170,8 +197,12 @@ def same_images(released: Released, batch: dict) -> torch.Tensor:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--cases", nargs="+", default=["emoji-tiny:18", "ViT-B/16:50", "ViT-B/16:199", "ViT-B/16:500"],
-                   help="BACKBONE:BASE_CLASSES")  # fmt: skip
+    p.add_argument(
+        "--cases",
+        nargs="+",
+        default=["emoji-tiny:18", "ViT-B/16:50", "ViT-B/16:199", "ViT-B/16:500"],
+        help="BACKBONE:BASE_CLASSES",
+    )
     p.add_argument("--workers", type=int, default=0, help="processes that load negatives")
     p.add_argument("--repeats", type=int, default=2)
     dpc_cost.add_arguments(p)
@@ -191,11 +222,12 @@ def main() -> None:
         f"{args.repeats} repeats\nafter one warm-up, {conditions(args.device, args.threads)}, "
         f"peak memory of the process {peak_mb() / 1024:.1f} GiB.\nThe loading of negatives is in line in both columns "
         "(in a run it overlaps with the step before). The frozen image tower's\npass over the step's images is the floor of both; the "
-        "released code passes its anchors twice.\n\n" + tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+        "released code passes its anchors twice.\n\n"
+        + tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
         + f"\n\n### What stage 2 adds to a backbone\n\n{dpc_cost.__doc__.split(chr(10) * 2)[2].strip()}\n"
         f"{args.images} images, {args.classes} classes. The secondary source on the paper says for CoOp: 8K to 16K parameters, "
         "0.25 GB more.\n\n" + tabulate(dpc_cost.rows(args), headers="keys", tablefmt="github") + "\n"
-    )  # fmt: skip
+    )
     print(text)
     if args.write:
         write_section(DOC, "DPC: one step of stage 2, and what stage 2 adds", device_name(args.device, args.prec), text)

@@ -32,12 +32,13 @@ GROUP = 8  # an anchor and its K - 1 negatives
 
 def make_net(name: str, classes: int, device: str):
     """A backbone's model with the prompts of its DPC recipe (specs/dpc.md 4.9)."""
-    from dassl_prompts.models import build_clip
     from dassl_prompts.trainers.coop import CoOpModel
     from dassl_prompts.trainers.ivlp import IVLPModel
     from dassl_prompts.trainers.maple import MaPLeModel
-    from dassl_prompts.trainers.promptkd import PromptKDModel
+    from dassl_prompts.trainers.promptkd.trainer import PromptKDModel
     from dassl_prompts.trainers.promptsrc import PromptSRCModel
+
+    from dassl_prompts.models import build_clip
 
     clip = build_clip("ViT-B/16", seed=0, device=device)
     names = (NOUNS * (1 + classes // len(NOUNS)))[:classes]
@@ -50,7 +51,9 @@ def make_net(name: str, classes: int, device: str):
         return MaPLeModel(clip, names, 2, "a photo of a", 9)
     if name == "PromptSRC":
         net = PromptSRCModel(clip, names, 4, 4, 9, 9)
-        net._text_target = F.normalize(torch.randn(classes, clip.embed_dim, device=device), dim=1)  # spares its 60 passes
+        net._text_target = F.normalize(
+            torch.randn(classes, clip.embed_dim, device=device), dim=1
+        )  # spares its 60 passes
         return net
     teacher = IVLPModel(build_clip("ViT-L/14", seed=1, device=device), names, 4, 4, 9, 9)
     return PromptKDModel(clip, names, teacher, 4, 9)
@@ -119,8 +122,24 @@ def measure(args, name: str, stage: int) -> dict[str, float]:
 
 
 def in_own_process(args, name: str, stage: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.dpc_cost", "--measure", name, str(stage), "--device", args.device,
-               "--prec", args.prec, "--images", str(args.images), "--classes", str(args.classes), "--threads", str(args.threads)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.dpc_cost",
+        "--measure",
+        name,
+        str(stage),
+        "--device",
+        args.device,
+        "--prec",
+        args.prec,
+        "--images",
+        str(args.images),
+        "--classes",
+        str(args.classes),
+        "--threads",
+        str(args.threads),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -132,18 +151,26 @@ def rows(args) -> list[dict]:
     out = []
     for name in args.methods:
         first, second = in_own_process(args, name, 1), in_own_process(args, name, 2)
-        out.append({
-            "backbone": name, "learned in stage 1": first["parameters"], "learned in stage 2 (P')": second["parameters"],
-            "stored (P and P')": 2 * second["parameters"],
-            "stage 1 (MB)": round(first["mb"]), "stage 2 (MB)": round(second["mb"]), "extra (MB)": round(second["mb"] - first["mb"]),
-        })  # fmt: skip
+        out.append(
+            {
+                "backbone": name,
+                "learned in stage 1": first["parameters"],
+                "learned in stage 2 (P')": second["parameters"],
+                "stored (P and P')": 2 * second["parameters"],
+                "stage 1 (MB)": round(first["mb"]),
+                "stage 2 (MB)": round(second["mb"]),
+                "extra (MB)": round(second["mb"] - first["mb"]),
+            }
+        )
         print(*(f"{key} {value}" for key, value in out[-1].items()), sep=", ", flush=True)
     return out
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options that benchmarks/dpc.py shares."""
-    p.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="backbones whose cost is measured")
+    p.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=METHODS, help="backbones whose cost is measured"
+    )
     p.add_argument("--images", type=int, default=32, help="images of a step whose memory is measured")
     p.add_argument("--classes", type=int, default=50, help="base classes of a step whose memory is measured")
 

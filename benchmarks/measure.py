@@ -55,4 +55,6 @@ def add_flags(parser: argparse.ArgumentParser, page: str) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--write", action="store_true", help=f"renew the section of the device in docs/benchmarks/{page}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"renew the section of the device in docs/benchmarks/{page}"
+    )

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from benchmarks.measure import Clock, add_flags, autocast
-from benchmarks.pages import DOCS, conditions, device_name, write_section
-from dassl_prompts.models import load_clip
-from dassl_prompts.models.prompted import Prompts, normalize
 from dassl_prompts.trainers.cocoop import CoCoOpModel
 from dassl_prompts.trainers.coop import CoOpModel
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.maple import MaPLeModel
-from dassl_prompts.trainers.promptkd import PromptKDModel, distillation_loss
+from dassl_prompts.trainers.promptkd.trainer import PromptKDModel, distillation_loss
 from dassl_prompts.trainers.promptsrc import PromptSRCModel, consistency_losses
+from torch import Tensor
+
+from benchmarks.measure import Clock, add_flags, autocast
+from benchmarks.pages import DOCS, conditions, device_name, write_section
+from dassl_prompts.classification.prompted import Prompts, normalize
+from dassl_prompts.models import load_clip
 
 DOC = DOCS / "methods.md"
 NOUNS = (
@@ -73,9 +73,7 @@ class Official:
         def overwrite(i, x):
             if 1 <= i <= len(deep):
                 d = deep[i - 1]
-                return torch.cat(
-                    [x[:, :1], d.to(x.dtype).expand(len(x), *d.shape), x[:, 1 + len(d) :]], dim=1
-                )
+                return torch.cat([x[:, :1], d.to(x.dtype).expand(len(x), *d.shape), x[:, 1 + len(d) :]], dim=1)
             return x
 
         x = self.blocks(m.transformer, x, overwrite, m.attn_mask.to(x.dtype))
@@ -85,10 +83,7 @@ class Official:
         """Normalised ``[B, E]`` with visual tokens at the end."""
         v = self.model.visual
         x = v.conv1(images).flatten(2).transpose(1, 2)
-        x = (
-            torch.cat([v.class_embedding.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
-            + v.positional_embedding
-        )
+        x = torch.cat([v.class_embedding.expand(len(x), 1, -1).to(x.dtype), x], dim=1) + v.positional_embedding
         if visual is not None:
             x = torch.cat([x, visual.expand(len(x), *visual.shape)], dim=1)
 
@@ -148,9 +143,7 @@ class Case:
         """Our training step's loss."""
         net = self.net
         if self.teacher:
-            return 1000 * distillation_loss(
-                net(images), net.teacher_logits(net.teacher_image_features(images))
-            )
+            return 1000 * distillation_loss(net(images), net.teacher_logits(net.teacher_image_features(images)))
         if not isinstance(net, PromptSRCModel):
             return F.cross_entropy(net(images), labels)
         prompts = net.emit()
@@ -180,9 +173,7 @@ class Case:
             return F.cross_entropy(self.official_logits(images), labels)
         with torch.no_grad():
             frozen = self.official.image(images)
-        return self.regulated(
-            self.official_image(images, prompts), self.official_text(prompts), frozen, labels
-        )
+        return self.regulated(self.official_image(images, prompts), self.official_text(prompts), frozen, labels)
 
 
 def build(args, folder: Path, name: str, file: str):
@@ -192,9 +183,7 @@ def build(args, folder: Path, name: str, file: str):
     torch.manual_seed(0)
     model = open_clip.create_model(name, force_quick_gelu=True).eval().requires_grad_(False)
     torch.save(model.state_dict(), folder / file)
-    return Official(model.to(args.device)), load_clip(
-        str(folder / file), precision=args.precision, device=args.device
-    )
+    return Official(model.to(args.device)), load_clip(str(folder / file), precision=args.precision, device=args.device)
 
 
 def class_names(count: int) -> list[str]:
@@ -249,8 +238,13 @@ class Bench:
 
         forward()
         seconds, memory = self.clock(forward), self.peak(forward)
-        return {"method": "frozen image tower alone", "what": f"batch {self.args.batch}", "ours (s)": f"{seconds:.4f}",
-                "images/s": f"{self.args.batch / seconds:.1f}", **memory}  # fmt: skip
+        return {
+            "method": "frozen image tower alone",
+            "what": f"batch {self.args.batch}",
+            "ours (s)": f"{seconds:.4f}",
+            "images/s": f"{self.args.batch / seconds:.1f}",
+            **memory,
+        }
 
     def peak(self, fn: Callable[[], object]) -> dict:
         """Peak memory of a call on a GPU; the CPU has no such counter."""
@@ -269,11 +263,20 @@ class Bench:
             return gradients(value, case.net)
 
         case.net.train()
-        row = self.compare(case, f"training step, batch {self.args.batch}", lambda: step(case.official_loss),
-                           lambda: step(case.loss), relative)  # fmt: skip
+        row = self.compare(
+            case,
+            f"training step, batch {self.args.batch}",
+            lambda: step(case.official_loss),
+            lambda: step(case.loss),
+            relative,
+        )
         learned = sum(p.numel() for p in case.net.prompt_parameters())
-        return {**row, "images/s": f"{self.args.batch / float(row['ours (s)']):.1f}", "learned parameters": f"{learned:,}",
-                **self.peak(lambda: step(case.loss))}  # fmt: skip
+        return {
+            **row,
+            "images/s": f"{self.args.batch / float(row['ours (s)']):.1f}",
+            "learned parameters": f"{learned:,}",
+            **self.peak(lambda: step(case.loss)),
+        }
 
     def text_side(self, case: Case) -> dict:
         """Class features and their gradient to the prompts; CoCoOp's for every image of a training batch."""
@@ -289,8 +292,8 @@ class Bench:
                 value = (encode().float() * weights).sum()
             return torch.cat([g.flatten() for g in torch.autograd.grad(value, leaves)])
 
-        ours = lambda: net.encode_classes(net.condition(features) if per_image else net.emit())  # noqa: E731
-        official = lambda: case.official_texts(features) if per_image else case.official_text(net.emit())  # noqa: E731
+        ours = lambda: net.encode_classes(net.condition(features) if per_image else net.emit())
+        official = lambda: case.official_texts(features) if per_image else case.official_text(net.emit())
         return self.compare(case, "text side, forward + backward", lambda: text(official), lambda: text(ours), relative)
 
     def evaluation(self, case: Case) -> dict:
@@ -309,8 +312,14 @@ class Bench:
         """Seconds of both after one comparing call each, and how far apart the results are."""
         apart = difference(official(), ours())
         slow, fast = self.clock(official), self.clock(ours)
-        return {"method": case.name, "what": what, "official (s)": f"{slow:.4f}", "ours (s)": f"{fast:.4f}",
-                "faster": f"{slow / fast:.1f}x", "difference": f"{apart:.1e}"}  # fmt: skip
+        return {
+            "method": case.name,
+            "what": what,
+            "official (s)": f"{slow:.4f}",
+            "ours (s)": f"{fast:.4f}",
+            "faster": f"{slow / fast:.1f}x",
+            "difference": f"{apart:.1e}",
+        }
 
 
 def gradients(loss: Tensor, net) -> Tensor:
@@ -331,9 +340,7 @@ def is_text(name: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--more-classes", type=int, nargs="*", default=[100, 200], help="for CoCoOp's evaluation")
     parser.add_argument("--batch", type=int, default=4, help="training images per step")
@@ -355,15 +362,32 @@ def main() -> None:
             print(table(done), flush=True)
             rows += done
     if args.write:
-        write_section(DOC, "Prompt-learning methods: training step and evaluation", device_name(args.device, args.prec), page(args, rows))
+        write_section(
+            DOC,
+            "Prompt-learning methods: training step and evaluation",
+            device_name(args.device, args.prec),
+            page(args, rows),
+        )
 
 
 def table(rows: Sequence[dict]) -> str:
     from tabulate import tabulate
 
-    columns = ("method", "what", "official (s)", "ours (s)", "faster", "difference", "images/s", "memory (MiB)", "learned parameters")
+    columns = (
+        "method",
+        "what",
+        "official (s)",
+        "ours (s)",
+        "faster",
+        "difference",
+        "images/s",
+        "memory (MiB)",
+        "learned parameters",
+    )
     used = [column for column in columns if any(column in row for row in rows)]
-    return tabulate([[row.get(c, "") for c in used] for row in rows], headers=used, tablefmt="github", disable_numparse=True)
+    return tabulate(
+        [[row.get(c, "") for c in used] for row in rows], headers=used, tablefmt="github", disable_numparse=True
+    )
 
 
 def page(args, rows: Sequence[dict]) -> str:

@@ -39,9 +39,7 @@ def measure(run: str, folder: str) -> None:
     seconds = time.perf_counter() - start
     count = len(out.read_text().splitlines()) - 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        json.dumps({"pictures": count, "peak_MiB": round(peak), "pictures_per_s": round(count / seconds, 1)})
-    )
+    print(json.dumps({"pictures": count, "peak_MiB": round(peak), "pictures_per_s": round(count / seconds, 1)}))
 
 
 def main() -> None:

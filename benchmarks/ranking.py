@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Clock, add_flags, peak_mb
 from benchmarks.pages import DOCS, conditions, device_name, write_section
-from dassl_prompts.retrieval.ranking import recall_at, target_ranks
+from dassl_prompts.ranking.exact import recall_at, target_ranks
 
 DOC = DOCS / "ranking.md"
 
@@ -27,7 +27,7 @@ def measure(n: int, args) -> dict:
     clock, before, row = Clock(args.device, 1), peak_mb(args.device), {"N": n, "E": args.width}
     for name, queries, gallery in (("i2t", images, captions), ("t2i", captions, images)):
         ranks = []
-        row[f"{name} (s)"] = round(clock(lambda: ranks.append(target_ranks(queries, gallery, own))), 2)  # noqa: B023
+        row[f"{name} (s)"] = round(clock(lambda: ranks.append(target_ranks(queries, gallery, own))), 2)
         row[f"{name} R@1"] = round(recall_at(ranks[0], (1,))[1], 2)
     row["extra memory (MB)"] = round(peak_mb(args.device) - before)
     row["N x N in fp32 (MB)"] = round(n * n * 4 / 2**20)

@@ -106,9 +106,25 @@ def step_memory(step: Step, path: str) -> float:
 
 def memory(args, path: str, classes: int) -> float:
     """:func:`step_memory` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.text_tower", "--measure-memory", path, "--classes", str(classes),
-               "--device", args.device, "--prec", args.prec, "--threads", str(args.threads), "--ctx", str(args.ctx),
-               "--chunk", str(classes)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.text_tower",
+        "--measure-memory",
+        path,
+        "--classes",
+        str(classes),
+        "--device",
+        args.device,
+        "--prec",
+        args.prec,
+        "--threads",
+        str(args.threads),
+        "--ctx",
+        str(args.ctx),
+        "--chunk",
+        str(classes),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -133,7 +149,7 @@ def measure(args, classes: int) -> list[dict]:
     results = {path: step(path) for path in PATHS}  # also warms up
     passes = -(-classes // args.chunk)
     repeats = max(1, args.repeats // passes)  # several passes even out a busy moment themselves
-    seconds = turns({path: lambda path=path: step(path) for path in PATHS}, Clock(step.device, 1), repeats)
+    seconds = turns({path: lambda path=path: step(path) for path in PATHS}, Clock(step.device, 1), repeats)  # noqa: F821  (deleted only after its last use)
     del step
     reference_features, reference_gradient = results["77 tokens"]
     rows, reference_mb = [], None
@@ -141,14 +157,20 @@ def measure(args, classes: int) -> list[dict]:
         features, gradient = results[path]
         mb, estimated = memory_of_one_pass(args, path, classes)
         reference_mb = reference_mb or mb
-        rows.append({
-            "classes": classes, "path": path,
-            **{key: f"{seconds[path][i]:.3f} ({seconds['77 tokens'][i] / seconds[path][i]:.1f}x)"
-               for i, key in enumerate(("wall (s)", "processor (s)"))},
-            "memory (MB)": f"{'~' * estimated}{mb:.0f}", "of 77": f"{mb / reference_mb:.3f}",
-            "features": f"{float((features - reference_features).abs().max()):.1e}",
-            "gradient": f"{float((gradient - reference_gradient).norm() / reference_gradient.norm()):.1e}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "classes": classes,
+                "path": path,
+                **{
+                    key: f"{seconds[path][i]:.3f} ({seconds['77 tokens'][i] / seconds[path][i]:.1f}x)"
+                    for i, key in enumerate(("wall (s)", "processor (s)"))
+                },
+                "memory (MB)": f"{'~' * estimated}{mb:.0f}",
+                "of 77": f"{mb / reference_mb:.3f}",
+                "features": f"{float((features - reference_features).abs().max()):.1e}",
+                "gradient": f"{float((gradient - reference_gradient).norm() / reference_gradient.norm()):.1e}",
+            }
+        )
     return rows
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_prompts import moved
+
 __version__ = (Path(__file__).parent / "VERSION").read_text(encoding="utf-8").strip()
 __all__ = ["__version__", "build_model", "extend_cfg", "register_all"]
 
@@ -67,4 +69,5 @@ def register_all(on_conflict: str = "keep"):
     return engine.register_all(on_conflict)
 
 
+moved.install()
 register_all()

@@ -31,9 +31,7 @@ class ImageReadError(OSError):
 
 
 def _unreadable(path: str, reason: object) -> ImageReadError:
-    error = ImageReadError(
-        f"cannot read image {path}: {reason}; the file is corrupt or incomplete, fetch it again"
-    )
+    error = ImageReadError(f"cannot read image {path}: {reason}; the file is corrupt or incomplete, fetch it again")
     error.path = path
     return error
 

@@ -13,5 +13,5 @@ def import_all() -> list:
         the modules, and before them the one that holds the config keys that datasets share.
     """
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    shared = importlib.import_module("dassl_prompts.data.dataset")
+    shared = importlib.import_module("dassl_prompts.classification.dataset")
     return [shared, *(importlib.import_module(f"{__name__}.{name}") for name in names)]

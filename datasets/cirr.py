@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from dassl_prompts.data.triplets import Query, RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
+from dassl_prompts.composed.triplets import Query, RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
 from dassl_prompts.engine import register_dataset
 
 #: images of a split by which its folder is recognised; any of them is enough
@@ -39,8 +39,7 @@ class CIRR(TripletDataset):
             NoImages: no layout has any of the split's first images.
         """
         relative = {
-            name: os.path.normpath(path)
-            for name, path in self.read("image_splits", f"split.rc2.{split}.json").items()
+            name: os.path.normpath(path) for name, path in self.read("image_splits", f"split.rc2.{split}.json").items()
         }
         folders = self.image_folders("img_raw", "..", ".", "images", "nlvr2/images", "NLVR2/images")
         folder = self.find_images(folders, list(relative.values())[:MARKERS], f"the images of split {split}")
@@ -64,6 +63,4 @@ def read_query(entry: dict) -> Query:
     """An entry of a caption file; ``target_soft`` is not used (spec: 42 val items contradict
     ``target_hard``)."""
     members = tuple(name for name in entry["img_set"]["members"] if name != entry["reference"])
-    return Query(
-        str(entry["pairid"]), entry["reference"], (entry["caption"],), entry.get("target_hard"), members
-    )
+    return Query(str(entry["pairid"]), entry["reference"], (entry["caption"],), entry.get("target_hard"), members)

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from dassl_prompts.data import emoji
-from dassl_prompts.data.splits import Splits, few_shot, subsample_classes
-from dassl_prompts.engine import DatasetBase, Datum, register_dataset
+from dassl_prompts.classification.splits import few_shot, subsample_classes
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.emoji.splits import read_splits
+from dassl_prompts.engine import DatasetBase, register_dataset
 from dassl_prompts.engine.digest import digests_of_lists
-
-
-def read_splits(style: str) -> Splits:
-    """Default (untoned) pictures of the concepts that belong to a class; concept families never cross a
-    split.
-    """
-    label = {name: i for i, name in enumerate(emoji.classnames())}
-    return Splits(
-        *(
-            [
-                Datum(impath=p.path, label=label[p.concept.classname], classname=p.concept.classname)
-                for p in emoji.pictures(style, splits=(split,), tones=False)
-                if p.concept.classname
-            ]
-            for split in Splits._fields
-        )
-    )
 
 
 @register_dataset
@@ -63,9 +47,3 @@ class EmojiOpenMoji(Emoji):
     """The same classes and concepts drawn by OpenMoji: a target of domain generalisation."""
 
     style = "openmoji"
-
-
-if __name__ == "__main__":
-    from dassl_prompts.emoji import main
-
-    main()

@@ -3,9 +3,10 @@ download."""
 
 from __future__ import annotations
 
-from dassl_prompts.data.triplets import RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
 from dassl_prompts.datasets.cirr import read_query
-from dassl_prompts.datasets.emoji_retrieval import emoji_cirr, emoji_laion_cir
+
+from dassl_prompts.composed.triplets import RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
+from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_laion_cir
 from dassl_prompts.engine import register_dataset
 
 
@@ -29,6 +30,4 @@ class EmojiCIR(TripletDataset):
     def tasks(self, split: str = "val") -> list[RetrievalTask]:
         data = emoji_cirr(split)
         queries = [read_query(entry) for entry in data["captions"]]
-        return [
-            RetrievalTask(f"EmojiCIR {split}", "cirr", data["image_splits"], queries, remove_reference=True)
-        ]
+        return [RetrievalTask(f"EmojiCIR {split}", "cirr", data["image_splits"], queries, remove_reference=True)]

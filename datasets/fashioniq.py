@@ -7,7 +7,7 @@ in it (published protocol).
 
 from __future__ import annotations
 
-from dassl_prompts.data.triplets import ImageFolder, Query, RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
+from dassl_prompts.composed.triplets import ImageFolder, Query, RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
 from dassl_prompts.engine import register_dataset
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -26,9 +26,7 @@ class FashionIQ(TripletDataset):
         super().__init__(cfg)
         unknown = [c for c in cfg.CIR.FIQ_CATEGORIES if c not in CATEGORIES]
         if unknown or not cfg.CIR.FIQ_CATEGORIES:
-            raise ValueError(
-                f"CIR.FIQ_CATEGORIES is {cfg.CIR.FIQ_CATEGORIES}; choose from {', '.join(CATEGORIES)}"
-            )
+            raise ValueError(f"CIR.FIQ_CATEGORIES is {cfg.CIR.FIQ_CATEGORIES}; choose from {', '.join(CATEGORIES)}")
         choices = {
             "FIQ_GALLERY": ("original", "val_split"),
             "FIQ_CAPTION": CAPTION_ORDERS,

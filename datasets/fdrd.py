@@ -11,24 +11,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from dassl_prompts.data.captions import CaptionDatum
-from dassl_prompts.data.emoji import ASSETS
-from dassl_prompts.data.images import check_images
-from dassl_prompts.data.splits import few_shot
+from dassl_prompts.captions.data import CaptionDatum
+from dassl_prompts.captions.records import FDRDError, Record, parse_records, read_records, usable_negatives
+from dassl_prompts.classification.splits import few_shot
+from dassl_prompts.emoji.archives import ASSETS
 from dassl_prompts.engine import DatasetBase, add_defaults, register_dataset
 from dassl_prompts.engine.digest import digests_of_lists
 from dassl_prompts.fdrd.domains import CUSTOM, FOLDER, ImageFinder, find_file, get_domain
-from dassl_prompts.fdrd.records import FDRDError, Record, parse_records, read_records, usable_negatives
+from dassl_prompts.images import check_images
 
 EMOJI = "emoji"
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "DATASET", {
-        "FDRD_DOMAIN": "",  # one of the nine, emoji, or custom
-        "FDRD_TRAIN": "",  # JSON file instead of ROOT/FDRD/train/<file of the domain>
-        "FDRD_TEST": "",
-    })
+    add_defaults(
+        cfg,
+        "DATASET",
+        {
+            "FDRD_DOMAIN": "",  # one of the nine, emoji, or custom
+            "FDRD_TRAIN": "",  # JSON file instead of ROOT/FDRD/train/<file of the domain>
+            "FDRD_TEST": "",
+        },
+    )
 
 
 @register_dataset
@@ -44,22 +48,21 @@ class FDRD(DatasetBase):
         name = cfg.DATASET.FDRD_DOMAIN
         if not name:
             raise ValueError(
-                "DATASET.FDRD_DOMAIN is empty: name one of FDRD's domains, e.g. DATASET.FDRD_DOMAIN DTD, or "
-                "emoji"
+                "DATASET.FDRD_DOMAIN is empty: name one of FDRD's domains, e.g. DATASET.FDRD_DOMAIN DTD, or emoji"
             )
         if cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "all":
-            raise ValueError(
-                "FDRD's protocol has no base and new classes: leave DATASET.SUBSAMPLE_CLASSES at all"
-            )
+            raise ValueError("FDRD's protocol has no base and new classes: leave DATASET.SUBSAMPLE_CLASSES at all")
         if name.lower() == EMOJI:
             train, test, root, cache_dir = *emoji_pairs(), "", None
         else:
             train, test, root, cache_dir = self.read_domain(cfg, name)
         label = {cname: i for i, cname in enumerate(dict.fromkeys(item[1] for item in (*train, *test)))}
         train, test = ([to_datum(*item, label[item[1]]) for item in part] for part in (train, test))
-        check_images([d.impath for d in (*train, *test)], f"FDRD {name}",
-            "The images are those of CoOp's datasets; "
-                     "docs/datasets.md says where each comes from")  # fmt: skip
+        check_images(
+            [d.impath for d in (*train, *test)],
+            f"FDRD {name}",
+            "The images are those of CoOp's datasets; docs/datasets.md says where each comes from",
+        )
         self.digests = digests_of_lists((train, test), root or ASSETS)
         train = self.draw(train, cfg, root, cache_dir)
         super().__init__(train_x=train, test=test)
@@ -79,9 +82,7 @@ class FDRD(DatasetBase):
                 parts.append([(r, domain.class_of(r), find(r)) for r in read_records(path)])
             except FDRDError as error:
                 raise FDRDError(error if str(path) in str(error) else f"{path}: {error}") from error
-        cache_dir = (
-            None if domain is CUSTOM else os.path.join(find.root, FOLDER, "split_fewshot", domain.name)
-        )
+        cache_dir = None if domain is CUSTOM else os.path.join(find.root, FOLDER, "split_fewshot", domain.name)
         return *parts, find.root, cache_dir
 
     @staticmethod
@@ -96,14 +97,12 @@ class FDRD(DatasetBase):
 
 def to_datum(record: Record, classname: str, impath: str, label: int) -> CaptionDatum:
     negatives = usable_negatives(record.caption, record.negatives)
-    return CaptionDatum(
-        impath, label, classname=classname, caption=record.caption, negatives=negatives, key=record.key
-    )
+    return CaptionDatum(impath, label, classname=classname, caption=record.caption, negatives=negatives, key=record.key)
 
 
 def emoji_pairs() -> tuple[Sequence, Sequence]:
     """Train and test of the embedded emoji in the style that the embedded backbones have not seen."""
-    from dassl_prompts.datasets.emoji_retrieval import emoji_fdrd
+    from dassl_prompts.emoji.retrieval import emoji_fdrd
 
     parts = []
     for split in ("train", "test"):

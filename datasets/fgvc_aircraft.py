@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import os
 
-from dassl_prompts.data.dataset import ListedDataset
-from dassl_prompts.data.splits import Splits
+from dassl_prompts.classification.dataset import ListedDataset
+from dassl_prompts.classification.splits import Splits
 from dassl_prompts.engine import Datum, register_dataset
 
 
@@ -16,9 +16,7 @@ class FGVCAircraft(ListedDataset):
 
     def read_lists(self) -> Splits:
         labels = {name: i for i, name in enumerate(self.read_lines("variants.txt"))}
-        return Splits(
-            *(self.read_list(f"images_variant_{part}.txt", labels) for part in ("train", "val", "test"))
-        )
+        return Splits(*(self.read_list(f"images_variant_{part}.txt", labels) for part in ("train", "val", "test")))
 
     def read_list(self, name: str, labels: dict[str, int]) -> list[Datum]:
         """Lines ``<image id> <variant>``; variants hold spaces and slashes."""
@@ -26,9 +24,7 @@ class FGVCAircraft(ListedDataset):
         for line in self.read_lines(name):
             image, _, variant = line.partition(" ")
             if variant not in labels:
-                raise ValueError(
-                    f"{os.path.join(self.dataset_dir, name)}: variants.txt does not list {variant!r}"
-                )
+                raise ValueError(f"{os.path.join(self.dataset_dir, name)}: variants.txt does not list {variant!r}")
             impath = os.path.join(self.image_dir, image + ".jpg")
             items.append(Datum(impath=impath, label=labels[variant], classname=variant))
         return items

@@ -1,4 +1,4 @@
-from dassl_prompts.data.dataset import FolderDataset
+from dassl_prompts.classification.dataset import FolderDataset
 from dassl_prompts.engine import register_dataset
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import os
 
-from dassl_prompts.data.dataset import ListedDataset
-from dassl_prompts.data.splits import Splits, list_folders
+from dassl_prompts.classification.dataset import ListedDataset
+from dassl_prompts.classification.splits import Splits, list_folders
 from dassl_prompts.engine import Datum, register_dataset
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from dassl_prompts.data.triplets import ImageFolder, Triplet, TripletDataset, extend_cfg  # noqa: F401
+from dassl_prompts.composed.triplets import ImageFolder, Triplet, TripletDataset, extend_cfg  # noqa: F401
 from dassl_prompts.engine import read_json, register_dataset
 
 FILES = {"template": "laion_template_info.json", "llm": "laion_llm_info.json"}

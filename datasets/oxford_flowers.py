@@ -4,8 +4,8 @@ import json
 import os
 import random
 
-from dassl_prompts.data.dataset import SplitDataset
-from dassl_prompts.data.splits import Splits, split_by_class
+from dassl_prompts.classification.dataset import SplitDataset
+from dassl_prompts.classification.splits import Splits, split_by_class
 from dassl_prompts.engine import Datum, register_dataset
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import os
 import random
 
-from dassl_prompts.data.dataset import SplitDataset
-from dassl_prompts.data.splits import Splits, split_trainval
+from dassl_prompts.classification.dataset import SplitDataset
+from dassl_prompts.classification.splits import Splits, split_trainval
 from dassl_prompts.engine import Datum, register_dataset
 
 

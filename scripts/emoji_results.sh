@@ -11,13 +11,13 @@ mkdir -p "$PAGES"
 "$PYTHON" -m dassl_prompts.run base2new --trainer $METHODS --dataset emoji --seed $SEEDS --output "$OUTPUT" --jobs "${JOBS:-2}"
 "$PYTHON" -m dassl_prompts.report "$OUTPUT" --format markdown --dataset Emoji --trainer $METHODS --seeds $SEEDS --write "$PAGES/base2new.md"
 for study in ablation omega channels; do
-    "$PYTHON" -m dassl_prompts.run.dpc_study $study --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
+    "$PYTHON" -m dassl_prompts.trainers.dpc.study $study --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
 done
 for study in compare ablate; do
-    "$PYTHON" -m dassl_prompts.run.retrieval $study --domain emoji --seed $SEEDS --output "$OUTPUT" --quiet --write "$PAGES/retrieval_$study.md"
+    "$PYTHON" -m dassl_prompts.run.captions $study --domain emoji --seed $SEEDS --output "$OUTPUT" --quiet --write "$PAGES/retrieval_$study.md"
 done
 "$PYTHON" -m dassl_prompts.run.composed compare --dataset emoji --tune none --seed $SEEDS --output "$OUTPUT" --write docs/pvlf.md
 for protocol in base2new xd; do
-    "$PYTHON" -m dassl_prompts.run.attriprompt_study --dataset emoji --seed $SEEDS --protocol $protocol --output "$OUTPUT" \
+    "$PYTHON" -m dassl_prompts.trainers.attriprompt.study --dataset emoji --seed $SEEDS --protocol $protocol --output "$OUTPUT" \
         --write "docs/attriprompt_emoji$([ $protocol = xd ] && echo _xd).md"
 done

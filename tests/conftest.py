@@ -39,7 +39,9 @@ def no_network():
 
     def refuse(host):
         # not an exception that the code under test could take for a failed download
-        pytest.fail(f"a test wants to reach {host}: tests run without network, use tests/prepare/server.py or a fixture")
+        pytest.fail(
+            f"a test wants to reach {host}: tests run without network, use tests/prepare/server.py or a fixture"
+        )
 
     def guarded(method):
         def connect(self, address):

@@ -87,7 +87,9 @@ class PretendCuda(TorchFunctionMode):
                 raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
             return
         if len({self.holds(tensor) for tensor in shaped}) > 1:
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})"
+            )
 
     def attribute(self, function, args):
         here = self.holds(args[0])
@@ -157,15 +159,26 @@ def outside(load):
 def pretend_cuda() -> Iterator[PretendCuda]:
     """Everything inside sees one CUDA device."""
     said = {
-        "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "pretended GPU", "is_bf16_supported": True,
-        "synchronize": None, "manual_seed_all": None, "get_rng_state_all": [], "set_rng_state_all": None, "empty_cache": None,
-        "reset_peak_memory_stats": None, "max_memory_allocated": 0,
-    }  # fmt: skip
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_name": "pretended GPU",
+        "is_bf16_supported": True,
+        "synchronize": None,
+        "manual_seed_all": None,
+        "get_rng_state_all": [],
+        "set_rng_state_all": None,
+        "empty_cache": None,
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 0,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in said.items():
             patch.setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
         patch.setattr(torch, "autocast", Autocast)
-        patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None, raising=False)
+        patch.setattr(
+            torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None, raising=False
+        )
         patch.setattr(blip, "load_blip", outside(blip.load_blip))
         with PretendCuda() as mode:
             yield mode

@@ -16,9 +16,11 @@ DATASETS = sorted((CONFIGS / "datasets").glob("*.yaml"))
 def test_method_files(path):
     name = path.parent.name
     dataset = CONFIGS / "datasets" / "emoji.yaml"
-    cfg = setup_cfg(parser().parse_args(
-        ["--trainer", name, "--config-file", str(path), "--dataset-config-file", str(dataset), "--seed", "1"]
-    ))  # fmt: skip
+    cfg = setup_cfg(
+        parser().parse_args(
+            ["--trainer", name, "--config-file", str(path), "--dataset-config-file", str(dataset), "--seed", "1"]
+        )
+    )
     trainer = TRAINER_REGISTRY.get(name)
     trainer.check_cfg(trainer.__new__(trainer), cfg)
     assert cfg.MODEL.BACKBONE.NAME

@@ -8,7 +8,9 @@ import pytest
 
 @pytest.mark.parametrize("address", ["http://example.com/", "http://192.0.2.1/"])
 def test_other_machines_are_refused_by_name(address):
-    with pytest.raises(pytest.fail.Exception, match="a test wants to reach (example.com|192.0.2.1): tests run without network"):
+    with pytest.raises(
+        pytest.fail.Exception, match="a test wants to reach (example.com|192.0.2.1): tests run without network"
+    ):
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address)
 
 

@@ -17,9 +17,7 @@ def literals():
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    found.append(
-                        "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
-                    )
+                    found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found
@@ -51,7 +49,9 @@ def test_links_lead_somewhere(page):
             assert anchor[1:] in anchors, anchor
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_relative_links_lead_to_files(page):
     """Links and pictures; code blocks hold none."""
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
@@ -79,7 +79,11 @@ def test_commands_of_the_running_page_parse():
         assert set(re.findall(r"(?<!\S)--[\w-]+", words)) <= known, words
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(p for p in sorted(DOCS.glob("*.md")) if p.name != "coop_users.md")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *(p for p in sorted(DOCS.glob("*.md")) if p.name != "coop_users.md")],
+    ids=lambda page: page.name,
+)
 def test_scripts_and_their_datasets_exist(page):
     """``bash scripts/METHOD/PROTOCOL.sh DATASET`` in a page (coop_users.md also names CoOp's own scripts)."""
     from dassl_prompts.fdrd.domains import get_domain

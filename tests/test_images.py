@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl_prompts.data import images
-from dassl_prompts.data.images import ImageReadError, check_images, missing_images, read_image
+from dassl_prompts import images
+from dassl_prompts.images import ImageReadError, check_images, missing_images, read_image
 
 
 @pytest.fixture

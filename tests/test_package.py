@@ -18,7 +18,12 @@ def run(code, cwd):
 def test_trainers_and_datasets_stay_off_the_import_path(tmp_path):
     for name in ("trainers", "datasets", "configs"):
         assert "ModuleNotFoundError" in run(f"import {name}", tmp_path).stderr, name
-    assert run("import dassl_prompts.trainers.coop, dassl_prompts.datasets.caltech101, dassl_prompts.configs", tmp_path).returncode == 0
+    assert (
+        run(
+            "import dassl_prompts.trainers.coop, dassl_prompts.datasets.caltech101, dassl_prompts.configs", tmp_path
+        ).returncode
+        == 0
+    )
 
 
 def test_train_py_hides_its_own_folder():
@@ -90,11 +95,20 @@ def test_our_train_py_runs_our_trainer_where_a_fork_has_one_of_that_name(tmp_pat
             "class CoOp(TrainerX):\n"
             "    def __init__(self, cfg): raise SystemExit('the CoOp of the fork')\n"
         )
-    files = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file", "configs/trainers/CoOp/emoji_tiny.yaml"]
+    files = [
+        "--dataset-config-file",
+        "configs/datasets/emoji.yaml",
+        "--config-file",
+        "configs/trainers/CoOp/emoji_tiny.yaml",
+    ]
     result = subprocess.run(
-        [sys.executable, "train.py", "--trainer", "CoOp", *files, "TRAINER.COOP.PREC", "fp8"], cwd=ROOT,
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+        [sys.executable, "train.py", "--trainer", "CoOp", *files, "TRAINER.COOP.PREC", "fp8"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert "PREC is 'fp8'" in result.stderr, result.stderr  # ours has looked at the configuration
     assert f"engine: dassl 0.6.3 at {tmp_path}" in result.stdout
     assert f"trainer CoOp is now the one of {ROOT / 'trainers' / 'coop.py'}" in result.stdout
@@ -117,7 +131,12 @@ def test_a_wheel_carries_every_configuration_and_asset(monkeypatch):
     wanted.add(ROOT / "dassl_prompts" / "VERSION")
     assert len(wanted) > 50 and not wanted - carried
     # nothing but Python beside them that the code could want to read
-    code = {p for name in ("dassl_prompts", "trainers", "datasets", "configs") for p in (ROOT / name).rglob("*") if p.is_file()}
+    code = {
+        p
+        for name in ("dassl_prompts", "trainers", "datasets", "configs")
+        for p in (ROOT / name).rglob("*")
+        if p.is_file()
+    }
     assert {p for p in code - carried if p.suffix not in (".py", ".pyc")} == set()
 
 

@@ -73,9 +73,7 @@ def test_scores_are_those_of_the_trainer(train, trainer):  # noqa: F811
 
 def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train, pictures):  # noqa: F811
     first = train("CoOp", output="stage1")
-    second = train(
-        "DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2"
-    )
+    second = train("DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2")
     image = [Image.open(pictures / "0.png").convert("RGB")]
     own = load_run(second.output_dir, CLASSES[:3], device="cpu")
     coop = load_run(first.output_dir, CLASSES[:3], device="cpu")
@@ -125,12 +123,8 @@ def test_files_and_their_formats(train, pictures, tmp_path, capsys):  # noqa: F8
     assert command.main([*base, "--output", str(tmp_path / "out" / "a.json"), "--top", "2"]) == 3
     assert "1 of 6 images could not be read" in capsys.readouterr().err
     items = json.loads((tmp_path / "out" / "a.json").read_text())
-    assert (
-        len(items) == 6 and "cannot read image" in next(i for i in items if "broken" in i["image"])["error"]
-    )
-    assert items[0]["label"] in ("zebra", "violin") and sum(items[0]["scores"].values()) == pytest.approx(
-        1, abs=1e-5
-    )
+    assert len(items) == 6 and "cannot read image" in next(i for i in items if "broken" in i["image"])["error"]
+    assert items[0]["label"] in ("zebra", "violin") and sum(items[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
     assert command.main([*base, "--output", str(tmp_path / "a.csv")]) == 3
     rows = read_csv((tmp_path / "a.csv").read_text())
     assert [r["label"] for r in rows if r["label"]] == [i["label"] for i in items if "label" in i]
@@ -184,9 +178,7 @@ def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeyp
     card = json.loads((tmp_path / "exported" / "card.json").read_text())
     assert card["classes"] == run.classnames and card["usable_with_open_clip_alone"]
     page = (Path(__file__).parent.parent / "docs" / "running.md").read_text()
-    (code,) = [
-        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "exported/card.json" in block
-    ]
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "exported/card.json" in block]
     assert "dassl_prompts" not in code and len(code.strip().splitlines()) <= 10
     image = Image.open(pictures / "0.png").convert("RGB")
     image.save(tmp_path / "cat.png")

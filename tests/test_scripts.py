@@ -11,7 +11,9 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "scripts").rglob("*.sh"))
-WITH_ARGUMENTS = [s for s in SCRIPTS if "usage " in (ROOT / s).read_text() and s != "scripts/lib.sh" and not s.endswith("all.sh")]
+WITH_ARGUMENTS = [
+    s for s in SCRIPTS if "usage " in (ROOT / s).read_text() and s != "scripts/lib.sh" and not s.endswith("all.sh")
+]
 #: one epoch with one shot through the script's own command
 SHORT = {
     "scripts/coop/base2new.sh": ["emoji", "1", "1", "", "OPTIM.MAX_EPOCH", "1"],
@@ -23,9 +25,14 @@ SHORT = {
 
 def run(script, *args, **env):
     return subprocess.run(
-        ["bash", script, *args], cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        ["bash", script, *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHON": sys.executable, **env},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -74,11 +81,25 @@ def test_main_scripts_on_the_embedded_data(script, tmp_path):
 
 def test_coop_eval_repeats_the_test_of_coop_main(tmp_path):
     short = ["OPTIM.MAX_EPOCH", "1"]
-    trained = run("scripts/coop/main.sh", "emoji", "emoji_tiny", "end", "4", "1", "False", "--seed", "1", *short, OUTPUT=str(tmp_path))
+    trained = run(
+        "scripts/coop/main.sh",
+        "emoji",
+        "emoji_tiny",
+        "end",
+        "4",
+        "1",
+        "False",
+        "--seed",
+        "1",
+        *short,
+        OUTPUT=str(tmp_path),
+    )
     assert trained.returncode == 0, trained.stderr[-2000:]
     (folder,) = [path.parent for path in tmp_path.rglob("results.json")]
     assert "nctx4_cscFalse_ctpend" in str(folder)
-    again = run("scripts/coop/eval.sh", str(folder), "emoji", "emoji_tiny", "1", "DATASET.NUM_SHOTS", "1", OUTPUT=str(tmp_path))
+    again = run(
+        "scripts/coop/eval.sh", str(folder), "emoji", "emoji_tiny", "1", "DATASET.NUM_SHOTS", "1", OUTPUT=str(tmp_path)
+    )
     assert again.returncode == 0, again.stderr[-2000:]
     evaluated = json.loads((tmp_path / "evaluation/CoOp/emoji_tiny/emoji/seed1/results.json").read_text())
     assert evaluated["test"] == json.loads((folder / "results.json").read_text())["test"]
@@ -107,9 +128,12 @@ def test_set_up_installs_once_for_a_folder_and_its_setup_py(tmp_path):
     def set_up(name="here", **env):
         notes.write_text("")
         result = subprocess.run(
-            ["bash", "-c", f"source {tmp_path}/{name}/scripts/lib.sh; set_up"], capture_output=True, text=True, check=False,
+            ["bash", "-c", f"source {tmp_path}/{name}/scripts/lib.sh; set_up"],
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHON": str(python), "VENV": str(tmp_path / "venv"), "NOTES": str(notes), **env},
-        )  # fmt: skip
+        )
         return result, [line for line in notes.read_text().splitlines() if " -e " in line]
 
     failed, _ = set_up(FAIL="1")

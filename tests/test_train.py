@@ -9,7 +9,12 @@ import torch
 from dassl_prompts.engine import FolderInUse, ImageReadError
 from dassl_prompts.train import main, message, parser, setup_cfg
 
-EMOJI = ["--dataset-config-file", "configs/datasets/emoji.yaml", "--config-file", "configs/trainers/CoOp/emoji_tiny.yaml"]
+EMOJI = [
+    "--dataset-config-file",
+    "configs/datasets/emoji.yaml",
+    "--config-file",
+    "configs/trainers/CoOp/emoji_tiny.yaml",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +39,15 @@ def test_an_integer_is_fine_for_a_float():
     assert cfg_of(*EMOJI, "--trainer", "DPC_CoOp", "TRAINER.DPC.OMEGA_B", "1").TRAINER.DPC.OMEGA_B == 1.0
 
 
-@pytest.mark.parametrize("argv, message", [
-    ([*EMOJI], "TRAINER.NAME is empty: give --trainer"),
-    (["--trainer", "CoOp"], "DATASET.NAME is empty: give --dataset-config-file"),
-    ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTXX", "4"], "did you mean TRAINER.COOP.N_CTX"),
-    ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTX"], "KEY VALUE pairs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([*EMOJI], "TRAINER.NAME is empty: give --trainer"),
+        (["--trainer", "CoOp"], "DATASET.NAME is empty: give --dataset-config-file"),
+        ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTXX", "4"], "did you mean TRAINER.COOP.N_CTX"),
+        ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTX"], "KEY VALUE pairs"),
+    ],
+)
 def test_wrong_input_is_one_line_and_exit_code_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -58,18 +66,52 @@ def test_unknown_names_list_the_known_ones(capsys, tmp_path):
 
 def test_missing_dataset_names_the_folder(capsys, tmp_path):
     with pytest.raises(SystemExit):
-        main(["--dataset-config-file", "configs/datasets/caltech101.yaml", "--config-file", "configs/trainers/CoOp/vit_b16.yaml",
-              "--trainer", "CoOp", "--root", str(tmp_path), "--output-dir", str(tmp_path / "run")])  # fmt: skip
+        main(
+            [
+                "--dataset-config-file",
+                "configs/datasets/caltech101.yaml",
+                "--config-file",
+                "configs/trainers/CoOp/vit_b16.yaml",
+                "--trainer",
+                "CoOp",
+                "--root",
+                str(tmp_path),
+                "--output-dir",
+                str(tmp_path / "run"),
+            ]
+        )
     assert f"{tmp_path}/caltech-101 does not exist" in capsys.readouterr().err
 
 
 def test_train_then_evaluate_new_classes(tmp_path, capsys):
-    opts = ["--trainer", "CoOp", "--seed", "1", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "TRAINER.COOP.N_CTX", "2"]
+    opts = [
+        "--trainer",
+        "CoOp",
+        "--seed",
+        "1",
+        "DATASET.NUM_SHOTS",
+        "1",
+        "OPTIM.MAX_EPOCH",
+        "1",
+        "TRAINER.COOP.N_CTX",
+        "2",
+    ]
     main([*EMOJI, "--output-dir", str(tmp_path / "train"), *opts, "DATASET.SUBSAMPLE_CLASSES", "base"])
     out = capsys.readouterr().out
     assert "Finish training" in out and "* accuracy: " in out
-    main([*EMOJI, "--output-dir", str(tmp_path / "test"), "--model-dir", str(tmp_path / "train"), "--eval-only", *opts,
-          "DATASET.SUBSAMPLE_CLASSES", "new"])  # fmt: skip
+    main(
+        [
+            *EMOJI,
+            "--output-dir",
+            str(tmp_path / "test"),
+            "--model-dir",
+            str(tmp_path / "train"),
+            "--eval-only",
+            *opts,
+            "DATASET.SUBSAMPLE_CLASSES",
+            "new",
+        ]
+    )
     results = json.loads((tmp_path / "test" / "results.json").read_text())
     assert results["finished"] and results["classes"] == "new" and 0 <= results["test"]["accuracy"] <= 100
 
@@ -82,9 +124,14 @@ class Unreadable(torch.utils.data.Dataset):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [
-    ImageReadError("cannot read image a.jpg: cut short"), KeyError("a.jpg"), FileNotFoundError("no a.jpg"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImageReadError("cannot read image a.jpg: cut short"),
+        KeyError("a.jpg"),
+        FileNotFoundError("no a.jpg"),
+    ],
+)
 def test_an_error_in_a_loader_process_is_told_as_one_line(error):
     data = Unreadable()
     data.error = error
@@ -95,10 +142,16 @@ def test_an_error_in_a_loader_process_is_told_as_one_line(error):
     assert message(error) == str(error).strip("'")
 
 
-@pytest.mark.parametrize("error, code", [
-    (FloatingPointError("Loss is infinite or NaN!"), 1), (ImageReadError("cannot read image a.jpg"), 1),
-    (FolderInUse("the folder is in use"), 2), (FileNotFoundError("no folder"), 2), (ValueError("no such key"), 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (FloatingPointError("Loss is infinite or NaN!"), 1),
+        (ImageReadError("cannot read image a.jpg"), 1),
+        (FolderInUse("the folder is in use"), 2),
+        (FileNotFoundError("no folder"), 2),
+        (ValueError("no such key"), 2),
+    ],
+)
 def test_a_failure_on_the_way_and_wrong_input_have_different_codes(error, code, monkeypatch, capsys):
     class Trainer:
         def train(self):

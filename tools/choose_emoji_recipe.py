@@ -20,10 +20,13 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
+from dassl_prompts.datasets.emoji import Emoji
+
 import dassl_prompts
-from dassl_prompts.data import emoji
-from dassl_prompts.data.splits import subsample_classes
-from dassl_prompts.datasets.emoji import Emoji, read_splits
+from dassl_prompts.classification.splits import subsample_classes
+from dassl_prompts.classification.templates import CUSTOM_TEMPLATES
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.emoji.splits import read_splits
 from dassl_prompts.engine import (
     DatasetBase,
     build_trainer,
@@ -36,7 +39,6 @@ from dassl_prompts.engine import (
 from dassl_prompts.run.distillation import TEACHER_DIR
 from dassl_prompts.run.job import config_file, stage1_recipe
 from dassl_prompts.run.tables import harmonic_mean
-from dassl_prompts.templates import CUSTOM_TEMPLATES
 
 
 @register_dataset
@@ -60,15 +62,29 @@ class EmojiFamilies(DatasetBase):
 CUSTOM_TEMPLATES[EmojiFamilies.__name__] = CUSTOM_TEMPLATES[Emoji.__name__]
 
 
-def accuracy(trainer: str, cfg_name: str, seed: int, classes: str, output, opts: list[str], model: Path | None = None) -> float:
+def accuracy(
+    trainer: str, cfg_name: str, seed: int, classes: str, output, opts: list[str], model: Path | None = None
+) -> float:
     """Train on ``classes`` and judge, or only judge the trained ``model`` on them; percent."""
     cfg = get_cfg_default()
     dassl_prompts.extend_cfg(cfg)
     merge_file(cfg, config_file("trainers", trainer, cfg_name))
-    merge_opts(cfg, [
-        "TRAINER.NAME", trainer, "DATASET.NAME", "EmojiFamilies", "SEED", seed, "OUTPUT_DIR", str(output),
-        "DATASET.SUBSAMPLE_CLASSES", classes, *opts,
-    ])  # fmt: skip
+    merge_opts(
+        cfg,
+        [
+            "TRAINER.NAME",
+            trainer,
+            "DATASET.NAME",
+            "EmojiFamilies",
+            "SEED",
+            seed,
+            "OUTPUT_DIR",
+            str(output),
+            "DATASET.SUBSAMPLE_CLASSES",
+            classes,
+            *opts,
+        ],
+    )
     cfg.freeze()
     set_random_seed(seed)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -131,7 +147,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seeds = [Seed(seed, Path(folder), shlex.split(args.first)) for seed in args.seed]
         for (i, words), judge in product(enumerate(args.variants or [""]), args.judge or [""]):
-            scores = [seed.base_new(args.trainer, f"variant{i}", shlex.split(words), shlex.split(judge)) for seed in seeds]
+            scores = [
+                seed.base_new(args.trainer, f"variant{i}", shlex.split(words), shlex.split(judge)) for seed in seeds
+            ]
             base, new = (statistics.mean(column) for column in zip(*scores))
             name = f"{words} {judge}".strip() or "as shipped"
             rows.append({"variant": name, "Base": base, "New": new, "HM": harmonic_mean(base, new)})

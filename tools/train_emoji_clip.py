@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dassl_prompts.data import emoji
-from dassl_prompts.data.images import read_image
-from dassl_prompts.templates import PROMPTSRC_TEMPLATES
+from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.images import read_image
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "dassl_prompts" / "assets" / "models"
@@ -185,9 +185,7 @@ class Captions:
 
 def load_pixels(pictures):
     return (
-        torch.from_numpy(np.stack([np.asarray(read_image(p.path)) for p in pictures]))
-        .permute(0, 3, 1, 2)
-        .contiguous()
+        torch.from_numpy(np.stack([np.asarray(read_image(p.path)) for p in pictures])).permute(0, 3, 1, 2).contiguous()
     )
 
 
@@ -298,9 +296,7 @@ def contrastive_loss(image, text, fits, scale):
     logits = scale * image @ text.T
     fits = fits.float()
     rows, columns = fits / fits.sum(1, keepdim=True), fits / fits.sum(0, keepdim=True)
-    return -0.5 * (
-        (rows * logits.log_softmax(1)).sum(1).mean() + (columns * logits.log_softmax(0)).sum(0).mean()
-    )
+    return -0.5 * ((rows * logits.log_softmax(1)).sum(1).mean() + (columns * logits.log_softmax(0)).sum(0).mean())
 
 
 def can_flip(concept):
@@ -398,9 +394,7 @@ class Sampler:
                 self.order = self.rng.sample(self.pairs, len(self.pairs))
             concept, style = self.order.pop()
             toned = concept.tones and self.rng.random() < 0.5
-            chosen.append(
-                emoji.Picture(concept, style, self.rng.choice(list(concept.tones)) if toned else None)
-            )
+            chosen.append(emoji.Picture(concept, style, self.rng.choice(list(concept.tones)) if toned else None))
         return chosen
 
 
@@ -429,9 +423,7 @@ def train(name, recipe, out, log, save_every, compiled):
     if recipe["grow_from"]:
         grow(model, captions.vocabulary, MODELS / f"{recipe['grow_from']}.safetensors.xz")
     average = copy.deepcopy(model)
-    image_tower, text_tower = (
-        torch.compile(f, dynamic=False) if compiled else f for f in (encode_image, encode_text)
-    )
+    image_tower, text_tower = (torch.compile(f, dynamic=False) if compiled else f for f in (encode_image, encode_text))
     optimiser, start, running = optimiser_for(model, recipe), time.time(), None
     record = {
         "name": name,

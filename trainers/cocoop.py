@@ -7,20 +7,24 @@ from collections import OrderedDict
 
 import torch
 import torch.nn as nn
+from dassl_prompts.trainers.coop import initial_context
 from torch import Tensor
 
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
+from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts
-from dassl_prompts.trainer import ClassificationTrainer
-from dassl_prompts.trainers.coop import initial_context
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.COCOOP", {
-        "N_CTX": 16,  # number of context tokens
-        "CTX_INIT": "",  # words whose token embeddings start the context; then N_CTX is their number
-        "PREC": "amp",  # fp16, fp32, amp
-    })  # fmt: skip
+    add_defaults(
+        cfg,
+        "TRAINER.COCOOP",
+        {
+            "N_CTX": 16,  # number of context tokens
+            "CTX_INIT": "",  # words whose token embeddings start the context; then N_CTX is their number
+            "PREC": "amp",  # fp16, fp32, amp
+        },
+    )
 
 
 class PromptLearner(nn.Module):

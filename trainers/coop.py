@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
+from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts
-from dassl_prompts.trainer import ClassificationTrainer
 
 POSITIONS = ("end", "middle", "front")
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.COOP", {
-        "N_CTX": 16,  # number of context tokens
-        "CSC": False,  # class-specific context
-        "CTX_INIT": "",  # words whose token embeddings start the context; then N_CTX is their number
-        "PREC": "amp",  # fp16, fp32, amp
-        "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-    })
+    add_defaults(
+        cfg,
+        "TRAINER.COOP",
+        {
+            "N_CTX": 16,  # number of context tokens
+            "CSC": False,  # class-specific context
+            "CTX_INIT": "",  # words whose token embeddings start the context; then N_CTX is their number
+            "PREC": "amp",  # fp16, fp32, amp
+            "CLASS_TOKEN_POSITION": "end",  # end, middle or front
+        },
+    )
 
 
 def initial_context(text, n_ctx: int, words: str = "", n_classes: int | None = None) -> torch.Tensor:

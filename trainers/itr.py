@@ -8,14 +8,15 @@ a caption takes the place of "a photo of a <class>.", and cross-entropy runs ove
 
 from __future__ import annotations
 
-from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.models.prompted import Prompts
-from dassl_prompts.retrieval import evaluation
-from dassl_prompts.retrieval.model import ResidualAdapter, RetrievalModel
-from dassl_prompts.retrieval.trainer import RetrievalTrainer
 from dassl_prompts.trainers.coop import PromptLearner, initial_context
 from dassl_prompts.trainers.ivlp import check_depth, random_tokens
 from dassl_prompts.trainers.maple import MultiModalPromptLearner
+
+from dassl_prompts.captions import evaluation
+from dassl_prompts.captions.model import ResidualAdapter, RetrievalModel
+from dassl_prompts.captions.trainer import RetrievalTrainer
+from dassl_prompts.classification.prompted import Prompts
+from dassl_prompts.engine import add_defaults, register_trainer
 
 
 def extend_cfg(cfg):
@@ -25,25 +26,37 @@ def extend_cfg(cfg):
         "DEDUP": True,  # equal captions of a batch are equally right
     }
     add_defaults(cfg, "TRAINER.ZEROSHOTITR", {"PREC": "amp"})
-    add_defaults(cfg, "TRAINER.COOPITR", {
-        "N_CTX": 16,  # number of context tokens in front of the caption
-        "CTX_INIT": "",  # words that start the context; then N_CTX is their number
-        "PREC": "amp",  # fp16, fp32, amp
-        "LOSS": loss,
-    })
-    add_defaults(cfg, "TRAINER.CLIPADAPTERITR", {
-        "REDUCTION": 4,  # width of the bottleneck: joint width / REDUCTION
-        "RATIO": 0.2,  # share of the adapter's output
-        "PREC": "amp",
-        "LOSS": loss,
-    })
-    add_defaults(cfg, "TRAINER.MAPLEITR", {
-        "N_CTX": 2,  # tokens per layer in either tower
-        "CTX_INIT": "a photo of a",  # its first N_CTX words start the first text layer
-        "PROMPT_DEPTH": 9,  # layers with own tokens; 1 = shallow
-        "PREC": "amp",
-        "LOSS": loss,
-    })
+    add_defaults(
+        cfg,
+        "TRAINER.COOPITR",
+        {
+            "N_CTX": 16,  # number of context tokens in front of the caption
+            "CTX_INIT": "",  # words that start the context; then N_CTX is their number
+            "PREC": "amp",  # fp16, fp32, amp
+            "LOSS": loss,
+        },
+    )
+    add_defaults(
+        cfg,
+        "TRAINER.CLIPADAPTERITR",
+        {
+            "REDUCTION": 4,  # width of the bottleneck: joint width / REDUCTION
+            "RATIO": 0.2,  # share of the adapter's output
+            "PREC": "amp",
+            "LOSS": loss,
+        },
+    )
+    add_defaults(
+        cfg,
+        "TRAINER.MAPLEITR",
+        {
+            "N_CTX": 2,  # tokens per layer in either tower
+            "CTX_INIT": "a photo of a",  # its first N_CTX words start the first text layer
+            "PROMPT_DEPTH": 9,  # layers with own tokens; 1 = shallow
+            "PREC": "amp",
+            "LOSS": loss,
+        },
+    )
 
 
 def caption_context(text, n_ctx: int, words: str):
@@ -140,9 +153,7 @@ class MaPLeCaptions(RetrievalModel):
     def __init__(self, clip, n_ctx=2, ctx_init="a photo of a", depth=9, node="MAPLEITR"):
         super().__init__(clip)
         if not clip.is_vit:
-            raise ValueError(
-                f"TRAINER.{node} puts prompts into a vision transformer; set MODEL.BACKBONE.NAME to a ViT"
-            )
+            raise ValueError(f"TRAINER.{node} puts prompts into a vision transformer; set MODEL.BACKBONE.NAME to a ViT")
         if n_ctx < 1:
             raise ValueError(f"TRAINER.{node}.N_CTX is {n_ctx}; give at least 1")
         check_depth(f"TRAINER.{node}.PROMPT_DEPTH", depth, min(clip.text.layers, clip.vision.layers), least=1)

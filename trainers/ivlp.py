@@ -13,10 +13,10 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, place
+from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.engine.checkpoint import strip_module
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts, place
-from dassl_prompts.trainer import ClassificationTrainer, method_node
 
 TEXT_CTX = "prompt_learner.ctx"
 TEXT_DEEP = "text_encoder.transformer.resblocks.{}.VPT_shallow"
@@ -27,14 +27,18 @@ MAX_WORD_INIT = 4
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.IVLP", {
-        "N_CTX_VISION": 2,  # tokens per layer in the image tower
-        "N_CTX_TEXT": 2,  # tokens per layer in the text tower
-        "CTX_INIT": "a photo of a",  # starts the first text layer; words beyond N_CTX_TEXT stay fixed
-        "PREC": "amp",  # fp16, fp32, amp
-        "PROMPT_DEPTH_VISION": 9,  # layers with own tokens; 1 = shallow, 0 = no visual prompts
-        "PROMPT_DEPTH_TEXT": 9,  # 1 = shallow, 0 = fixed template CTX_INIT (visual prompt tuning)
-    })  # fmt: skip
+    add_defaults(
+        cfg,
+        "TRAINER.IVLP",
+        {
+            "N_CTX_VISION": 2,  # tokens per layer in the image tower
+            "N_CTX_TEXT": 2,  # tokens per layer in the text tower
+            "CTX_INIT": "a photo of a",  # starts the first text layer; words beyond N_CTX_TEXT stay fixed
+            "PREC": "amp",  # fp16, fp32, amp
+            "PROMPT_DEPTH_VISION": 9,  # layers with own tokens; 1 = shallow, 0 = no visual prompts
+            "PROMPT_DEPTH_TEXT": 9,  # 1 = shallow, 0 = fixed template CTX_INIT (visual prompt tuning)
+        },
+    )
 
 
 def random_tokens(n: int, width: int) -> Tensor:
@@ -60,22 +64,16 @@ def language_prompt(text, n_ctx: int, words: str) -> tuple[Tensor, str]:
         return random_tokens(n_ctx, text.width), ""
     embedded = text.embed_words(words)
     if len(embedded) != len(words.split()):
-        raise ValueError(
-            f"CTX_INIT {words!r}: every word must be one token of CLIP's vocabulary; use simpler words"
-        )
+        raise ValueError(f"CTX_INIT {words!r}: every word must be one token of CLIP's vocabulary; use simpler words")
     if len(embedded) < n_ctx:
-        raise ValueError(
-            f"CTX_INIT {words!r} has {len(embedded)} words, fewer than the {n_ctx} context tokens (N_CTX)"
-        )
+        raise ValueError(f"CTX_INIT {words!r} has {len(embedded)} words, fewer than the {n_ctx} context tokens (N_CTX)")
     return embedded[:n_ctx].detach(), " ".join(words.split()[n_ctx:])
 
 
 def check_depth(key: str, depth: int, layers: int, least: int = 0) -> None:
     """Refuse a prompt depth that the tower does not have."""
     if not least <= depth <= layers:
-        raise ValueError(
-            f"{key} is {depth}, but this backbone's tower has {layers} layers: give {least} to {layers}"
-        )
+        raise ValueError(f"{key} is {depth}, but this backbone's tower has {layers} layers: give {least} to {layers}")
 
 
 class IVLPModel(PromptedCLIP):
@@ -106,9 +104,7 @@ class IVLPModel(PromptedCLIP):
     ):
         super().__init__(clip, classnames)
         if not depth_text and not depth_vision:
-            raise ValueError(
-                f"TRAINER.{node}: PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0: nothing to learn"
-            )
+            raise ValueError(f"TRAINER.{node}: PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0: nothing to learn")
         check_depth(f"TRAINER.{node}.PROMPT_DEPTH_TEXT", depth_text, clip.text.layers)
         self.depth_text, self.depth_vision = depth_text, depth_vision
         if depth_text:
@@ -138,14 +134,10 @@ class IVLPModel(PromptedCLIP):
 def place_visual_prompts(model, clip, n: int, depth: int, node: str) -> None:
     """Register ``depth`` layers of ``n`` visual tokens under their official names."""
     if not clip.is_vit:
-        raise ValueError(
-            f"TRAINER.{node}: visual prompts need a vision transformer; set MODEL.BACKBONE.NAME to a ViT"
-        )
+        raise ValueError(f"TRAINER.{node}: visual prompts need a vision transformer; set MODEL.BACKBONE.NAME to a ViT")
     check_depth(f"TRAINER.{node}.PROMPT_DEPTH_VISION", depth, clip.vision.layers)
     if n < 1:
-        raise ValueError(
-            f"TRAINER.{node}.N_CTX_VISION is {n}; give at least 1, or PROMPT_DEPTH_VISION 0 for none"
-        )
+        raise ValueError(f"TRAINER.{node}.N_CTX_VISION is {n}; give at least 1, or PROMPT_DEPTH_VISION 0 for none")
     place(model, VISION_CTX, random_tokens(n, clip.vision.width))
     for i in range(1, depth):
         place(model, VISION_DEEP.format(i), random_tokens(n, clip.vision.width))

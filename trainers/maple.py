@@ -6,20 +6,24 @@ import copy
 
 import torch
 import torch.nn as nn
-
-from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts
-from dassl_prompts.trainer import ClassificationTrainer
 from dassl_prompts.trainers.ivlp import check_depth, language_prompt, random_tokens, refuse_unused_prompts
+
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
+from dassl_prompts.classification.trainer import ClassificationTrainer
+from dassl_prompts.engine import add_defaults, register_trainer
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.MAPLE", {
-        "N_CTX": 2,  # tokens per layer in either tower
-        "CTX_INIT": "a photo of a",  # starts the first text layer; words beyond N_CTX stay as fixed words
-        "PREC": "amp",  # fp16, fp32, amp
-        "PROMPT_DEPTH": 9,  # layers with own tokens; 1 = shallow
-    })  # fmt: skip
+    add_defaults(
+        cfg,
+        "TRAINER.MAPLE",
+        {
+            "N_CTX": 2,  # tokens per layer in either tower
+            "CTX_INIT": "a photo of a",  # starts the first text layer; words beyond N_CTX stay as fixed words
+            "PREC": "amp",  # fp16, fp32, amp
+            "PROMPT_DEPTH": 9,  # layers with own tokens; 1 = shallow
+        },
+    )
 
 
 class MultiModalPromptLearner(nn.Module):

@@ -8,28 +8,32 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from dassl_prompts.trainers.ivlp import IVLP, IVLPModel, ivlp_arguments
 from torch import Tensor
 
+from dassl_prompts.classification.prompted import normalize
+from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
+from dassl_prompts.classification.trainer import method_node
 from dassl_prompts.engine import add_defaults, compute_accuracy, register_trainer
-from dassl_prompts.models.prompted import normalize
-from dassl_prompts.templates import PROMPTSRC_TEMPLATES
-from dassl_prompts.trainer import method_node
-from dassl_prompts.trainers.ivlp import IVLP, IVLPModel, ivlp_arguments
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.PROMPTSRC", {
-        "N_CTX_VISION": 4,  # tokens per layer in the image tower
-        "N_CTX_TEXT": 4,  # tokens per layer in the text tower
-        "CTX_INIT": "a photo of a",  # starts the first text layer
-        "PREC": "amp",  # fp16, fp32, amp
-        "PROMPT_DEPTH_VISION": 9,  # layers with own tokens
-        "PROMPT_DEPTH_TEXT": 9,
-        "TEXT_LOSS_WEIGHT": 25,  # L1 between learned and frozen text features
-        "IMAGE_LOSS_WEIGHT": 10,  # L1 between learned and frozen image features
-        "GPA_MEAN": 15,  # epoch at which the Gaussian prompt aggregation peaks
-        "GPA_STD": 1,  # its width, in epochs
-    })  # fmt: skip
+    add_defaults(
+        cfg,
+        "TRAINER.PROMPTSRC",
+        {
+            "N_CTX_VISION": 4,  # tokens per layer in the image tower
+            "N_CTX_TEXT": 4,  # tokens per layer in the text tower
+            "CTX_INIT": "a photo of a",  # starts the first text layer
+            "PREC": "amp",  # fp16, fp32, amp
+            "PROMPT_DEPTH_VISION": 9,  # layers with own tokens
+            "PROMPT_DEPTH_TEXT": 9,
+            "TEXT_LOSS_WEIGHT": 25,  # L1 between learned and frozen text features
+            "IMAGE_LOSS_WEIGHT": 10,  # L1 between learned and frozen image features
+            "GPA_MEAN": 15,  # epoch at which the Gaussian prompt aggregation peaks
+            "GPA_STD": 1,  # its width, in epochs
+        },
+    )
 
 
 class PromptSRCModel(IVLPModel):
@@ -145,7 +149,7 @@ class PromptSRC(IVLP):
     def build_net(cls, cfg, classnames, clip):
         load = None
         if clip.dtype is torch.float16:
-            load = lambda: cls.load_target_clip(cfg, clip.logit_scale.device)  # noqa: E731
+            load = lambda: cls.load_target_clip(cfg, clip.logit_scale.device)
         return PromptSRCModel(clip, classnames, load_target_clip=load, **ivlp_arguments(cfg, cls.config_node))
 
     @staticmethod

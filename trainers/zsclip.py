@@ -5,17 +5,21 @@ Source: Radford et al. 2021; the seven selected ImageNet templates and the per-d
 
 from __future__ import annotations
 
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normalize
+from dassl_prompts.classification.templates import CUSTOM_TEMPLATES, ENSEMBLE_TEMPLATES
+from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts, normalize
-from dassl_prompts.templates import CUSTOM_TEMPLATES, ENSEMBLE_TEMPLATES
-from dassl_prompts.trainer import ClassificationTrainer
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.ZSCLIP", {
-        "PREC": "amp",
-        "TEMPLATE": "",  # "" = the dataset's own template; e.g. "a photo of a {}."
-    })
+    add_defaults(
+        cfg,
+        "TRAINER.ZSCLIP",
+        {
+            "PREC": "amp",
+            "TEMPLATE": "",  # "" = the dataset's own template; e.g. "a photo of a {}."
+        },
+    )
 
 
 class ZeroshotModel(PromptedCLIP):
@@ -48,7 +52,9 @@ class ZeroshotCLIP(ClassificationTrainer):
     def templates(cls, cfg) -> list[str]:
         template = cfg.TRAINER.ZSCLIP.TEMPLATE or CUSTOM_TEMPLATES.get(cfg.DATASET.NAME)
         if template is None:
-            raise ValueError(f'no template is known for dataset {cfg.DATASET.NAME}: set TRAINER.ZSCLIP.TEMPLATE "a photo of a {{}}."')
+            raise ValueError(
+                f'no template is known for dataset {cfg.DATASET.NAME}: set TRAINER.ZSCLIP.TEMPLATE "a photo of a {{}}."'
+            )
         if template.count("{}") != 1:
             raise ValueError(f"TRAINER.ZSCLIP.TEMPLATE must hold {{}} once for the class name, got {template!r}")
         return [template]

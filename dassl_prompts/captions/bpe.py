@@ -32,9 +32,7 @@ def token_texts(ids: Sequence[int]) -> list[str]:
 
 def _decode(piece: str) -> str:
     to_byte = tokenizer().byte_decoder
-    text = bytes(to_byte[character] for character in piece.removesuffix("</w>")).decode(
-        "utf-8", errors="replace"
-    )
+    text = bytes(to_byte[character] for character in piece.removesuffix("</w>")).decode("utf-8", errors="replace")
     return text + " " if piece.endswith("</w>") else text
 
 

@@ -69,11 +69,7 @@ class CaptionWrapper(PromptDatasetWrapper):
     load_images = True
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
-        item = (
-            super().__getitem__(idx)
-            if self.load_images
-            else {"label": self.data_source[idx].label, "index": idx}
-        )
+        item = super().__getitem__(idx) if self.load_images else {"label": self.data_source[idx].label, "index": idx}
         item["caption"] = item["index"]
         if self.tokens is not None:
             item["tokens"] = self.tokens[item["index"]]

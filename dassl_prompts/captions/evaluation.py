@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dassl_prompts.engine import EvaluatorBase, add_defaults, register_evaluator
 from dassl_prompts.engine.files import atomic_path
-from dassl_prompts.retrieval.ranking import equal_groups, recall_at, target_ranks, topk
+from dassl_prompts.ranking.exact import equal_groups, recall_at, target_ranks, topk
 
 KS = (1, 5, 10)
 DIRECTIONS = {"i2t": "image-to-text", "t2i": "text-to-image"}
@@ -23,11 +23,15 @@ PairScore = Callable[[Tensor, Tensor], Tensor]
 
 def extend_cfg(cfg) -> None:
     """Keys of the ``Retrieval`` evaluator."""
-    add_defaults(cfg, "TEST.RETRIEVAL", {
-        "TEXT_EQUAL": False,  # also report recall where every caption with the same text counts
-        "SAVE_FEATURES": False,  # write OUTPUT_DIR/features_<split>.npz
-        "CHUNK": 0,  # queries ranked at a time; 0 = as many as fit into 64 MB of scores
-    })
+    add_defaults(
+        cfg,
+        "TEST.RETRIEVAL",
+        {
+            "TEXT_EQUAL": False,  # also report recall where every caption with the same text counts
+            "SAVE_FEATURES": False,  # write OUTPUT_DIR/features_<split>.npz
+            "CHUNK": 0,  # queries ranked at a time; 0 = as many as fit into 64 MB of scores
+        },
+    )
 
 
 @dataclass
@@ -68,18 +72,14 @@ class Gallery:
             or int(self.image_of_text.min()) < 0
             or int(self.image_of_text.max()) >= n
         ):
-            raise ValueError(
-                f"image_of_text must hold an image index 0 .. {n - 1} for each of the {m} captions"
-            )
+            raise ValueError(f"image_of_text must hold an image index 0 .. {n - 1} for each of the {m} captions")
         if len(set(self.image_of_text.tolist())) != n:
             raise ValueError("every image needs at least one caption")
         if self.captions and len(self.captions) != m:
             raise ValueError(f"{len(self.captions)} caption texts for {m} caption features")
         if self.labels is not None and len(self.labels) != n:
             raise ValueError(f"{len(self.labels)} labels for {n} images")
-        self.image, self.text = (
-            torch.nn.functional.normalize(x.float(), dim=1) for x in (self.image, self.text)
-        )
+        self.image, self.text = (torch.nn.functional.normalize(x.float(), dim=1) for x in (self.image, self.text))
 
     def targets(self, text_equal: bool = False) -> dict[str, Tensor]:
         """Right answers per query, padded with -1: ``i2t`` ``[N, *]`` caption indices, ``t2i`` ``[M, *]``
@@ -128,9 +128,7 @@ def retrieval_ranks(
         queries, candidates = sides[direction]
         ranks[direction] = target_ranks(queries, candidates, target, chunk=chunk)
         if rerank:
-            ranks[direction] = _reranked(
-                direction, queries, candidates, target, ranks[direction], chunk, *rerank
-            )
+            ranks[direction] = _reranked(direction, queries, candidates, target, ranks[direction], chunk, *rerank)
     return ranks
 
 
@@ -218,10 +216,12 @@ def load_features(path: str | os.PathLike) -> Gallery:
     labels = arrays.get("labels")
     try:
         return Gallery(
-            torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["text"]), arrays.get("image_of_text"),
+            torch.from_numpy(arrays["image"]),
+            torch.from_numpy(arrays["text"]),
+            arrays.get("image_of_text"),
             [str(c) for c in arrays.get("captions", ())],
             None if labels is None else torch.from_numpy(labels),
-        )  # fmt: skip
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -240,8 +240,10 @@ def evaluate(
     """Rank, print, return all results in percent; ``class_names`` asks for the per-class lines."""
     ranks = retrieval_ranks(gallery, chunk=chunk, rerank=rerank)
     results = summarise(ranks)
-    print(f"=> result\n* images: {len(gallery.image):,}  captions: {len(gallery.text):,}\n{table(results)}\n"
-          f"* mean R@1: {results['mean_r1']:.2f}%")  # fmt: skip
+    print(
+        f"=> result\n* images: {len(gallery.image):,}  captions: {len(gallery.text):,}\n{table(results)}\n"
+        f"* mean R@1: {results['mean_r1']:.2f}%"
+    )
     if text_equal:
         equal = summarise(retrieval_ranks(gallery, text_equal=True, chunk=chunk, rerank=rerank))
         results.update({f"text_equal_{name}": value for name, value in equal.items()})
@@ -249,8 +251,10 @@ def evaluate(
     if class_names is not None:
         print("=> per-class result")
         for label, row in per_class(ranks, gallery).items():
-            print(f"* class: {label} ({class_names.get(label, '?')})\ttotal: {row['total']:,}\t"
-                  f"i2t R@1: {row['i2t']:.1f}%\tt2i R@1: {row['t2i']:.1f}%")  # fmt: skip
+            print(
+                f"* class: {label} ({class_names.get(label, '?')})\ttotal: {row['total']:,}\t"
+                f"i2t R@1: {row['i2t']:.1f}%\tt2i R@1: {row['t2i']:.1f}%"
+            )
     return results
 
 
@@ -297,9 +301,7 @@ class Retrieval(EvaluatorBase):
         """
         if not self._image:
             raise ValueError(f"{self.cfg.DATASET.NAME}: nothing to evaluate, the split has no image")
-        return Gallery(
-            torch.cat(self._image), torch.cat(self._text), None, self._captions, torch.cat(self._labels)
-        )
+        return Gallery(torch.cat(self._image), torch.cat(self._text), None, self._captions, torch.cat(self._labels))
 
     def evaluate(self) -> OrderedDict[str, float]:
         node = self.cfg.TEST.RETRIEVAL

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dassl_prompts.models.prompted import normalize
+from dassl_prompts.classification.prompted import normalize
 
 #: CLIP's pixel statistics
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -48,16 +48,19 @@ def encode_image_files(clip, paths: Sequence[str | os.PathLike], batch_size: int
     """Normalised features ``[N, E]`` of image files: shorter edge resized, centre crop, CLIP's statistics."""
     from torchvision import transforms as T
 
-    from dassl_prompts.data.images import read_image
+    from dassl_prompts.images import read_image
 
-    transform = T.Compose([
-        T.Resize(clip.image_size, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(clip.image_size),
-        T.ToTensor(),
-        T.Normalize(MEAN, STD),
-    ])  # fmt: skip
+    transform = T.Compose(
+        [
+            T.Resize(clip.image_size, interpolation=T.InterpolationMode.BICUBIC),
+            T.CenterCrop(clip.image_size),
+            T.ToTensor(),
+            T.Normalize(MEAN, STD),
+        ]
+    )
     device = clip.logit_scale.device
     features = []
     for start in range(0, len(paths), batch_size):
-        images = torch.stack([transform(read_image(path)) for path in paths[start:start + batch_size]])
+        images = torch.stack([transform(read_image(path)) for path in paths[start : start + batch_size]])
         features.append(normalize(clip.encode_image(images.to(device))))
     return torch.cat(features)

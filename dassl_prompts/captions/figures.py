@@ -1,6 +1,6 @@
 """Pictures of captioned retrieval from a finished run: token weights, and what was found both ways.
 
-``python -m dassl_prompts.retrieval.caption_figures weights --run RUN --out weights.png`` draws test images
+``python -m dassl_prompts.captions.figures weights --run RUN --out weights.png`` draws test images
 beside their captions, every token on a ground as dark as its weight (drawn after the fact: the test itself
 never weights a caption by its own image). ``... sheet --run RUN --out sheet.png`` draws queries of both
 directions with their first five answers, the right one marked.
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dassl_prompts.data.bpe import token_texts
+from dassl_prompts.captions.bpe import token_texts
 from dassl_prompts.engine.files import atomic_path
-from dassl_prompts.retrieval.ranking import topk
-from dassl_prompts.retrieval.sheet import GAP, PLAIN, RIGHT, TILE, WRONG, Row, contact_sheet, paste
+from dassl_prompts.ranking.exact import topk
+from dassl_prompts.ranking.sheet import GAP, PLAIN, RIGHT, TILE, WRONG, Row, contact_sheet, paste
 
 WIDTH, LINE = 900, 22
 
@@ -32,9 +32,9 @@ def load_run(run: str):
         FileNotFoundError, ValueError: not a finished retrieval run.
     """
     from dassl_prompts import extend_cfg
+    from dassl_prompts.captions.trainer import RetrievalTrainer
     from dassl_prompts.engine import TRAINER_REGISTRY, get_cfg_default, merge_opts, set_random_seed
     from dassl_prompts.engine.config import flatten
-    from dassl_prompts.retrieval.trainer import RetrievalTrainer
 
     results = RetrievalTrainer.read_run(run)
     trainer = results.get("trainer")
@@ -63,9 +63,7 @@ def load_run(run: str):
 
 def choose(count: int, n: int, seed: int) -> list[int]:
     """``n`` of ``count`` items, in order."""
-    return sorted(
-        torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: min(n, count)].tolist()
-    )
+    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: min(n, count)].tolist())
 
 
 # -- token weights -------------------------------------------------------------------------------------------
@@ -101,9 +99,7 @@ def draw_weights(trainer, path: str | Path, n: int = 6, seed: int = 0) -> None:
     save(sheet, path)
 
 
-def draw_tokens(
-    draw: ImageDraw.ImageDraw, left: int, top: int, texts: list[str], weights: list[float]
-) -> None:
+def draw_tokens(draw: ImageDraw.ImageDraw, left: int, top: int, texts: list[str], weights: list[float]) -> None:
     """Words on grounds between white (the smallest weight) and blue (the largest), with the weight below."""
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=10)
     low, high = min(weights), max(weights)
@@ -133,11 +129,15 @@ def draw_sheet(trainer, path: str | Path, n: int = 5, seed: int = 0) -> list[Pat
     index = torch.tensor(choose(len(items), n, seed), device=images.device)
     path = Path(path)
     _, found = topk(texts[index], images, min(5, len(items)))
-    contact_sheet([
-        Row("", items[i].caption, [items[j].impath for j in row], [items[j].classname for j in row],
-            items[i].impath)
-        for i, row in zip(index.tolist(), found.tolist())
-    ], path)  # fmt: skip
+    contact_sheet(
+        [
+            Row(
+                "", items[i].caption, [items[j].impath for j in row], [items[j].classname for j in row], items[i].impath
+            )
+            for i, row in zip(index.tolist(), found.tolist())
+        ],
+        path,
+    )
     second = path.with_name(f"{path.stem}_captions{path.suffix}")
     _, found = topk(images[index], texts, min(5, len(items)))
     rows = [(i, row) for i, row in zip(index.tolist(), found.tolist())]
@@ -176,9 +176,7 @@ def save(sheet: Image.Image, path: str | Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.retrieval.caption_figures", description=__doc__.split("\n\n")[0]
-    )
+    p = argparse.ArgumentParser(prog="python -m dassl_prompts.captions.figures", description=__doc__.split("\n\n")[0])
     p.add_argument("what", choices=("weights", "sheet"))
     p.add_argument(
         "--run",

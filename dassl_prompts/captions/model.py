@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.models.prompted import Prompts, normalize
+from dassl_prompts.classification.prompted import Prompts, normalize
 
 
 class RetrievalModel(nn.Module):
@@ -73,9 +73,7 @@ class RetrievalModel(nn.Module):
     def forward(self, images: Tensor, captions) -> tuple[Tensor, Tensor]:
         """Features of both sides of a batch."""
         prompts = self.emit()
-        return self.refine_images(self.encode_images(images, prompts)), self.encode_captions(
-            captions, prompts
-        )
+        return self.refine_images(self.encode_images(images, prompts)), self.encode_captions(captions, prompts)
 
 
 class ResidualAdapter(nn.Module):
@@ -122,8 +120,6 @@ def caa_module(width: int, kind: str, hidden: int, ratio: float) -> nn.Module:
         return Normalised(nn.Linear(width, width, bias=False))
     if kind == "mlp":
         return Normalised(
-            nn.Sequential(
-                nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False)
-            )
+            nn.Sequential(nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False))
         )
     return Normalised(nn.Identity())

@@ -12,12 +12,26 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dassl_prompts.fdrd.records import usable_negatives
+from dassl_prompts.captions.records import usable_negatives
 
 #: attribute words of closed vocabularies; a word is replaced by another of its row
 ATTRIBUTES = (
-    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey",
-     "silver", "golden"),
+    (
+        "red",
+        "orange",
+        "yellow",
+        "green",
+        "blue",
+        "purple",
+        "pink",
+        "brown",
+        "black",
+        "white",
+        "gray",
+        "grey",
+        "silver",
+        "golden",
+    ),
     ("one", "two", "three", "four", "five", "six", "several", "many"),
     ("left", "right"),
     ("small", "large", "tiny", "huge"),
@@ -25,20 +39,17 @@ ATTRIBUTES = (
     ("front", "back"),
     ("indoor", "outdoor"),
     ("dark", "light", "bright"),
-)  # fmt: skip
+)
 
 #: class -> classes to swap to, best first or weighted equally
 SwapTable = Sequence[Sequence[int]]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def name_pattern(name: str) -> re.Pattern:
-    """Matches a class name as a whole word in any case, with spaces or underscores, and an article before it.
-    """
+    """Matches a class name as a whole word in any case, with spaces or underscores, and an article before it."""
     words = [re.escape(word) for word in re.split(r"[\s_]+", name.strip()) if word]
-    return re.compile(
-        r"(?<!\w)(?:(?P<article>an?)(?P<gap>\s+))?" + r"[\s_]+".join(words) + r"(?!\w)", re.IGNORECASE
-    )
+    return re.compile(r"(?<!\w)(?:(?P<article>an?)(?P<gap>\s+))?" + r"[\s_]+".join(words) + r"(?!\w)", re.IGNORECASE)
 
 
 def swap_class(caption: str, name: str, other: str) -> str:
@@ -59,12 +70,9 @@ def swap_class(caption: str, name: str, other: str) -> str:
 
 
 def swap_attribute(caption: str, rng: random.Random) -> str:
-    """``caption`` with one attribute word replaced by another of its kind; the caption itself if it has none.
-    """
+    """``caption`` with one attribute word replaced by another of its kind; the caption itself if it has none."""
     found = [
-        (match, row)
-        for row in ATTRIBUTES
-        for match in re.finditer(rf"\b({'|'.join(row)})\b", caption, re.IGNORECASE)
+        (match, row) for row in ATTRIBUTES for match in re.finditer(rf"\b({'|'.join(row)})\b", caption, re.IGNORECASE)
     ]
     if not found:
         return caption
@@ -72,7 +80,7 @@ def swap_attribute(caption: str, rng: random.Random) -> str:
     other = rng.choice([word for word in row if word != match[0].lower()])
     if match[0][0].isupper():
         other = other.capitalize()
-    return caption[:match.start()] + other + caption[match.end():]
+    return caption[: match.start()] + other + caption[match.end() :]
 
 
 # -- which classes to swap to --------------------------------------------------------------------------------
@@ -90,9 +98,7 @@ def swap_table_similar(features: Tensor, k: int = 10) -> list[list[int]]:
     return scores.topk(min(k, len(features) - 1), dim=1).indices.tolist()
 
 
-def swap_table_meta(
-    classnames: Sequence[str], meta: Mapping[str, str], source: str = "meta table"
-) -> list[list[int]]:
+def swap_table_meta(classnames: Sequence[str], meta: Mapping[str, str], source: str = "meta table") -> list[list[int]]:
     """The other classes of the same meta-category.
 
     Raises:
@@ -100,18 +106,14 @@ def swap_table_meta(
     """
     missing = [name for name in classnames if name not in meta]
     if missing:
-        raise ValueError(
-            f"{source} has no meta-category for {len(missing)} classes: {', '.join(missing[:5])}"
-        )
+        raise ValueError(f"{source} has no meta-category for {len(missing)} classes: {', '.join(missing[:5])}")
     table = [
         [j for j, other in enumerate(classnames) if j != i and meta[other] == meta[name]]
         for i, name in enumerate(classnames)
     ]
     alone = [name for name, others in zip(classnames, table) if not others]
     if alone:
-        raise ValueError(
-            f"{source}: {len(alone)} classes are alone in their meta-category: {', '.join(alone[:5])}"
-        )
+        raise ValueError(f"{source}: {len(alone)} classes are alone in their meta-category: {', '.join(alone[:5])}")
     return table
 
 
@@ -183,9 +185,7 @@ class NegativeGenerator:
             yield self.captions[j], own
 
 
-def _collect(
-    caption: str, offers: Iterable[tuple[str, int]], limit: int, found: dict[str, int]
-) -> dict[str, int]:
+def _collect(caption: str, offers: Iterable[tuple[str, int]], limit: int, found: dict[str, int]) -> dict[str, int]:
     """Add offers to ``found`` (text -> label) until there are ``limit``, leaving out the positive."""
     found = dict(found)
     for text, described in offers:

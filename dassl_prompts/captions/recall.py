@@ -1,4 +1,4 @@
-"""``python -m dassl_prompts.retrieval.recall FEATURES.npz``: recall both ways of features that any program
+"""``python -m dassl_prompts.captions.recall FEATURES.npz``: recall both ways of features that any program
 computed.
 
 The file holds ``image [N, E]`` and ``text [M, E]`` and, optionally, ``image_of_text [M]`` (default: caption i
@@ -11,19 +11,16 @@ import argparse
 import json
 import sys
 
-from dassl_prompts.retrieval.evaluation import evaluate, load_features
+from dassl_prompts.captions.evaluation import evaluate, load_features
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m dassl_prompts.retrieval.recall", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m dassl_prompts.captions.recall", description=__doc__)
     p.add_argument(
         "features",
-        help=(".npz file of plain arrays, such as features_test.npz of a run with "
-              "TEST.RETRIEVAL.SAVE_FEATURES"),
+        help=(".npz file of plain arrays, such as features_test.npz of a run with TEST.RETRIEVAL.SAVE_FEATURES"),
     )
-    p.add_argument(
-        "--text-equal", action="store_true", help="also count every caption with the same text as right"
-    )
+    p.add_argument("--text-equal", action="store_true", help="also count every caption with the same text as right")
     p.add_argument("--per-class", action="store_true", help="also R@1 per class (needs labels)")
     p.add_argument("--json", action="store_true", help="print the results as JSON too")
     args = p.parse_args(argv)

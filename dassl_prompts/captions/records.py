@@ -90,18 +90,12 @@ def load_object(path: str | os.PathLike) -> list[tuple[str, object]]:
     try:
         pairs = json.loads(content, object_pairs_hook=_Pairs)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        hint = (
-            " (a Git LFS pointer or an HTML page?)"
-            if content[:20].lstrip().startswith((b"version", b"<"))
-            else ""
-        )
+        hint = " (a Git LFS pointer or an HTML page?)" if content[:20].lstrip().startswith((b"version", b"<")) else ""
         raise FDRDError(
             f"{path} is not valid JSON{hint}: {error}; it may have been truncated by the download"
         ) from error
     if not isinstance(pairs, _Pairs):
-        raise FDRDError(
-            f"{path} must hold one JSON object {{image key: record}}, not a {type(pairs).__name__}"
-        )
+        raise FDRDError(f"{path} must hold one JSON object {{image key: record}}, not a {type(pairs).__name__}")
     return list(pairs)
 
 

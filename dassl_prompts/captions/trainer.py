@@ -7,13 +7,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dassl_prompts.data.captions import CaptionDatum, CaptionWrapper
+from dassl_prompts.captions.data import CaptionDatum, CaptionWrapper
+from dassl_prompts.captions.evaluation import Retrieval
+from dassl_prompts.captions.features import encode_sorted
+from dassl_prompts.captions.losses import DIRECTIONS, contrastive
+from dassl_prompts.classification.prompted import normalize
+from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import DataManager, build_transform
-from dassl_prompts.models.prompted import normalize
-from dassl_prompts.retrieval.evaluation import Retrieval
-from dassl_prompts.retrieval.features import encode_sorted
-from dassl_prompts.retrieval.losses import DIRECTIONS, contrastive
-from dassl_prompts.trainer import ClassificationTrainer, method_node
 
 #: transforms that give the same picture every time
 FIXED_TRANSFORMS = ("normalize", "center_crop", "instance_norm")
@@ -32,15 +32,13 @@ class Captions:
         self.texts = [item.caption for item in items]
         self.labels = torch.tensor([item.label for item in items], device=device)
         self.prompts = model.tokenize(self.texts)
-        self.raw = (
-            model.clip.text.prompts_from_texts(self.texts, truncate=True) if model.n_ctx else self.prompts
-        )
+        self.raw = model.clip.text.prompts_from_texts(self.texts, truncate=True) if model.n_ctx else self.prompts
         first = {text: i for i, text in reversed(list(enumerate(self.texts)))}
         self.groups = torch.tensor([first[text] for text in self.texts], device=device)
 
 
 class RetrievalTrainer(ClassificationTrainer):
-    """Trains a :class:`~dassl_prompts.retrieval.model.RetrievalModel` on captioned images.
+    """Trains a :class:`~dassl_prompts.captions.model.RetrievalModel` on captioned images.
 
     A method sets ``config_node`` and implements ``build_net``; its node has ``PREC`` and ``LOSS.DIRECTION``,
     ``LOSS.DEDUP``. Features of frozen towers are computed once per run. The test encodes every caption once,
@@ -75,16 +73,15 @@ class RetrievalTrainer(ClassificationTrainer):
         train = test if self.images_are_fixed else None
         self.use_data_manager(DataManager(cfg, train, test, dataset_wrapper=CaptionWrapper))
         if not isinstance(self.dm.dataset.train_x[0], CaptionDatum):
-            raise ValueError(
-                f"dataset {cfg.DATASET.NAME} has no captions: {cfg.TRAINER.NAME} needs one such as FDRD"
-            )
+            raise ValueError(f"dataset {cfg.DATASET.NAME} has no captions: {cfg.TRAINER.NAME} needs one such as FDRD")
 
     def build_model(self):
         super().build_model()
         data = self.dm.dataset
         self.captions = {
             split: Captions(items, self.model, self.device)
-            for split, items in (("train", data.train_x), ("val", data.val), ("test", data.test)) if items
+            for split, items in (("train", data.train_x), ("val", data.val), ("test", data.test))
+            if items
         }
         for split, captions in self.captions.items():
             if captions.prompts.truncated:
@@ -140,7 +137,7 @@ class RetrievalTrainer(ClassificationTrainer):
         )
 
     def encode_sorted(self, lengths: Tensor, encode) -> Tensor:
-        """Like :func:`~dassl_prompts.retrieval.features.encode_sorted`, in the run's precision."""
+        """Like :func:`~dassl_prompts.captions.features.encode_sorted`, in the run's precision."""
         with self.autocast():
             return encode_sorted(lengths, encode, self.cfg.DATALOADER.TEST.BATCH_SIZE)
 
@@ -163,9 +160,7 @@ class RetrievalTrainer(ClassificationTrainer):
         images = self.frozen_images()[index] if self.trains_on_features else batch["img"].to(self.device)
         return images, index
 
-    def encode_pair(
-        self, images: Tensor, index: Tensor, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode_pair(self, images: Tensor, index: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalised image and caption features ``[B, E]`` of the training pairs ``index``."""
         model, prompts = self.model, self.model.emit()
         u = images if self.trains_on_features else model.encode_images(images, prompts)

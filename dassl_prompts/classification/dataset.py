@@ -6,8 +6,7 @@ import os
 import random
 from collections import Counter
 
-from dassl_prompts.data.images import check_images
-from dassl_prompts.data.splits import (
+from dassl_prompts.classification.splits import (
     Splits,
     check_labels,
     few_shot,
@@ -20,6 +19,7 @@ from dassl_prompts.data.splits import (
 )
 from dassl_prompts.engine import DatasetBase, Datum, add_defaults
 from dassl_prompts.engine.digest import digests_of_lists
+from dassl_prompts.images import check_images
 
 DOCS = "docs/datasets.md lists where each dataset comes from"
 
@@ -169,9 +169,7 @@ class ListedDataset(SplitDataset):
     def read_data(self) -> Splits:
         name = type(self).__name__
         if self.make_split_seed >= 0:
-            raise ValueError(
-                f"DATASET.MAKE_SPLIT is {self.make_split_seed}, but the split of {name} is not random"
-            )
+            raise ValueError(f"DATASET.MAKE_SPLIT is {self.make_split_seed}, but the split of {name} is not random")
         splits = self.read_lists()
         check_labels(splits, f"{name} in {self.dataset_dir}")
         return splits

@@ -129,7 +129,7 @@ class PromptedCLIP(nn.Module):
         deep = prompts.text_deep
         if index is not None:
             classes = classes.select(index)
-            per_class = lambda t: t[index.to(t.device)] if t is not None and t.ndim == 3 else t  # noqa: E731
+            per_class = lambda t: t[index.to(t.device)] if t is not None and t.ndim == 3 else t
             text, deep = per_class(text), tuple(per_class(t) for t in deep)
         return normalize(self.clip.text(classes, text, deep, position=self.class_position))
 

@@ -60,24 +60,17 @@ def _to_data(entries: list, image_root: str, origin: str) -> list[Datum]:
     for i, entry in enumerate(entries):
         match entry:
             case [str(relative), int(label), str(classname)] if label >= 0 and _is_inside(relative):
-                data.append(
-                    Datum(impath=os.path.join(image_root, relative), label=label, classname=classname)
-                )
+                data.append(Datum(impath=os.path.join(image_root, relative), label=label, classname=classname))
             case _:
                 raise ValueError(
-                    f"split file {origin}, entry {i}: "
-                    f"expected [relative path, label >= 0, class name], got {entry!r}"
+                    f"split file {origin}, entry {i}: expected [relative path, label >= 0, class name], got {entry!r}"
                 )
     return data
 
 
 def _is_inside(relative: str) -> bool:
     """Whether a path from a file stays below the folder that it is joined to."""
-    return (
-        bool(relative)
-        and not posixpath.isabs(relative)
-        and ".." not in relative.replace("\\", "/").split("/")
-    )
+    return bool(relative) and not posixpath.isabs(relative) and ".." not in relative.replace("\\", "/").split("/")
 
 
 def check_labels(splits: Splits, origin: str) -> None:
@@ -96,15 +89,12 @@ def check_labels(splits: Splits, origin: str) -> None:
         for item in data:
             if names.setdefault(item.label, item.classname) != item.classname:
                 raise ValueError(
-                    f"{origin}: label {item.label} is called {names[item.label]!r} "
-                    f"and, in {part}, {item.classname!r}"
+                    f"{origin}: label {item.label} is called {names[item.label]!r} and, in {part}, {item.classname!r}"
                 )
     trained = {item.label for item in splits.train}
     empty = sorted(set(range(max(names) + 1)) - trained)
     if empty:
-        named = ", ".join(
-            f"{label} ({names[label]})" if label in names else str(label) for label in empty[:5]
-        )
+        named = ", ".join(f"{label} ({names[label]})" if label in names else str(label) for label in empty[:5])
         raise ValueError(f"{origin}: {len(empty)} of {max(names) + 1} labels have no training image: {named}")
 
 
@@ -139,9 +129,7 @@ def list_images(folder: str) -> list[str]:
         ValueError: there is none.
     """
     with os.scandir(folder) as entries:
-        names = sorted(
-            e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[0] != "."
-        )
+        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[0] != ".")
     if not names:
         raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return [os.path.join(folder, name) for name in names]
@@ -156,9 +144,7 @@ def list_folders(root: str) -> list[str]:
 # -- random splits of our own, in CoOp's proportions -------------------------------------------------------
 
 
-def split_by_class(
-    items: Sequence[Datum], rng: random.Random, p_train: float = 0.5, p_val: float = 0.2
-) -> Splits:
+def split_by_class(items: Sequence[Datum], rng: random.Random, p_train: float = 0.5, p_val: float = 0.2) -> Splits:
     """Split every class at random into train, val and test (the rest).
 
     Raises:
@@ -169,9 +155,7 @@ def split_by_class(
         same = rng.sample(same, len(same))
         n_train, n_val = round(len(same) * p_train), round(len(same) * p_val)
         if not (n_train and n_val and n_train + n_val < len(same)):
-            raise ValueError(
-                f"class {same[0].classname!r} has {len(same)} images, too few for train, val and test"
-            )
+            raise ValueError(f"class {same[0].classname!r} has {len(same)} images, too few for train, val and test")
         train += same[:n_train]
         val += same[n_train : n_train + n_val]
         test += same[n_train + n_val :]
@@ -189,9 +173,7 @@ def split_trainval(trainval: Sequence[Datum], rng: random.Random, p_val: float =
         same = rng.sample(same, len(same))
         n_val = round(len(same) * p_val)
         if not 0 < n_val < len(same):
-            raise ValueError(
-                f"class {same[0].classname!r} has {len(same)} training images, too few to take val from"
-            )
+            raise ValueError(f"class {same[0].classname!r} has {len(same)} training images, too few to take val from")
         val += same[:n_val]
         train += same[n_val:]
     return train, val
@@ -329,21 +311,13 @@ def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], lis
     if not os.path.exists(path):
         return None
     content = read_json(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(part), list) for part in ("train", "val")
-    ):
-        raise ValueError(
-            f"few-shot file {path} lacks the lists train and val; delete it, the draw is repeatable"
-        )
-    if content.get("format") != FEWSHOT_FORMAT or any(
-        content.get(key) != value for key, value in source.items()
-    ):
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in ("train", "val")):
+        raise ValueError(f"few-shot file {path} lacks the lists train and val; delete it, the draw is repeatable")
+    if content.get("format") != FEWSHOT_FORMAT or any(content.get(key) != value for key, value in source.items()):
         print(f"{path} was drawn from another split: drawing again")
         return None
     print(f"Loading preprocessed few-shot data from {path}")
-    train, val = (
-        _to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val")
-    )
+    train, val = (_to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val"))
     return train, val
 
 
@@ -389,9 +363,7 @@ def _match(old: Datum, known: dict[str, Datum], origin: str) -> Datum:
     parts = old.impath.replace("\\", "/").split("/")
     item = next((known[tail] for i in range(len(parts)) if (tail := "/".join(parts[i:])) in known), None)
     if item is None:
-        raise ValueError(
-            f"few-shot cache {origin}: {old.impath!r} is not in this split; delete it to draw again"
-        )
+        raise ValueError(f"few-shot cache {origin}: {old.impath!r} is not in this split; delete it to draw again")
     if item.label != old.label:
         raise ValueError(
             f"few-shot cache {origin}: {old.impath!r} has label {old.label} there and {item.label} "

@@ -26,9 +26,7 @@ CUSTOM_TEMPLATES = {
     "ImageNetSketch": PLAIN_TEMPLATE,
     "ImageNetA": PLAIN_TEMPLATE,
     "ImageNetR": PLAIN_TEMPLATE,
-    **dict.fromkeys(
-        ("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."
-    ),
+    **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."),
 }
 
 #: the seven templates that CoOp selected for its zero-shot ensemble
@@ -119,5 +117,5 @@ def template_for(cfg) -> str:
         raise ValueError(
             f"no template is known for DATASET.NAME {cfg.DATASET.NAME!r} "
             f"(known: {', '.join(CUSTOM_TEMPLATES)}); "
-            "add it to dassl_prompts.templates.CUSTOM_TEMPLATES or give the trainer's own template key"
+            "add it to dassl_prompts.classification.templates.CUSTOM_TEMPLATES or give the trainer's own template key"
         ) from None

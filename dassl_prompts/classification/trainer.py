@@ -31,7 +31,7 @@ def method_node(cfg, name: str):
 
 
 class ClassificationTrainer(PromptTrainer):
-    """Trains the prompts of a :class:`~dassl_prompts.models.prompted.PromptedCLIP`.
+    """Trains the prompts of a :class:`~dassl_prompts.classification.prompted.PromptedCLIP`.
 
     A method sets ``config_node`` and implements ``build_net`` and, unless it is plain cross-entropy, ``loss``.
     """
@@ -131,7 +131,9 @@ class ClassificationTrainer(PromptTrainer):
 
     def before_train(self):
         if getattr(self.dm.dataset, "evaluation_only", False):
-            raise ValueError(f"{self.cfg.DATASET.NAME} is a test set and may not be trained on: use --eval-only with a trained run")
+            raise ValueError(
+                f"{self.cfg.DATASET.NAME} is a test set and may not be trained on: use --eval-only with a trained run"
+            )
         super().before_train()
 
     def register_net(self):

@@ -1,6 +1,6 @@
 """Submission files for CIRR's test server (cirr.cecs.anu.edu.au), checked before they are written.
 
-``python -m dassl_prompts.retrieval.cirr_submission FILE... --root DATA`` checks files that exist already.
+``python -m dassl_prompts.composed.cirr_submission FILE... --root DATA`` checks files that exist already.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dassl_prompts.data.triplets import RetrievalTask
+from dassl_prompts.composed.metrics import best, best_members
+from dassl_prompts.composed.triplets import RetrievalTask
 from dassl_prompts.engine.files import atomic_path, read_json, require_writable
-from dassl_prompts.retrieval.composed import best, best_members
 
 VERSION = "rc2"
 LENGTHS = {"recall": 50, "recall_subset": 3}
@@ -54,9 +54,7 @@ def problems(submission: dict, task: RetrievalTask, size: int | None = None) -> 
     if metric not in LENGTHS:
         return [f'"metric" is {metric!r}, not one of {", ".join(LENGTHS)}']
     found = (
-        []
-        if submission.get("version") == VERSION
-        else [f'"version" is {submission.get("version")!r}, not {VERSION!r}']
+        [] if submission.get("version") == VERSION else [f'"version" is {submission.get("version")!r}, not {VERSION!r}']
     )
     queries = {query.id: query for query in task.queries}
     given = set(submission) - {"version", "metric"}
@@ -84,9 +82,7 @@ def list_fault(names, query, task: RetrievalTask, metric: str, length: int) -> s
         return "a name occurs twice"
     if query.reference in names:
         return f"contains its own reference {query.reference}"
-    allowed, where = (
-        (query.members, "its image set") if metric == "recall_subset" else (task.index, "the gallery")
-    )
+    allowed, where = (query.members, "its image set") if metric == "recall_subset" else (task.index, "the gallery")
     strange = [name for name in names if name not in allowed]
     return f"{strange[0]} is not in {where}" if strange else ""
 
@@ -96,9 +92,7 @@ def check(submission: dict, task: RetrievalTask, source: str = "submission") -> 
     found = problems(submission, task)
     if found:
         more = f"\n  ... and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-        raise ValueError(
-            f"{source} is not valid for {task.name}:\n  " + "\n  ".join(found[:MAX_SHOWN]) + more
-        )
+        raise ValueError(f"{source} is not valid for {task.name}:\n  " + "\n  ".join(found[:MAX_SHOWN]) + more)
 
 
 def write(task: RetrievalTask, queries: Tensor, gallery: Tensor, folder: str | Path) -> list[Path]:
@@ -122,11 +116,10 @@ def write(task: RetrievalTask, queries: Tensor, gallery: Tensor, folder: str | P
 
 def main(argv: list[str] | None = None) -> int:
     from dassl_prompts import extend_cfg
-    from dassl_prompts.datasets.cirr import CIRR
-    from dassl_prompts.engine import get_cfg_default, merge_opts
+    from dassl_prompts.engine import DATASET_REGISTRY, get_cfg_default, merge_opts
 
     p = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.retrieval.cirr_submission",
+        prog="python -m dassl_prompts.composed.cirr_submission",
         description="Check submission files against the CIRR annotations before uploading them.",
         epilog="Exit codes: 0 all files are fine, 1 a file is not, 2 wrong input.",
     )
@@ -137,16 +130,13 @@ def main(argv: list[str] | None = None) -> int:
     extend_cfg(cfg)
     try:
         merge_opts(cfg, ["DATASET.ROOT", args.root])
-        dataset = CIRR(cfg)
+        dataset = DATASET_REGISTRY.get("CIRR")(cfg)
         task = dataset.task("test1", dataset.read("image_splits", "split.rc2.test1.json"))
         faulty = 0
         for path in args.files:
             found = problems(read_json(path), task, path.stat().st_size)
             faulty += bool(found)
-            print(
-                f"{path}: "
-                + ("fine" if not found else "\n  ".join([f"{len(found)} problems", *found[:MAX_SHOWN]]))
-            )
+            print(f"{path}: " + ("fine" if not found else "\n  ".join([f"{len(found)} problems", *found[:MAX_SHOWN]])))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

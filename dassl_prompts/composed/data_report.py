@@ -1,4 +1,4 @@
-"""``python -m dassl_prompts.data.cir_report CIRR FashionIQ LaionCIR --root DATA``: are the composed-retrieval
+"""``python -m dassl_prompts.composed.data_report CIRR FashionIQ LaionCIR --root DATA``: are the composed-retrieval
 data whole?
 
 Counts queries, images and their defects per split, finds missing and (with ``--read``) unreadable images
@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from dassl_prompts.data.images import ImageReadError, missing_images, read_image
-from dassl_prompts.data.triplets import NoImages, NoQueries, RetrievalTask, Triplet, TripletDataset
+from dassl_prompts.composed.triplets import NoImages, NoQueries, RetrievalTask, Triplet, TripletDataset
+from dassl_prompts.images import ImageReadError, missing_images, read_image
 
 SHOWN = 5
 #: title, counts, paths of the images
@@ -153,14 +153,12 @@ def main(argv: list[str] | None = None) -> int:
     from dassl_prompts.engine import DATASET_REGISTRY, get_cfg_default, merge_opts
 
     p = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.data.cir_report",
+        prog="python -m dassl_prompts.composed.data_report",
         description="Check composed-retrieval data: counts, captions, missing and unreadable images.",
         epilog="Exit codes: 0 whole, 1 defects found, 2 wrong input.",
     )
     p.add_argument("datasets", nargs="+", choices=["CIRR", "FashionIQ", "LaionCIR"], help="which datasets")
-    p.add_argument(
-        "--root", default="data", type=Path, help="folder that holds the datasets (default ./data)"
-    )
+    p.add_argument("--root", default="data", type=Path, help="folder that holds the datasets (default ./data)")
     p.add_argument("--read", action="store_true", help="also decode every image (minutes)")
     p.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs, e.g. CIR.LAION_SET template")
     args = p.parse_args(argv)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_prompts.data.triplets import IMAGE_SUFFIXES
+from dassl_prompts.composed.triplets import IMAGE_SUFFIXES
 from dassl_prompts.engine.files import read_json, write_json
-from dassl_prompts.retrieval.feature_cache import cached_features
-from dassl_prompts.retrieval.ranking import ordered_topk, topk
+from dassl_prompts.features.feature_cache import cached_features
+from dassl_prompts.ranking.exact import ordered_topk, topk
 
 CHUNK = 65_536
 MANIFEST, FAISS_FILE = "index.json", "faiss.index"
@@ -152,9 +152,7 @@ class ImageIndex:
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} is not an index ({path} is missing): make one with `search index`"
-            )
+            raise FileNotFoundError(f"{folder} is not an index ({path} is missing): make one with `search index`")
         index = cls(Path(folder), read_json(path))
         if not (index.folder / f"{index.manifest['features']}.npy").is_file():
             raise FileNotFoundError(
@@ -191,9 +189,7 @@ class ImageIndex:
         try:
             index = faiss.index_factory(features.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            raise ValueError(
-                f"FAISS does not know the index {factory!r}, use e.g. HNSW32 or IVF4096,Flat"
-            ) from error
+            raise ValueError(f"FAISS does not know the index {factory!r}, use e.g. HNSW32 or IVF4096,Flat") from error
         if not index.is_trained:
             index.train(np.array(features[: 50 * CHUNK], dtype=np.float32))
         for start in range(0, len(features), CHUNK):

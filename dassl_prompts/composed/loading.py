@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dassl_prompts.data.images import ImageReadError, read_image
-from dassl_prompts.data.triplets import Triplet
+from dassl_prompts.composed.triplets import Triplet
+from dassl_prompts.images import ImageReadError, read_image
 
 
 class TripletImages(Dataset):
@@ -75,9 +75,7 @@ class CachedTriplets:
     def __iter__(self) -> Iterator[dict]:
         order = torch.randperm(len(self.rows)).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            references, targets, captions = zip(
-                *[self.rows[i] for i in order[start : start + self.batch_size]]
-            )
+            references, targets, captions = zip(*[self.rows[i] for i in order[start : start + self.batch_size]])
             yield {
                 "reference": torch.from_numpy(self.references[list(references)]),
                 "target": torch.from_numpy(self.targets[list(targets)]),

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dassl_prompts.data.triplets import RetrievalTask
-from dassl_prompts.retrieval.ranking import recall_at, target_ranks, topk
+from dassl_prompts.composed.triplets import RetrievalTask
+from dassl_prompts.ranking.exact import recall_at, target_ranks, topk
 
 CIRR_KS, CIRR_SUBSET_KS, FIQ_KS = (1, 5, 10, 50), (1, 2, 3), (10, 50)
 
@@ -31,11 +31,7 @@ def targets_of(task: RetrievalTask) -> Tensor:
 
 def references_of(task: RetrievalTask) -> Tensor | None:
     """Gallery index of every query's reference [Q] where it takes no part in the ranking, else None."""
-    return (
-        torch.tensor([task.index[query.reference] for query in task.queries])
-        if task.remove_reference
-        else None
-    )
+    return torch.tensor([task.index[query.reference] for query in task.queries]) if task.remove_reference else None
 
 
 def members_of(task: RetrievalTask) -> Tensor:
@@ -79,9 +75,7 @@ def subset_ranks(queries: Tensor, gallery: Tensor, target: Tensor, members: Tens
     """1-based rank [Q] of each target among the ``members`` [Q, M] of its image set (padded with -1); scores
     only these pairs."""
     members, target = members.to(gallery.device), target.to(gallery.device)
-    scores = torch.einsum(
-        "qmd,qd->qm", gallery[members.clamp_min(0)].float(), queries.to(gallery.device).float()
-    )
+    scores = torch.einsum("qmd,qd->qm", gallery[members.clamp_min(0)].float(), queries.to(gallery.device).float())
     is_target = members == target[:, None]
     if not bool(is_target.any(1).all()):
         raise ValueError(f"target of query {int((~is_target.any(1)).nonzero()[0])} is not in its image set")
@@ -111,9 +105,7 @@ def summarise(tasks: Sequence[RetrievalTask], results: Sequence[Mapping[str, flo
         recalls = [metrics[f"R@{k}"] for k in CIRR_KS] + [metrics[f"Rs@{k}"] for k in CIRR_SUBSET_KS]
         return {"mean": sum(recalls) / len(recalls), **metrics}
     averages = {f"R@{k}": sum(m[f"R@{k}"] for m in results) / len(results) for k in FIQ_KS}
-    per_task = {
-        f"{task.name.split()[1]} {key}": value for task, m in zip(tasks, results) for key, value in m.items()
-    }
+    per_task = {f"{task.name.split()[1]} {key}": value for task, m in zip(tasks, results) for key, value in m.items()}
     return {"mean": sum(averages.values()) / len(averages), **averages, **per_task}
 
 

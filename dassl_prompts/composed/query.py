@@ -55,7 +55,5 @@ def mean_over_wordings(query: QueryFunction, wordings: Sequence[Sequence[str]], 
     counts = torch.tensor([len(texts) for texts in wordings], device=images.device)
     owner = torch.repeat_interleave(torch.arange(len(wordings), device=images.device), counts)
     features = query([text for texts in wordings for text in texts], images[owner])
-    total = torch.zeros(len(wordings), features.shape[1], device=features.device).index_add_(
-        0, owner, features
-    )
+    total = torch.zeros(len(wordings), features.shape[1], device=features.device).index_add_(0, owner, features)
     return total if int(counts.max()) == 1 else F.normalize(total, dim=-1)

@@ -1,6 +1,6 @@
 """Search a folder of images with an image and a sentence.
 
-``python -m dassl_prompts.retrieval.search index FOLDER --index INDEX`` encodes a folder once; ``... ask INDEX
+``python -m dassl_prompts.composed.search index FOLDER --index INDEX`` encodes a folder once; ``... ask INDEX
 --image X --text "in red"`` prints the best images and writes a contact sheet. ``--run`` asks with a trained
 PVLF or TransAgg, else image and text features are added.
 """
@@ -15,11 +15,14 @@ from pathlib import Path
 
 import torch
 
-from dassl_prompts.data.target_pad import TargetPadTransform
-from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder, load_token_encoder
-from dassl_prompts.retrieval.index import ImageIndex, list_folder
-from dassl_prompts.retrieval.query import BASELINES, QueryFunction
-from dassl_prompts.retrieval.sheet import Row, contact_sheet
+from dassl_prompts.composed.index import ImageIndex, list_folder
+from dassl_prompts.composed.query import BASELINES, QueryFunction
+from dassl_prompts.composed.target_pad import TargetPadTransform
+from dassl_prompts.composed.trainer import ComposedTrainer
+from dassl_prompts.engine import TRAINER_REGISTRY
+from dassl_prompts.models.backbones import load_token_encoder
+from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder
+from dassl_prompts.ranking.sheet import Row, contact_sheet
 
 
 def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, float]:
@@ -35,6 +38,12 @@ def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, 
     return encoder, BASELINES[model["query"]](encoder), 1.25
 
 
+def trained_methods() -> dict[str, type[ComposedTrainer]]:
+    """The registered methods of composed retrieval that are trained, by name."""
+    known = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    return {k: v for k, v in known.items() if issubclass(v, ComposedTrainer) and v.config_node}
+
+
 def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float]:
     """The trained model of a run folder, from its results.json and newest (or best) checkpoint.
 
@@ -44,24 +53,21 @@ def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float
     from dassl_prompts import extend_cfg
     from dassl_prompts.engine import PromptTrainer, get_cfg_default, load_checkpoint, load_learned_tensors
     from dassl_prompts.engine.trainer import find_checkpoint
-    from dassl_prompts.run.composed import NODES
-    from dassl_prompts.trainers.pvlf import build_composed_model
 
-    results = PromptTrainer.read_run(run)
-    if results.get("trainer") not in NODES:
+    results, methods = PromptTrainer.read_run(run), trained_methods()
+    if results.get("trainer") not in methods:
         raise ValueError(
-            f"{run} is not a run of {' or '.join(NODES)} (its results.json says {results.get('trainer')})"
+            f"{run} is not a run of {' or '.join(methods)} (its results.json says {results.get('trainer')})"
         )
+    method = methods[results["trainer"]]
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    node = f"TRAINER.{NODES[results['trainer']]}."
+    node = f"TRAINER.{method.config_node}."
     wanted = {
-        k: v
-        for k, v in results["config"].items()
-        if k.startswith((node, "MODEL.BACKBONE.NAME", "CIR.TARGETPAD_RATIO"))
+        k: v for k, v in results["config"].items() if k.startswith((node, "MODEL.BACKBONE.NAME", "CIR.TARGETPAD_RATIO"))
     }
     cfg.merge_from_list([part for key, value in wanted.items() for part in (key, ast.literal_eval(value))])
-    model = build_composed_model(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[NODES[results["trainer"]]], device)
+    model = method.build_net(cfg, device)
     path = find_checkpoint(Path(run) / "composed", None)
     load_learned_tensors(model, load_checkpoint(path)["state_dict"], source=str(path))
     return model.eval().encoder, model.query, cfg.CIR.TARGETPAD_RATIO
@@ -103,7 +109,7 @@ def index(args) -> None:
 
 @torch.no_grad()
 def ask(args) -> None:
-    from dassl_prompts.data.images import read_image
+    from dassl_prompts.images import read_image
 
     opened = ImageIndex.open(args.index)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,9 +123,7 @@ def ask(args) -> None:
             f"{args.index} was made with other weights than {model.get('run') or model['backbone']} has now: index again"
         )
     if args.image:
-        images = encoder.image_tokens(
-            transform_of(encoder, ratio)(read_image(args.image))[None].to(device)
-        ).float()
+        images = encoder.image_tokens(transform_of(encoder, ratio)(read_image(args.image))[None].to(device)).float()
     else:
         images = torch.zeros(1, 1, encoder.width, device=device)
     features = query([args.text], images).float().cpu()
@@ -145,7 +149,7 @@ def only_one_part(model: dict, query: str) -> dict:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.retrieval.search",
+        prog="python -m dassl_prompts.composed.search",
         description=__doc__.split("\n\n")[0],
         epilog="Exit codes: 0 done, 2 wrong input.",
     )
@@ -153,9 +157,7 @@ def parser() -> argparse.ArgumentParser:
     i = sub.add_parser("index", help="encode a folder of images")
     i.add_argument("folder", help="images, also in sub-folders")
     i.add_argument("--index", required=True, help="folder of the index to write")
-    i.add_argument(
-        "--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco"
-    )
+    i.add_argument("--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco")
     i.add_argument(
         "--query",
         default="image+text",

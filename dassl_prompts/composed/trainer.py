@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from dassl_prompts.data.target_pad import TargetPadTransform
-from dassl_prompts.data.triplet_loading import CachedTriplets, TripletImages
-from dassl_prompts.data.triplets import RetrievalTask, Triplet
+from dassl_prompts.composed import cirr_submission
+from dassl_prompts.composed.loading import CachedTriplets, TripletImages
+from dassl_prompts.composed.metrics import best, evaluate, summarise
+from dassl_prompts.composed.query import QueryFunction, mean_over_wordings
+from dassl_prompts.composed.target_pad import TargetPadTransform
+from dassl_prompts.composed.triplets import RetrievalTask, Triplet
 from dassl_prompts.engine import DATASET_REGISTRY, PromptTrainer, build_dataset, check_availability
 from dassl_prompts.engine.digest import data_digests
 from dassl_prompts.engine.loading import count_corrupt
+from dassl_prompts.features.feature_cache import FeatureCache, ImageList, cached_features, image_batches
 from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder
-from dassl_prompts.retrieval import cirr_submission
-from dassl_prompts.retrieval.composed import best, evaluate, summarise
-from dassl_prompts.retrieval.feature_cache import FeatureCache, ImageList, cached_features, image_batches
-from dassl_prompts.retrieval.query import QueryFunction, mean_over_wordings
-from dassl_prompts.retrieval.sheet import Row, contact_sheet
+from dassl_prompts.ranking.sheet import Row, contact_sheet
 
 
 class StepCosine(LRScheduler):
@@ -62,6 +62,8 @@ class ComposedTrainer(PromptTrainer):
     """Base of PVLF, TransAgg and the baselines. A method sets ``self.encoder`` and ``self.query`` in
     ``build_model``."""
 
+    #: the method's node under cfg.TRAINER; "" where nothing is trained
+    config_node = ""
     encoder: TokenEncoder
     #: (captions, token maps) -> query features, in evaluation mode
     query: QueryFunction
@@ -102,9 +104,7 @@ class ComposedTrainer(PromptTrainer):
         for name in names:
             check_availability(name, DATASET_REGISTRY.registered_names())
         own = self.cfg.DATASET.NAME
-        return {
-            name: self.dm.dataset if name == own else DATASET_REGISTRY.get(name)(self.cfg) for name in names
-        }
+        return {name: self.dm.dataset if name == own else DATASET_REGISTRY.get(name)(self.cfg) for name in names}
 
     def digests(self) -> dict[str, str]:
         evaluated = {}
@@ -121,9 +121,7 @@ class ComposedTrainer(PromptTrainer):
         """Whether the image tower is constant and its features may be kept."""
         return self.cfg.CIR.CACHE and self.encoder.tuning != "both"
 
-    def cache(
-        self, name: str, paths: Sequence[str], tokens: bool, skip_unreadable: bool = False
-    ) -> FeatureCache:
+    def cache(self, name: str, paths: Sequence[str], tokens: bool, skip_unreadable: bool = False) -> FeatureCache:
         """Cached token maps [N, n_image, d] or global features [N, d] of images."""
         encoder, cfg = self.encoder, self.cfg
         encode, shape = (
@@ -200,9 +198,7 @@ class ComposedTrainer(PromptTrainer):
         globals_ = self.cache("train-targets", targets, tokens=False, skip_unreadable=limit > 0)
         broken = {references[i] for i in tokens.unreadable} | {targets[i] for i in globals_.unreadable}
         count_corrupt({"corrupt": sorted(broken)}, self.corrupt_images, limit)
-        reference_row, target_row = (
-            {path: i for i, path in enumerate(paths)} for paths in (references, targets)
-        )
+        reference_row, target_row = ({path: i for i, path in enumerate(paths)} for paths in (references, targets))
         rows = [
             (reference_row[t.reference], target_row[t.target], t.caption)
             for t in triplets
@@ -259,9 +255,7 @@ class ComposedTrainer(PromptTrainer):
         with self.folder.lock():
             self.folder.check_owner()
             self.set_model_mode("eval")
-            values = [
-                self.test_dataset(name, dataset, label) for name, dataset in self.eval_datasets().items()
-            ]
+            values = [self.test_dataset(name, dataset, label) for name, dataset in self.eval_datasets().items()]
         return values[0]
 
     def test_dataset(self, name: str, dataset, label: str) -> float:
@@ -284,8 +278,7 @@ class ComposedTrainer(PromptTrainer):
         """A contact sheet of ``CIR.SHEET`` queries, evenly spread over the task: their first five images and
         the wanted one."""
         chosen = [
-            i * len(task.queries) // self.cfg.CIR.SHEET
-            for i in range(min(self.cfg.CIR.SHEET, len(task.queries)))
+            i * len(task.queries) // self.cfg.CIR.SHEET for i in range(min(self.cfg.CIR.SHEET, len(task.queries)))
         ]
         found = best(task, queries, gallery, 5)
         rows = [
@@ -311,9 +304,7 @@ class ComposedTrainer(PromptTrainer):
         print(
             f"Wrote and checked {' and '.join(map(str, paths))}: upload them at https://cirr.cecs.anu.edu.au/test_process"
         )
-        self.write_results(
-            {**self.description(), "finished": True, "submission": [str(path) for path in paths]}
-        )
+        self.write_results({**self.description(), "finished": True, "submission": [str(path) for path in paths]})
 
     def task_features(self, task: RetrievalTask) -> tuple[Tensor, Tensor]:
         """Query features [Q, d] and gallery features [G, d] of a task, normalised, on the CPU."""
@@ -334,9 +325,7 @@ class ComposedTrainer(PromptTrainer):
 
     def batches(self, paths: Sequence[str]) -> Iterator[Tensor]:
         images = ImageList(paths, self.transform)
-        for batch in image_batches(
-            images, self.cfg.DATALOADER.TEST.BATCH_SIZE, self.cfg.DATALOADER.NUM_WORKERS
-        ):
+        for batch in image_batches(images, self.cfg.DATALOADER.TEST.BATCH_SIZE, self.cfg.DATALOADER.NUM_WORKERS):
             yield torch.stack(batch).to(self.device)
 
     def query_features(self, task: RetrievalTask) -> Tensor:
@@ -351,9 +340,7 @@ class ComposedTrainer(PromptTrainer):
             names = references[start : start + len(maps)]
             start += len(maps)
             indices = [i for name in names for i in asked[name]]
-            rows = torch.tensor(
-                [row for row, name in enumerate(names) for _ in asked[name]], device=self.device
-            )
+            rows = torch.tensor([row for row, name in enumerate(names) for _ in asked[name]], device=self.device)
             with torch.no_grad(), self.autocast():
                 found = mean_over_wordings(self.query, [task.queries[i].texts for i in indices], maps[rows])
             for index, feature in zip(indices, found.float().cpu()):

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dassl_prompts.data.images import missing_images
 from dassl_prompts.engine import add_defaults, read_json
 from dassl_prompts.engine.digest import digest
+from dassl_prompts.images import missing_images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -110,9 +110,7 @@ class RetrievalTask:
             ):
                 absent = [name for name in names if name not in self.index]
                 if absent:
-                    raise ValueError(
-                        f"{self.name}: {what} {absent[0]} of query {query.id} is not in the gallery"
-                    )
+                    raise ValueError(f"{self.name}: {what} {absent[0]} of query {query.id} is not in the gallery")
 
     def check_images(self, hint: str = "") -> None:
         """Raise FileNotFoundError, with counts and names, when gallery images are missing: evaluation never
@@ -272,9 +270,7 @@ def present_triplets(triplets: list[Triplet], allowed: int, name: str) -> list[T
             f"such as {first}). Complete the images, or allow it with CIR.MAX_MISSING {left_out}"
         )
     if left_out:
-        print(
-            f"{name}: left out {left_out:,} of {len(triplets):,} triplets, {len(missing):,} images are missing"
-        )
+        print(f"{name}: left out {left_out:,} of {len(triplets):,} triplets, {len(missing):,} images are missing")
     return kept
 
 

@@ -1,9 +1,9 @@
 """Look at the embedded emoji data (docs/emoji.md).
 
-    python -m dassl_prompts.emoji --sheet sheet.png        classes x styles
-    python -m dassl_prompts.emoji --triplets triplets.png  composed-retrieval queries
-    python -m dassl_prompts.emoji --cards                  the tables of docs/emoji.md, measured now
-    python -m dassl_prompts.emoji --write DIR              retrieval annotations as files
+python -m dassl_prompts.emoji --sheet sheet.png        classes x styles
+python -m dassl_prompts.emoji --triplets triplets.png  composed-retrieval queries
+python -m dassl_prompts.emoji --cards                  the tables of docs/emoji.md, measured now
+python -m dassl_prompts.emoji --write DIR              retrieval annotations as files
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(argv=None):
 
 def work(args):
     if args.sheet or args.triplets:
-        from dassl_prompts.data import emoji_sheets
+        from dassl_prompts.emoji import sheets as emoji_sheets
 
         for path, draw in (
             (args.sheet, emoji_sheets.draw_classes),
@@ -44,12 +44,12 @@ def work(args):
                 draw(path)
                 print(f"wrote {path}")
     if args.write:
-        from dassl_prompts.datasets.emoji_retrieval import write_annotations
+        from dassl_prompts.emoji.retrieval import write_annotations
 
         for path in write_annotations(args.write):
             print(f"wrote {path}")
     if args.cards:
-        from dassl_prompts.data.emoji_cards import print_cards
+        from dassl_prompts.emoji.cards import print_cards
 
         print_cards()
 

@@ -58,8 +58,7 @@ CLASS_NAMES = {
 }
 STYLE_WORDS = {"noto": "shaded", "twemoji": "plain", "openmoji": "outlined", "fluent": "flat"}
 RESTORE = (
-    "restore it with `git checkout -- dassl_prompts/assets/emoji` "
-    "or rebuild it with `python tools/build_emoji.py`"
+    "restore it with `git checkout -- dassl_prompts/assets/emoji` or rebuild it with `python tools/build_emoji.py`"
 )
 
 
@@ -113,7 +112,7 @@ class Picture:
 
     @property
     def path(self):
-        """'<archive>.zip::<member>' for dassl_prompts.data.images.read_image."""
+        """'<archive>.zip::<member>' for dassl_prompts.images.read_image."""
         return picture_path(self.key)
 
 
@@ -142,13 +141,11 @@ def read_meta():
     except (lzma.LZMAError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise EmojiDataError(f"{path} is damaged ({error}): {RESTORE}") from error
     if meta.get("version") != VERSION:
-        raise EmojiDataError(
-            f"{path} has version {meta.get('version')}, this code reads version {VERSION}: {RESTORE}"
-        )
+        raise EmojiDataError(f"{path} has version {meta.get('version')}, this code reads version {VERSION}: {RESTORE}")
     return meta
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def check_archive(style):
     """Raise EmojiDataError unless the style's archive is there, whole and the one of the meta file."""
     if style not in STYLES:
@@ -189,10 +186,7 @@ def pictures(style, splits=("train", "val", "test"), tones=True, twins=False):
     """
     check_archive(style)
     found = [
-        Picture(c, style, tone)
-        for c in concepts()
-        if c.split in splits
-        for tone in (None, *(c.tones if tones else ()))
+        Picture(c, style, tone) for c in concepts() if c.split in splits for tone in (None, *(c.tones if tones else ()))
     ]
     return found if twins else [p for p in found if not is_twin(p)]
 

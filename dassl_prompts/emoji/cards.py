@@ -9,12 +9,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from dassl_prompts import configs
-from dassl_prompts.data import emoji
-from dassl_prompts.data.images import read_image
-from dassl_prompts.datasets.emoji import read_splits
-from dassl_prompts.datasets.emoji_retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
+from dassl_prompts.classification.templates import CUSTOM_TEMPLATES
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
+from dassl_prompts.emoji.splits import read_splits
+from dassl_prompts.images import read_image
 from dassl_prompts.models.clip import EMBEDDED
-from dassl_prompts.templates import CUSTOM_TEMPLATES
 
 MODELS = emoji.ASSETS.parent / "models"
 CONFIGS = Path(configs.__path__[0])
@@ -49,13 +49,10 @@ def data_tables():
     ]
     order = {s: i for i, s in enumerate(emoji.STYLES)}
     styles.sort(key=lambda row: order[row[0]])
-    parts = {
-        s: Counter(d.classname for d in items) for s, items in read_splits(emoji.HELD_OUT)._asdict().items()
-    }
+    parts = {s: Counter(d.classname for d in items) for s, items in read_splits(emoji.HELD_OUT)._asdict().items()}
     kinds = {name: kind for kind, name in emoji.CLASS_NAMES.items()}
     classes = [
-        [n, kinds[n], ", ".join(meta["classes"][kinds[n]]), *(parts[s][n] for s in SPLITS)]
-        for n in emoji.classnames()
+        [n, kinds[n], ", ".join(meta["classes"][kinds[n]]), *(parts[s][n] for s in SPLITS)] for n in emoji.classnames()
     ]
     classes.append([f"{len(classes)} classes", "", "", *(sum(parts[s].values()) for s in SPLITS)])
     cirr, laion = emoji_cirr(), emoji_laion_cir()
@@ -69,15 +66,9 @@ def data_tables():
         ["queries per kind", ", ".join(f"{k} {n}" for k, n in kinds.most_common())],
     ]
     concepts = Counter(c.split for c in emoji.concepts())
-    title = (
-        f"Archives ({len(emoji.concepts())} concepts: "
-        + ", ".join(f"{concepts[s]} {s}" for s in SPLITS)
-        + ")"
-    )
+    title = f"Archives ({len(emoji.concepts())} concepts: " + ", ".join(f"{concepts[s]} {s}" for s in SPLITS) + ")"
     return [
-        _table(
-            title, ["style", "artist, licence", "npm package", "pictures", "twins", "MB", "backbones"], styles
-        ),
+        _table(title, ["style", "artist, licence", "npm package", "pictures", "twins", "MB", "backbones"], styles),
         _table(
             "Classes, and pictures per split in the held-out style",
             ["class", "category word in captions", "CLDR subgroups", *SPLITS],
@@ -109,9 +100,7 @@ def model_tables():
         ("vision", ("layers", "width", "patch_size", "image_size")),
         ("text", ("layers", "width")),
     ):
-        rows += [
-            [f"{tower} {key.replace('_', ' ')}", *(c[f"{tower}_cfg"][key] for c in shapes)] for key in keys
-        ]
+        rows += [[f"{tower} {key.replace('_', ' ')}", *(c[f"{tower}_cfg"][key] for c in shapes)] for key in keys]
     rows += [[key.replace("_", " "), *(r["recipe"][key] for r in records)] for key in records[0]["recipe"]]
     rows.append(["training seconds", *(r["curve"][-1]["seconds"] for r in records)])
     curve = [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dassl_prompts.data import emoji
-from dassl_prompts.data.images import read_image
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.images import read_image
 
 CELL, GAP = 64, 6
 INK, PALE = (30, 30, 30), (110, 110, 110)
@@ -44,9 +44,7 @@ def draw_classes(path, per_style=2):
             for i, concept in enumerate(shown):
                 x = left + s * (per_style * (CELL + GAP) + GAP) + i * (CELL + GAP)
                 sheet.paste(read_image(emoji.Picture(concept, style).path), (x, top))
-        lines = [
-            line for c in shown for line in textwrap.wrap(emoji.caption(emoji.Picture(c, emoji.HELD_OUT)), 70)
-        ]
+        lines = [line for c in shown for line in textwrap.wrap(emoji.caption(emoji.Picture(c, emoji.HELD_OUT)), 70)]
         for i, line in enumerate(lines[:4]):
             draw.text((width - 440, top + 4 + 15 * i), line, PALE, _font(11))
     _save(sheet, path)
@@ -56,7 +54,7 @@ def draw_triplets(path, per_kind=3):
     """Rows of composed queries: reference, modification text, target | the six look-alikes. Writes a PNG to
     `path`.
     """
-    from dassl_prompts.datasets.emoji_retrieval import emoji_cirr
+    from dassl_prompts.emoji.retrieval import emoji_cirr
 
     cirr = emoji_cirr()
     chosen, count = [], {}
@@ -66,9 +64,7 @@ def draw_triplets(path, per_kind=3):
         if count[kind] <= per_kind:
             chosen.append((kind, query))
     middle, row_height = 270, CELL + GAP
-    sheet = Image.new(
-        "RGB", (90 + 2 * CELL + middle + 40 + 6 * (CELL + GAP), 30 + len(chosen) * row_height), "white"
-    )
+    sheet = Image.new("RGB", (90 + 2 * CELL + middle + 40 + 6 * (CELL + GAP), 30 + len(chosen) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
     for x, title in (
         (90, "reference"),

@@ -63,9 +63,7 @@ def install_alias() -> None:
         raise RuntimeError("the real Dassl is in use; an alias of the built-in engine would hide it")
     origin = seam.installed()
     if origin is not None:
-        raise RuntimeError(
-            f"there is a package dassl at {origin}; an alias of the built-in engine would hide it"
-        )
+        raise RuntimeError(f"there is a package dassl at {origin}; an alias of the built-in engine would hide it")
     for name, sources in LAYOUT.items():
         _publish(f"dassl.{name}".rstrip("."), sources)
     for name in LAYOUT:

@@ -63,9 +63,7 @@ def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, 
         AttributeError,
         TypeError,
     ) as error:
-        raise ValueError(
-            f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}"
-        ) from error
+        raise ValueError(f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}") from error
 
 
 def _load_safely(fpath: str | os.PathLike) -> dict[str, Any]:
@@ -200,9 +198,7 @@ def learned_tensors(module: nn.Module) -> OrderedDict[str, Tensor]:
     frozen = [
         name + "."
         for name, part in module.named_modules()
-        if name
-        and any(True for _ in part.parameters())
-        and not any(p.requires_grad for p in part.parameters())
+        if name and any(True for _ in part.parameters()) and not any(p.requires_grad for p in part.parameters())
     ]
     learned = OrderedDict()
     for key, value in module.state_dict(keep_vars=True).items():
@@ -212,9 +208,7 @@ def learned_tensors(module: nn.Module) -> OrderedDict[str, Tensor]:
     return learned
 
 
-def load_learned_tensors(
-    module: nn.Module, state: dict[str, Tensor], source: str = "the checkpoint"
-) -> list[str]:
+def load_learned_tensors(module: nn.Module, state: dict[str, Tensor], source: str = "the checkpoint") -> list[str]:
     """Copy ``state`` into the learned tensors of ``module``, all or nothing.
 
     Class-specific token buffers (``token_prefix``, ``token_suffix``) are never taken from a file: they belong
@@ -286,9 +280,7 @@ def find_checkpoint(folder: Path, epoch: int | None, best: bool = True) -> Path:
         FileNotFoundError: there is none; lists those that are there.
     """
     there = {
-        int(p.name.rsplit("-", 1)[1]): p
-        for p in folder.glob("model.pth.tar-*")
-        if p.name.rsplit("-", 1)[1].isdigit()
+        int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("model.pth.tar-*") if p.name.rsplit("-", 1)[1].isdigit()
     }
     if epoch is not None:
         path = folder / f"model.pth.tar-{epoch}"

@@ -53,9 +53,7 @@ def add_defaults(cfg: CfgNode, path: str, values: dict[str, Any]) -> None:
             node[part] = CfgNode()
         node = node[part]
         if not isinstance(node, CfgNode):
-            raise ValueError(
-                f"config key {'.'.join(done)} is a value ({node!r}), but {path} needs a node there"
-            )
+            raise ValueError(f"config key {'.'.join(done)} is a value ({node!r}), but {path} needs a node there")
     for key, value in values.items():
         full = f"{path}.{key}".lstrip(".")
         if isinstance(value, dict):
@@ -166,9 +164,7 @@ def _coerce(old: Any, value: Any, full_key: str, source: str) -> Any:
     if isinstance(old, str) and isinstance(given, str) and not isinstance(value, (str, type(None))):
         value = given  # a folder called 2024 is a text
     if isinstance(old, CfgNode):
-        raise ValueError(
-            f"{source}: {full_key} is a node with the keys {sorted(old)}, it cannot be set to {value!r}"
-        )
+        raise ValueError(f"{source}: {full_key} is a node with the keys {sorted(old)}, it cannot be set to {value!r}")
     if old is None or value is None or type(old) is type(value):
         return value
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -203,3 +199,14 @@ def differing_keys(
         for key in sorted(old.keys() & new.keys())
         if old[key] != new[key] and key not in ignore
     }
+
+
+def one_of(value: str, choices, what: str) -> str:
+    """``value`` if it is a valid choice.
+
+    Raises:
+        ValueError: naming ``what`` and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}; choose one of {', '.join(choices)}")
+    return value

@@ -58,9 +58,7 @@ def require_writable(folder: str | os.PathLike, what: str = "output folder", hin
     if not existing.is_dir():
         raise FileExistsError(f"cannot write to the {what} {folder}: {existing} is not a folder{hint}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"cannot write to the {what} {folder}: no permission to write in {existing}{hint}"
-        )
+        raise PermissionError(f"cannot write to the {what} {folder}: no permission to write in {existing}{hint}")
 
 
 def require_file_writable(path: str | os.PathLike, flag: str) -> None:

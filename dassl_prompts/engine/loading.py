@@ -45,9 +45,7 @@ class PromptDatasetWrapper(DatasetWrapper):
                 # one string per item, whatever their number: batches are collated item by item
                 return {**item, "corrupt": "\n".join(broken)}
         name = self.data_source[idx].classname
-        raise ImageReadError(
-            f"class {name!r}: none of its training images can be read: {', '.join(broken[:5])}"
-        )
+        raise ImageReadError(f"class {name!r}: none of its training images can be read: {', '.join(broken[:5])}")
 
     def _same_class(self, idx: int) -> Iterator[int]:
         label, count = self.data_source[idx].label, len(self.data_source)

@@ -23,11 +23,28 @@ from dassl_prompts.engine.builtin.registry import build_named
 from dassl_prompts.engine.config import extend_cfg
 
 __all__ = [
-    "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "EvaluatorBase",
-    "Registry", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "TrainerXU", "build_dataset",
-    "build_evaluator", "build_optimizer", "build_trainer", "build_transform", "check_availability", "clean_cfg",
+    "DATASET_REGISTRY",
+    "DataManager",
+    "DatasetBase",
+    "DatasetWrapper",
+    "Datum",
+    "EVALUATOR_REGISTRY",
+    "EvaluatorBase",
+    "Registry",
+    "SimpleTrainer",
+    "TRAINER_REGISTRY",
+    "TrainerBase",
+    "TrainerX",
+    "TrainerXU",
+    "build_dataset",
+    "build_evaluator",
+    "build_optimizer",
+    "build_trainer",
+    "build_transform",
+    "check_availability",
+    "clean_cfg",
     "get_cfg_default",
-]  # fmt: skip
+]
 
 
 class Datum(_Datum):

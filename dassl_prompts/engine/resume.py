@@ -26,10 +26,22 @@ FILE = "resume.pt"
 FORMAT = 1
 #: keys that may differ between the two halves of a run: they do not change its weights
 FREE_KEYS = (
-    "OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.MAX_CORRUPT",
-    "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAIN.RESUME_FREQ", "TRAIN.CHECKPOINT_FULL",
-    "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.NO_TEST", "TEST.SPLIT", "TEST.EVALUATOR",
-)  # fmt: skip
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.MAX_CORRUPT",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.RESUME_FREQ",
+    "TRAIN.CHECKPOINT_FULL",
+    "TEST.PER_CLASS_RESULT",
+    "TEST.COMPUTE_CMAT",
+    "TEST.NO_TEST",
+    "TEST.SPLIT",
+    "TEST.EVALUATOR",
+)
 
 
 class CannotResume(ValueError):
@@ -104,11 +116,7 @@ def check(state: dict[str, Any], trainer, path: Path) -> None:
     if different:
         raise CannotResume(f"{path} belongs to a run with other settings ({'; '.join(different)}): {remedy}")
     if state["data"] != fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT):
-        seed = (
-            "; SEED is negative, so every start draws other images: give --seed"
-            if trainer.cfg.SEED < 0
-            else ""
-        )
+        seed = "; SEED is negative, so every start draws other images: give --seed" if trainer.cfg.SEED < 0 else ""
         raise CannotResume(f"{path} belongs to a run on other training images{seed}: {remedy}")
     different = differences(state.get("digests", {}), trainer.digests())
     if different:
@@ -116,17 +124,13 @@ def check(state: dict[str, Any], trainer, path: Path) -> None:
             f"{path} belongs to a run on other data or weights, by their digests ({'; '.join(different)}): {remedy}"
         )
     if list(state["models"]) != trainer.get_model_names():
-        raise CannotResume(
-            f"{path} holds the models {list(state['models'])}, this run has {trainer.get_model_names()}"
-        )
+        raise CannotResume(f"{path} holds the models {list(state['models'])}, this run has {trainer.get_model_names()}")
     for name, model in trainer._models.items():
         own = {key: tuple(value.shape) for key, value in learned_tensors(model).items()}
         saved = {key: tuple(value.shape) for key, value in state["models"][name].items()}
         if own != saved:
             keys = sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key))
-            raise CannotResume(
-                f"{path}: the learned tensors {keys} of {name} differ from this run's: {remedy}"
-            )
+            raise CannotResume(f"{path}: the learned tensors {keys} of {name} differ from this run's: {remedy}")
 
 
 def unpack(state: dict[str, Any], trainer) -> int:

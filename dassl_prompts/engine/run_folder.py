@@ -131,9 +131,7 @@ def _acquire(path: Path) -> int:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-            print(
-                f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run writes there"
-            )
+            print(f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run writes there")
         # the holder may have removed the file between our open and our lock
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
             break
@@ -181,6 +179,4 @@ def _read_owner(path: Path) -> dict:
 def _in_use(path: Path) -> FolderInUse:
     owner = _read_owner(path)
     who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-    return FolderInUse(
-        f"{path.parent} is in use by {who}: wait for it, stop it, or choose another --output-dir"
-    )
+    return FolderInUse(f"{path.parent} is in use by {who}: wait for it, stop it, or choose another --output-dir")

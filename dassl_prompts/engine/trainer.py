@@ -148,9 +148,7 @@ class PromptTrainer(TrainerX):
     def _not_finite(self, what: str) -> str:
         batch = getattr(self, "batch_idx", -1) + 1
         kept = Path(self.output_dir) / resume.FILE
-        state = (
-            f"the state after epoch {self.epoch} is kept in {kept}" if kept.exists() else "nothing was saved"
-        )
+        state = f"the state after epoch {self.epoch} is kept in {kept}" if kept.exists() else "nothing was saved"
         return (
             f"Loss is infinite or NaN! ({what} in epoch {self.epoch + 1}/{self.max_epoch}, "
             f"batch {batch}/{self.num_batches}; {state}). Try a smaller OPTIM.LR or PREC fp32"
@@ -353,9 +351,7 @@ class PromptTrainer(TrainerX):
         if own.exists():
             return self._resume_from(own)
         left = [
-            str(p)
-            for n in self.get_model_names()
-            for p in sorted((Path(self.output_dir) / n).glob("model*.pth.tar*"))
+            str(p) for n in self.get_model_names() for p in sorted((Path(self.output_dir) / n).glob("model*.pth.tar*"))
         ]
         if left and Path(directory or "").resolve() != Path(self.output_dir).resolve():
             raise resume.CannotResume(
@@ -396,9 +392,7 @@ class PromptTrainer(TrainerX):
                 self._scheds[name].load_state_dict({"last_epoch": checkpoint["epoch"]})
             done.add(checkpoint["epoch"])
         if len(done) != 1:
-            raise resume.CannotResume(
-                f"the checkpoints in {directory} are of different epochs {sorted(done)}"
-            )
+            raise resume.CannotResume(f"the checkpoints in {directory} are of different epochs {sorted(done)}")
         print(f"Found checkpoint at {directory} (will resume training)\nPrevious epoch: {max(done)}")
         print("It holds no random state: the result will not be bit-identical to an uninterrupted run")
         return max(done)

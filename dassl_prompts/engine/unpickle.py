@@ -12,6 +12,8 @@ import os
 import pickle
 from typing import Any
 
+from dassl_prompts.engine.datum import Datum
+
 PLAIN = {
     "collections": {"OrderedDict", "defaultdict", "Counter"},
     "builtins": {
@@ -102,9 +104,7 @@ class Inert:
 
 
 def _inert(module: str, name: str) -> type[Inert]:
-    return type(
-        name.rsplit(".", 1)[-1], (Inert,), {"pickled_class": f"{module}.{name}", "__module__": __name__}
-    )
+    return type(name.rsplit(".", 1)[-1], (Inert,), {"pickled_class": f"{module}.{name}", "__module__": __name__})
 
 
 def _is_datum(module: str, name: str) -> bool:
@@ -118,15 +118,13 @@ class SafeUnpickler(pickle.Unpickler):
         if name in PLAIN.get(module, ()):
             return super().find_class(module, name)
         if _is_datum(module, name):
-            from dassl_prompts.engine.builtin.datasets import Datum
-
             return Datum
         if any(module == package or module.startswith(package + ".") for package in INERT_PACKAGES):
             return _inert(module, name)
         raise UnsafePickleError(f"refers to {module}.{name}, which is not plain data")
 
 
-class pickle_module:  # noqa: N801 - stands where torch.load expects the module `pickle`
+class pickle_module:
     """The part of the ``pickle`` module that ``torch.load`` uses, with :class:`SafeUnpickler` inside."""
 
     Unpickler = SafeUnpickler

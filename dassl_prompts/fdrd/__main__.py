@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from dassl_prompts.captions.records import FDRDError
 from dassl_prompts.fdrd.domains import get_domain
-from dassl_prompts.fdrd.records import FDRDError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,9 +46,7 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     source = build.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--dataset", help="a registered dataset, e.g. DescribableTextures (train and val become one)"
-    )
+    source.add_argument("--dataset", help="a registered dataset, e.g. DescribableTextures (train and val become one)")
     source.add_argument(
         "--csv",
         type=Path,
@@ -70,18 +68,14 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--name", default="", help="name of the files; default the dataset's")
     build.add_argument("--n-ctx", type=int, default=4, help="prompt tokens to keep room for (default 4)")
     build.add_argument("--negatives", default="both", choices=("none", "swap", "attr", "both"))
-    build.add_argument(
-        "--meta", type=Path, help="JSON {class: meta-category}: class swaps stay inside a meta-category"
-    )
+    build.add_argument("--meta", type=Path, help="JSON {class: meta-category}: class swaps stay inside a meta-category")
     build.add_argument(
         "--min-clip-percentile",
         type=float,
         default=0.0,
         help="reject captions below this percentile of CLIP scores",
     )
-    build.add_argument(
-        "--backbone", default="ViT-B/32", help="CLIP for --min-clip-percentile (default ViT-B/32)"
-    )
+    build.add_argument("--backbone", default="ViT-B/32", help="CLIP for --min-clip-percentile (default ViT-B/32)")
     build.add_argument("--seed", type=int, default=1, help="seed of the negatives")
     build.add_argument("--force", action="store_true", help="replace existing files")
     return p
@@ -124,16 +118,15 @@ def check_table(reports: dict[str, dict]) -> str:
 
 def items_from_csv(path: Path, root: str) -> list:
     """Raises ValueError when a column or an image is missing, or a split is neither train nor test."""
-    from dassl_prompts.data.images import missing_images
     from dassl_prompts.fdrd.build import Item
+    from dassl_prompts.images import missing_images
 
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = {"path", "class", "split"} - set(reader.fieldnames or ())
         if missing:
             raise ValueError(
-                f"{path}: missing columns {', '.join(sorted(missing))} (there are "
-                f"{', '.join(reader.fieldnames or ())})"
+                f"{path}: missing columns {', '.join(sorted(missing))} (there are {', '.join(reader.fieldnames or ())})"
             )
         items, lines = [], {}
         for number, row in enumerate(reader, 2):
@@ -173,7 +166,7 @@ def path_in_file(impath: str, root: str) -> str:
 
     The reader refuses paths that climb out of the root.
     """
-    from dassl_prompts.data.splits import relative_path
+    from dassl_prompts.classification.splits import relative_path
 
     folder = os.path.join(os.path.abspath(os.path.expanduser(root)), "")
     return relative_path(impath, folder) if impath.startswith(folder) else impath.replace(os.sep, "/")
@@ -183,8 +176,8 @@ def clip_scores(built, items, backbone: str) -> dict[str, float]:
     """Cosine of every accepted caption with its image, by the record's key."""
     import torch
 
+    from dassl_prompts.captions.features import encode_image_files, encode_texts
     from dassl_prompts.models import load_clip
-    from dassl_prompts.retrieval.features import encode_image_files, encode_texts
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     clip = load_clip(backbone, device=device)
@@ -205,13 +198,14 @@ def run_build(args) -> int:
     targets = {split: args.output / f"{name}_{split}.json" for split in ("train", "test")}
     there = [str(path) for path in targets.values() if path.exists()]
     if there and not args.force:
-        raise FileExistsError(
-            f"{', '.join(there)} exist already: choose another --name or --output, or give --force"
-        )
+        raise FileExistsError(f"{', '.join(there)} exist already: choose another --name or --output, or give --force")
     items = items_from_csv(args.csv, args.root) if args.csv else items_from_dataset(args.dataset, args.root)
     captioner = (
-        load_function(args.captioner) if args.captioner
-        else describe_statistics if args.captions == "statistics" else CaptionFile(args.captions, [item.relative for item in items])
+        load_function(args.captioner)
+        if args.captioner
+        else describe_statistics
+        if args.captions == "statistics"
+        else CaptionFile(args.captions, [item.relative for item in items])
     )
     built = build(items, captioner, args.dataset or name, n_ctx=args.n_ctx)
     if args.min_clip_percentile > 0:
@@ -227,12 +221,12 @@ def run_build(args) -> int:
     if built.rejected:
         path = args.output / f"{name}_rejected.jsonl"
         with atomic_path(path) as temporary:
-            temporary.write_text(
-                "".join(json.dumps(entry) + "\n" for entry in built.rejected), encoding="utf-8"
-            )
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in built.rejected), encoding="utf-8")
         print(f"rejected: {len(built.rejected)} images, listed with reasons in {path}")
-    print(f"use them with DATASET.NAME FDRD DATASET.FDRD_DOMAIN custom DATASET.FDRD_TRAIN {targets['train']} "
-          f"DATASET.FDRD_TEST {targets['test']}")
+    print(
+        f"use them with DATASET.NAME FDRD DATASET.FDRD_DOMAIN custom DATASET.FDRD_TRAIN {targets['train']} "
+        f"DATASET.FDRD_TEST {targets['test']}"
+    )
     return 0
 
 

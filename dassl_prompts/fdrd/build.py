@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dassl_prompts.data.bpe import CONTEXT, token_count
-from dassl_prompts.data.caption_negatives import (
+from dassl_prompts.captions.bpe import CONTEXT, token_count
+from dassl_prompts.captions.negatives import (
     NegativeGenerator,
     name_pattern,
     swap_table_meta,
@@ -107,21 +107,20 @@ def build(
             built.rejected.append({"path": item.relative, "class": item.classname, "reason": reason})
             continue
         built.splits[item.split][item.relative] = {
-            "file_name": item.relative.rpartition("/")[2], "class_name": item.classname,
+            "file_name": item.relative.rpartition("/")[2],
+            "class_name": item.classname,
             "file_path": item.relative,
-            "positive": caption, "negative": [], "caption_id": number,
-        }  # fmt: skip
+            "positive": caption,
+            "negative": [],
+            "caption_id": number,
+        }
     for split, records in built.splits.items():
         counts = Counter(r["positive"] for r in records.values())
-        built.notes[f"captions shared with another image ({split})"] = sum(
-            n for n in counts.values() if n > 1
-        )
+        built.notes[f"captions shared with another image ({split})"] = sum(n for n in counts.values() if n > 1)
     return built
 
 
-def _ask(
-    request: Request, captioner: Captioner, limit: int, rounds: int, judge, notes: Counter
-) -> tuple[str, str]:
+def _ask(request: Request, captioner: Captioner, limit: int, rounds: int, judge, notes: Counter) -> tuple[str, str]:
     """An accepted caption and "", or "" and the reason of the last rejection."""
     reason = ""
     for number in range(1, rounds + 1):

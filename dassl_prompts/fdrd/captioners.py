@@ -122,12 +122,18 @@ def load_function(name: str) -> Captioner:
 
 #: reference colours of the offline captions, RGB
 COLOURS = {
-    "red": (200, 40, 40), "orange": (240, 140, 30), "yellow": (240, 220, 60), "green": (60, 150, 60),
+    "red": (200, 40, 40),
+    "orange": (240, 140, 30),
+    "yellow": (240, 220, 60),
+    "green": (60, 150, 60),
     "blue": (50, 90, 200),
-    "purple": (130, 60, 160), "pink": (240, 150, 180), "brown": (120, 80, 50), "black": (20, 20, 20),
+    "purple": (130, 60, 160),
+    "pink": (240, 150, 180),
+    "brown": (120, 80, 50),
+    "black": (20, 20, 20),
     "gray": (128, 128, 128),
     "white": (240, 240, 240),
-}  # fmt: skip
+}
 
 
 def describe_statistics(request: Request) -> str:
@@ -136,7 +142,7 @@ def describe_statistics(request: Request) -> str:
     """
     import numpy as np
 
-    from dassl_prompts.data.images import read_image
+    from dassl_prompts.images import read_image
 
     image = read_image(request.path)
     width, height = image.size

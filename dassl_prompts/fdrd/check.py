@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_prompts.data.bpe import CONTEXT, token_count
+from dassl_prompts.captions.bpe import CONTEXT, token_count
+from dassl_prompts.captions.records import FDRDError, Record, load_object, parse_records, usable_negatives
 from dassl_prompts.fdrd.domains import CUSTOM, DOMAINS, Domain, ImageFinder
-from dassl_prompts.fdrd.records import FDRDError, Record, load_object, parse_records, usable_negatives
 
 #: prompt lengths for which captions that no longer fit are counted
 PROMPT_LENGTHS = (0, 4, 16)
@@ -84,7 +84,7 @@ def check_captions(records: Sequence[Record]) -> dict:
     """Length in tokens, repetitions, endings, sides."""
     captions = [r.caption for r in records]
     lengths = sorted(token_count(caption) for caption in captions)
-    percent = lambda hits: round(100 * sum(hits) / len(captions), 1)  # noqa: E731
+    percent = lambda hits: round(100 * sum(hits) / len(captions), 1)
     report = {
         "caption tokens, mean": round(sum(lengths) / len(lengths), 1),
         "caption tokens, 95th percentile": lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
@@ -104,7 +104,7 @@ def check_captions(records: Sequence[Record]) -> dict:
 
 def check_class_names(records: Sequence[Record], classes: dict[str, str]) -> dict:
     """Captions that do not name their class: by its name, as the key spells it, and as a whole word."""
-    plain = lambda text: text.replace("_", " ").lower()  # noqa: E731
+    plain = lambda text: text.replace("_", " ").lower()
     absent = as_spelled = inside = 0
     for record in records:
         if record.key not in classes:
@@ -144,7 +144,10 @@ def check_substitution(records: Sequence[Record], classes: dict[str, str]) -> di
         broken = [name for name in names if any(_inside_word(record.caption, m) for m in _places(name, record.caption))]
         glued += bool(broken)
         damaged += sum(any(_is_substitution(record.caption, n, name) for name in broken) for n in record.negatives)
-    return {"captions with the class name inside another word": glued, "negatives damaged by substring replacement": damaged}
+    return {
+        "captions with the class name inside another word": glued,
+        "negatives damaged by substring replacement": damaged,
+    }
 
 
 def _places(name: str, caption: str, flags: int = re.I) -> list[re.Match]:
@@ -153,8 +156,8 @@ def _places(name: str, caption: str, flags: int = re.I) -> list[re.Match]:
 
 def _inside_word(caption: str, place: re.Match) -> bool:
     """Whether letters touch the name; a plural s does not count."""
-    before = re.search(r"\w*$", caption[:place.start()])[0]
-    after = re.match(r"\w*", caption[place.end():])[0]
+    before = re.search(r"\w*$", caption[: place.start()])[0]
+    after = re.match(r"\w*", caption[place.end() :])[0]
     return bool(before) or after not in ("", "s")
 
 
@@ -165,7 +168,9 @@ def _is_substitution(caption: str, negative: str, name: str) -> bool:
         return False
     for flags in (0, re.I):
         first, *rest = (re.escape(piece) for piece in re.split(re.escape(name), caption, flags=flags))
-        if rest and re.fullmatch(f"{first}(.+?){rest[0]}" + "".join(rf"\1{piece}" for piece in rest[1:]), negative, re.S):
+        if rest and re.fullmatch(
+            f"{first}(.+?){rest[0]}" + "".join(rf"\1{piece}" for piece in rest[1:]), negative, re.S
+        ):
             return True
     return False
 
@@ -190,7 +195,7 @@ def check_video_groups(records: Sequence[Record]) -> dict:
 
 def check_images(records: Sequence[Record], domain: Domain, root: str) -> dict:
     """Images that the records name and that are not below ``root``."""
-    from dassl_prompts.data.images import missing_images
+    from dassl_prompts.images import missing_images
 
     find, paths, lost = ImageFinder(domain, root), [], []
     for record in records:

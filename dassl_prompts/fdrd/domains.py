@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_prompts.data.splits import IMAGE_SUFFIXES
-from dassl_prompts.fdrd.records import FDRDError, Record
+from dassl_prompts.captions.records import FDRDError, Record
+from dassl_prompts.classification.splits import IMAGE_SUFFIXES
 
 FOLDER = "FDRD"
 REPOSITORY = "https://github.com/wyf202322/DCAR"
@@ -86,9 +86,7 @@ def _caltech(record: Record) -> str:
 def _cars(record: Record) -> str:
     folder, separator, number = _jpg(_name(record)).rpartition("_")
     if not separator or folder not in ("cars_train", "cars_test"):
-        raise FDRDError(
-            f"record {record.key!r}: the key is not cars_train_<number>.jpg or cars_test_<number>.jpg"
-        )
+        raise FDRDError(f"record {record.key!r}: the key is not cars_train_<number>.jpg or cars_test_<number>.jpg")
     return f"stanford_cars/{folder}/{number}"
 
 
@@ -104,10 +102,10 @@ def _no_rule(record: Record) -> str:
 
 
 def _domains() -> dict[str, Domain]:
-    dtd = lambda r: f"dtd/images/{_class_field(r)}/{_jpg(_name(r))}"  # noqa: E731
-    ucf = lambda r: f"ucf101/UCF-101-midframes/{_class_field(r)}/{_jpg(_name(r))}"  # noqa: E731
-    pets = lambda r: f"oxford_pets/images/{_jpg(r.key)}"  # noqa: E731
-    plane = lambda r: f"fgvc_aircraft/images/{_jpg(_name(r))}"  # noqa: E731
+    dtd = lambda r: f"dtd/images/{_class_field(r)}/{_jpg(_name(r))}"
+    ucf = lambda r: f"ucf101/UCF-101-midframes/{_class_field(r)}/{_jpg(_name(r))}"
+    pets = lambda r: f"oxford_pets/images/{_jpg(r.key)}"
+    plane = lambda r: f"fgvc_aircraft/images/{_jpg(_name(r))}"
     found = (
         Domain("Caltech101", "caltech-101", ("caltech-101", "caltech"), _class_field, _caltech),
         Domain("OxfordPets", "pets", ("oxford_pets", "pets", "pet"), _class_before_number, pets),
@@ -165,7 +163,8 @@ def find_file(domain: Domain, split: str, root: str | os.PathLike, given: str = 
         return path
     tried = [
         Path(root).expanduser() / folder / split / f"{prefix}{domain.stem}_{split}.json"
-        for folder in (FOLDER, FOLDER.lower()) for prefix in ("", "inter_")
+        for folder in (FOLDER, FOLDER.lower())
+        for prefix in ("", "inter_")
     ]
     # an upload that was emptied must not hide a whole file under the other name
     there = sorted((path for path in tried if path.is_file()), key=lambda p: -p.stat().st_size)
@@ -211,8 +210,7 @@ class ImageFinder:
         if self.domain.image_folder:
             return self._look_up(record)
         raise FDRDError(
-            f"record {record.key!r} has no file_path, and domain {self.domain.name} has no rule to find its "
-            "image"
+            f"record {record.key!r} has no file_path, and domain {self.domain.name} has no rule to find its image"
         )
 
     def _look_up(self, record: Record) -> str:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dassl_prompts.data.images import ImageReadError, read_image, split_member
 from dassl_prompts.engine.files import read_json, require_writable, write_json
+from dassl_prompts.images import ImageReadError, read_image, split_member
 
 FORMAT = 1
 #: how often an unfinished cache notes how far it is
@@ -212,9 +212,7 @@ def cached_features(
         with exclusive(cache.path):  # runs that share the folder wait for whoever encodes
             if not cache.is_complete():
                 images = ImageList(paths, transform, skip_unreadable)
-                cache.fill(
-                    images, encode, shape, dtype, batch_size, workers, title=f"encoding {name}", device=device
-                )
+                cache.fill(images, encode, shape, dtype, batch_size, workers, title=f"encoding {name}", device=device)
     if cache.unreadable and not skip_unreadable:
         raise ImageReadError(
             f"{cache.path}.npy lacks {len(cache.unreadable)} images that an earlier run could not read and left out, such "

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dassl_prompts.data.images import split_member
+from dassl_prompts.images import split_member
 
 DTYPES = ("float32", "float16")
 
@@ -76,8 +76,9 @@ class ViewCache:
             raise ValueError(f"the cache {self.folder} is damaged (its arrays disagree): delete the folder")
 
     @classmethod
-    def create(cls, folder: str | os.PathLike, views: Sequence[Callable[[], Iterator]], images: int,
-               dtype: str = "float32") -> ViewCache:
+    def create(
+        cls, folder: str | os.PathLike, views: Sequence[Callable[[], Iterator]], images: int, dtype: str = "float32"
+    ) -> ViewCache:
         """Fill and open the cache ``folder``, or open it when it is there.
 
         Args:
@@ -110,11 +111,16 @@ class ViewCache:
             for batch, labels in view():
                 stop = start + len(labels)
                 if arrays is None:
-                    shapes = ((len(views), images, *batch.feature.shape[1:]), (len(views), images, *batch.queries.shape[1:]),
-                              (images,))  # fmt: skip
+                    shapes = (
+                        (len(views), images, *batch.feature.shape[1:]),
+                        (len(views), images, *batch.queries.shape[1:]),
+                        (images,),
+                    )
                     types = (np.float32, np.dtype(dtype), np.int64)
-                    arrays = [np.lib.format.open_memmap(folder / name, "w+", kind, shape)
-                              for name, kind, shape in zip(cls.FILES, types, shapes)]  # fmt: skip
+                    arrays = [
+                        np.lib.format.open_memmap(folder / name, "w+", kind, shape)
+                        for name, kind, shape in zip(cls.FILES, types, shapes)
+                    ]
                 arrays[0][v, start:stop] = batch.feature.float().cpu().numpy()
                 arrays[1][v, start:stop] = batch.queries.float().cpu().numpy()
                 arrays[2][start:stop] = labels.cpu().numpy()

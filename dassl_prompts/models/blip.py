@@ -15,8 +15,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from dassl_prompts.engine.files import read_json
-from dassl_prompts.models.digest import weights_digest
 from dassl_prompts.models.tokens import TextTokens, TokenEncoder
+from dassl_prompts.models.weights import weights_digest
 
 HUB_NAMES = {"blip-itm-base-coco": "Salesforce/blip-itm-base-coco"}
 VISION_EPS = 1e-6
@@ -132,9 +132,7 @@ class BlipTokens(TokenEncoder):
             max_length=self.max_text,
             return_tensors="pt",
         ).to(self.text_proj.weight.device)
-        hidden = self.text_encoder(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state
+        hidden = self.text_encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         row = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         return TextTokens(self.text_proj(hidden), row, batch.attention_mask == 0)
 

@@ -29,7 +29,9 @@ def check_blocks(blocks) -> None:
     """
     for i, block in enumerate(blocks):
         if not hasattr(block, "attn") or not hasattr(block.attn, "in_proj_weight") or block.attn.in_proj_weight is None:
-            raise ValueError(f"block {i} is a {type(block).__name__}: only CLIP's plain residual attention blocks are supported")
+            raise ValueError(
+                f"block {i} is a {type(block).__name__}: only CLIP's plain residual attention blocks are supported"
+            )
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

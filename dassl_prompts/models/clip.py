@@ -7,7 +7,6 @@ mode; methods reach its towers through ``text`` and ``vision``.
 from __future__ import annotations
 
 import json
-import lzma
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -16,22 +15,29 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.engine.files import read_json
-from dassl_prompts.models.digest import weights_digest
 from dassl_prompts.models.text import ClassPrompts, TextTower
 from dassl_prompts.models.vision import ResNetTower, VisionTower
+from dassl_prompts.models.weights import (
+    SCALARS,
+    WEIGHT_SUFFIXES,
+    embedded_weights,
+    read_state_dict,
+    weights_digest,
+    weights_file,
+)
 
 #: OpenAI's names; all of them were trained with QuickGELU
 OPENAI_NAMES = {
-    "RN50": "RN50-quickgelu", "RN101": "RN101-quickgelu", "RN50x4": "RN50x4-quickgelu", "RN50x16": "RN50x16-quickgelu",
-    "RN50x64": "RN50x64-quickgelu", "ViT-B/32": "ViT-B-32-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu",
-    "ViT-L/14": "ViT-L-14-quickgelu", "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
-}  # fmt: skip
-#: backbones whose weights come with the package
-EMBEDDED = ("emoji-tiny", "emoji-base")
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".safetensors.xz")
-#: numbers that OpenAI's archives carry beside the weights
-SCALARS = ("input_resolution", "context_length", "vocab_size")
+    "RN50": "RN50-quickgelu",
+    "RN101": "RN101-quickgelu",
+    "RN50x4": "RN50x4-quickgelu",
+    "RN50x16": "RN50x16-quickgelu",
+    "RN50x64": "RN50x64-quickgelu",
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -196,42 +202,6 @@ def load_clip(name: str, precision: str = "fp32", device="cpu") -> CLIP:
     return clip
 
 
-def weights_file(name: str) -> Path | None:
-    """The local file with the weights that a backbone's name stands for; None for open_clip's names and random weights."""
-    path = Path(name).expanduser()
-    if name.endswith(WEIGHT_SUFFIXES):
-        return path
-    if path.suffix == ".json" and path.is_file():
-        weights = read_json(path).get("weights")
-        return path.parent / weights if weights else None
-    return embedded_weights(name)
-
-
-def embedded_weights(name: str) -> Path | None:
-    """The weights that come with the package, or None for other names.
-
-    Raises:
-        FileNotFoundError: an embedded backbone whose file is missing.
-    """
-    if name not in EMBEDDED:
-        return None
-    path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"the embedded backbone {name} has no weights at {path}: {restore_embedded(path)}"
-        )
-    return path
-
-
-def restore_embedded(path: Path) -> str:
-    """What to do about a missing or damaged file of an embedded backbone."""
-    name = path.name.removesuffix(".safetensors.xz")
-    return (
-        f"restore it with `git checkout -- dassl_prompts/assets/models/{path.name}` (or install the package again), "
-        f"or train it again with `python tools/train_emoji_clip.py {name}`"
-    )
-
-
 def from_json(path: Path) -> nn.Module:
     """A model from an open_clip JSON configuration of the user's."""
     if not path.is_file():
@@ -239,10 +209,14 @@ def from_json(path: Path) -> nn.Module:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.get("weights") and "quick_gelu" not in config:
-            raise ValueError(f'{path} must say "quick_gelu": true (OpenAI\'s weights) or false: the wrong activation is silent')
+            raise ValueError(
+                f'{path} must say "quick_gelu": true (OpenAI\'s weights) or false: the wrong activation is silent'
+            )
         model = build_model(config)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not an open_clip model configuration (embed_dim, vision_cfg, text_cfg): {error!r}") from error
+        raise ValueError(
+            f"{path} is not an open_clip model configuration (embed_dim, vision_cfg, text_cfg): {error!r}"
+        ) from error
     if config.get("weights"):
         weights = path.parent / config["weights"]
         load_strict(model, read_state_dict(weights), str(weights))
@@ -264,7 +238,9 @@ def from_open_clip(name: str) -> nn.Module:
         architecture = f"{architecture}-quickgelu"
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
-        raise ValueError(f"{name}: open_clip has no weights {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}")
+        raise ValueError(
+            f"{name}: open_clip has no weights {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
@@ -277,49 +253,6 @@ def from_open_clip(name: str) -> nn.Module:
             f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). Without network, give the file with the state dict "
             "(.pt or .safetensors) as MODEL.BACKBONE.NAME / --backbone"
         ) from error
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, without executing pickled code; OpenAI's TorchScript archives are unwrapped.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or not such a file; names it.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file with weights at {path}")
-    from safetensors import SafetensorError
-
-    try:
-        if path.suffix == ".xz":
-            from safetensors.torch import load
-
-            return load(lzma.decompress(path.read_bytes()))
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(str(path))
-        state = read_torch_file(path)
-    except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError, SafetensorError) as error:
-        embedded = path.name.removesuffix(".safetensors.xz") in EMBEDDED
-        remedy = f"; {restore_embedded(path)}" if embedded else ""
-        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}{remedy}") from error
-    state = state.get("state_dict", state)
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def read_torch_file(path: Path) -> dict:
-    """A ``torch.save`` file by the safe reader; a TorchScript archive by ``torch.jit``."""
-    import zipfile
-
-    from dassl_prompts.engine import load_checkpoint
-
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    return load_checkpoint(path)
 
 
 def from_state_dict(state: dict[str, Tensor], source: str) -> nn.Module:
@@ -361,28 +294,46 @@ def infer_config(state: dict[str, Tensor], source: str) -> dict:
                 'model configuration with the key "weights" instead'
             )
         text = {
-            "context_length": state["positional_embedding"].shape[0], "vocab_size": state["token_embedding.weight"].shape[0],
-            "width": width, "heads": max(1, width // 64), "layers": count_blocks(state, "transformer.resblocks."),
-        }  # fmt: skip
+            "context_length": state["positional_embedding"].shape[0],
+            "vocab_size": state["token_embedding.weight"].shape[0],
+            "width": width,
+            "heads": max(1, width // 64),
+            "layers": count_blocks(state, "transformer.resblocks."),
+        }
         vision = infer_vit(state) if "visual.proj" in state else infer_resnet(state)
-        return {"embed_dim": state["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+        return {
+            "embed_dim": state["text_projection"].shape[1],
+            "vision_cfg": vision,
+            "text_cfg": text,
+            "quick_gelu": True,
+        }
     except KeyError as error:
-        raise ValueError(f"{source} holds no CLIP in OpenAI's format: tensor {error} is missing (it has {sorted(state)[:3]} ...)") from error
+        raise ValueError(
+            f"{source} holds no CLIP in OpenAI's format: tensor {error} is missing (it has {sorted(state)[:3]} ...)"
+        ) from error
 
 
 def infer_vit(state: dict[str, Tensor]) -> dict:
     patch = state["visual.conv1.weight"].shape[-1]
     grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
-        "image_size": grid * patch, "patch_size": patch, "width": state["visual.conv1.weight"].shape[0], "head_width": 64,
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "width": state["visual.conv1.weight"].shape[0],
+        "head_width": 64,
         "layers": count_blocks(state, "visual.transformer.resblocks."),
-    }  # fmt: skip
+    }
 
 
 def infer_resnet(state: dict[str, Tensor]) -> dict:
     grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
     layers = [count_blocks(state, f"visual.layer{i}.") for i in (1, 2, 3, 4)]
-    return {"image_size": grid * 32, "layers": layers, "width": state["visual.layer1.0.conv1.weight"].shape[0], "patch_size": None}
+    return {
+        "image_size": grid * 32,
+        "layers": layers,
+        "width": state["visual.layer1.0.conv1.weight"].shape[0],
+        "patch_size": None,
+    }
 
 
 def count_blocks(state: dict[str, Tensor], prefix: str) -> int:

@@ -127,7 +127,9 @@ class TextTower(nn.Module):
         """Token ids ``[N, 77]``; see :meth:`prompts_from_texts`."""
         return self.prompts_from_texts(texts, truncate=truncate).tokens
 
-    def class_prompts(self, classnames: Sequence[str], n_ctx: int = 0, words: str = "", suffix: str = ".") -> ClassPrompts:
+    def class_prompts(
+        self, classnames: Sequence[str], n_ctx: int = 0, words: str = "", suffix: str = "."
+    ) -> ClassPrompts:
         """``SOT, n_ctx slots, words, name, suffix, EOT`` for every class name.
 
         Raises:
@@ -219,15 +221,21 @@ class TextTower(nn.Module):
         if accumulate and return_tokens:
             raise ValueError("accumulate moves the tokens apart, so return_tokens cannot be had with it")
         per_text = any(t.ndim == 3 for t in (ctx, *deep) if t is not None)
-        split = share_prefix and trim and position == "end" and not per_text and not return_tokens and prompts.n_prefix > 1
+        split = (
+            share_prefix and trim and position == "end" and not per_text and not return_tokens and prompts.n_prefix > 1
+        )
         if split:
             return self._shared(prompts, ctx, deep, token_weights, chunk_tokens, checkpoint, accumulate)
         length = prompts.length if trim else self.context_length
         parts = self._chunks_plain(prompts, length, ctx, deep, chunk_tokens)
-        run = lambda index: self._plain(*index, position, length, return_tokens, accumulate)  # noqa: E731
+        run = lambda index: self._plain(*index, position, length, return_tokens, accumulate)
         done = []
         for index in parts:
-            some = (prompts, ctx, deep, token_weights) if index is None else select_texts(index, prompts, ctx, deep, token_weights)
+            some = (
+                (prompts, ctx, deep, token_weights)
+                if index is None
+                else select_texts(index, prompts, ctx, deep, token_weights)
+            )
             kept = checkpoint and torch.is_grad_enabled()
             done.append(recompute(run, some, use_reentrant=False) if kept else run(some))
         features = done[0][0] if len(done) == 1 else torch.cat([f for f, _ in done], dim=-2)
@@ -239,7 +247,9 @@ class TextTower(nn.Module):
         if position not in POSITIONS:
             raise ValueError(f"position is {position!r}; choose one of {', '.join(POSITIONS)}")
         if len(deep) >= self.layers:
-            raise ValueError(f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers")
+            raise ValueError(
+                f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers"
+            )
         if deep and position != "end":
             raise ValueError(f"deep prompts need the context in front of the class name, not position {position!r}")
         for layer, vectors in enumerate((ctx, *deep)):
@@ -329,7 +339,11 @@ class TextTower(nn.Module):
         parts = self._chunks(prompts, n_prefix, groups, chunk_tokens)
         out = []
         for index in parts:
-            part, w = (prompts, weights) if index is None else (prompts.select(index), None if weights is None else weights[index])
+            part, w = (
+                (prompts, weights)
+                if index is None
+                else (prompts.select(index), None if weights is None else weights[index])
+            )
             if checkpoint and torch.is_grad_enabled():
                 out.append(recompute(self._suffix, part, n_prefix, w, *kv, use_reentrant=False))
             else:
@@ -348,7 +362,7 @@ class TextTower(nn.Module):
         n = prompts.n_ctx
         x = self.token_embedding(prompts.tokens[:1, :n_prefix]).float()
         groups = next((t.shape[0] for t in (ctx, *deep) if t is not None and t.ndim == 4), 1)
-        grouped = lambda t: (t[:, 0] if t.ndim == 4 else t[None]).expand(groups, -1, -1)  # noqa: E731
+        grouped = lambda t: (t[:, 0] if t.ndim == 4 else t[None]).expand(groups, -1, -1)
         x = x.expand(groups, -1, -1)
         if ctx is not None:
             x = torch.cat([x[:, :1], grouped(ctx).float(), x[:, 1 + n :]], dim=1)
@@ -383,7 +397,9 @@ class TextTower(nn.Module):
         (q,) = project(self.blocks[-1], x, "q")
         return self._project(finish(self.blocks[-1], x, attend_last_rows(q, k, v, *kv[-2:], layout)))
 
-    def _chunks(self, prompts: ClassPrompts, n_prefix: int, groups: int, chunk_tokens: int | None) -> list[Tensor | None]:
+    def _chunks(
+        self, prompts: ClassPrompts, n_prefix: int, groups: int, chunk_tokens: int | None
+    ) -> list[Tensor | None]:
         """Texts to evaluate together, the short ones first; ``[None]`` is all at once."""
         if chunk_tokens is None:
             return [None]
@@ -395,7 +411,7 @@ class TextTower(nn.Module):
 
 def select_texts(index: Tensor, prompts: ClassPrompts, ctx, deep, weights):
     """The prompts of some texts, with what belongs to each of them."""
-    own = lambda t: t[index] if t is not None and t.ndim == 3 else t  # noqa: E731
+    own = lambda t: t[index] if t is not None and t.ndim == 3 else t
     return prompts.select(index), own(ctx), [own(t) for t in deep], None if weights is None else weights[index]
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.models.fusion import one_of
+from dassl_prompts.engine.config import one_of
 
 TUNING_MODES = ("none", "text", "both")
 #: all of CLIP4Cir, SEARLE and TransAgg use CLIP's statistics, for BLIP too
@@ -102,20 +102,3 @@ class TokenEncoder(nn.Module):
             digest.update(str(array.shape).encode())
             digest.update(memoryview(array).cast("B"))
         return digest.hexdigest()
-
-
-def load_token_encoder(name: str, device="cpu", text_dropout: float = 0.1) -> TokenEncoder:
-    """The backbone called ``name`` in fp32: a BLIP folder or hub name (contains "blip"), else a CLIP as
-    ``load_clip`` knows it.
-
-    Raises:
-        ValueError, FileNotFoundError: it cannot be found or is not what it should be; says what to do.
-    """
-    from dassl_prompts.models.blip import is_blip, load_blip
-
-    if is_blip(name):
-        return load_blip(name, text_dropout=text_dropout).to(device)
-    from dassl_prompts.models import load_clip
-    from dassl_prompts.models.clip_tokens import ClipTokens
-
-    return ClipTokens(load_clip(name, precision="fp32", device=device)).to(device)

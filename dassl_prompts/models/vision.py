@@ -29,7 +29,9 @@ class VisionTower(nn.Module):
     def __init__(self, visual: nn.Module):
         super().__init__()
         if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
-            raise ValueError("image towers with attention pooling or average pooling are not supported, only CLIP's class token")
+            raise ValueError(
+                "image towers with attention pooling or average pooling are not supported, only CLIP's class token"
+            )
         check_blocks(visual.transformer.resblocks)
         self.conv1 = visual.conv1
         self.class_embedding = visual.class_embedding
@@ -72,9 +74,13 @@ class VisionTower(nn.Module):
             ValueError: images of another size, more deep prompts than blocks.
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(f"images are {tuple(images.shape[-2:])}, this tower takes {self.image_size} x {self.image_size}")
+            raise ValueError(
+                f"images are {tuple(images.shape[-2:])}, this tower takes {self.image_size} x {self.image_size}"
+            )
         if len(deep) >= self.layers:
-            raise ValueError(f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers")
+            raise ValueError(
+                f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers"
+            )
         x, n = self._embed(images, prompts)
         outputs = []
         for i, block in enumerate(self.blocks):

@@ -1,15 +1,30 @@
-"""Digest of a backbone's weights: results.json keeps it, so that a run with other weights is seen."""
+"""Files with weights: where a backbone's lie, reading them without executing anything, and their digest.
+
+The loaders of CLIP and BLIP stand above this file; results.json keeps the digest, so that a run with other weights is seen.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import lzma
+import warnings
+import zipfile
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from dassl_prompts.engine import load_checkpoint
 from dassl_prompts.engine.digest import DIGITS
+from dassl_prompts.engine.files import read_json
 
+#: backbones whose weights come with the package
+EMBEDDED = ("emoji-tiny", "emoji-base")
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".safetensors.xz")
+#: numbers that OpenAI's archives carry beside the weights
+SCALARS = ("input_resolution", "context_length", "vocab_size")
 #: numbers that are read of a tensor, evenly spread
 SAMPLE = 1024
 
@@ -30,21 +45,74 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:DIGITS]
 
 
-def digest_now(name: str) -> str:
-    """Digest of the weights that a backbone's name stands for at present, without building a CLIP.
+def weights_file(name: str) -> Path | None:
+    """The local file with the weights that a backbone's name stands for; None for open_clip's names and random weights."""
+    path = Path(name).expanduser()
+    if name.endswith(WEIGHT_SUFFIXES):
+        return path
+    if path.suffix == ".json" and path.is_file():
+        weights = read_json(path).get("weights")
+        return path.parent / weights if weights else None
+    return embedded_weights(name)
 
-    Returns:
-        "" for names whose weights their publisher fixes (open_clip's and Hugging Face's), and for random ones.
+
+def embedded_weights(name: str) -> Path | None:
+    """The weights that come with the package, or None for other names.
 
     Raises:
-        FileNotFoundError, ValueError: the file is not there or damaged.
+        FileNotFoundError: an embedded backbone whose file is missing.
     """
-    from dassl_prompts.models.blip import is_blip, load_blip
-    from dassl_prompts.models.clip import SCALARS, read_state_dict, weights_file
+    if name not in EMBEDDED:
+        return None
+    path = Path(str(resources.files("dassl_prompts"))) / "assets" / "models" / f"{name}.safetensors.xz"
+    if not path.is_file():
+        raise FileNotFoundError(f"the embedded backbone {name} has no weights at {path}: {restore_embedded(path)}")
+    return path
 
-    if is_blip(name):
-        return load_blip(name).digest if Path(name).is_dir() else ""
-    file = weights_file(name)
-    if file is None:
-        return ""
-    return weights_digest({k: v for k, v in read_state_dict(file).items() if k not in SCALARS})
+
+def restore_embedded(path: Path) -> str:
+    """What to do about a missing or damaged file of an embedded backbone."""
+    name = path.name.removesuffix(".safetensors.xz")
+    return (
+        f"restore it with `git checkout -- dassl_prompts/assets/models/{path.name}` (or install the package again), "
+        f"or train it again with `python tools/train_emoji_clip.py {name}`"
+    )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, without executing pickled code; OpenAI's TorchScript archives are unwrapped.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not such a file; names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file with weights at {path}")
+    from safetensors import SafetensorError
+
+    try:
+        if path.suffix == ".xz":
+            from safetensors.torch import load
+
+            return load(lzma.decompress(path.read_bytes()))
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        state = read_torch_file(path)
+    except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError, SafetensorError) as error:
+        embedded = path.name.removesuffix(".safetensors.xz") in EMBEDDED
+        remedy = f"; {restore_embedded(path)}" if embedded else ""
+        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}{remedy}") from error
+    state = state.get("state_dict", state)
+    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def read_torch_file(path: Path) -> dict:
+    """A ``torch.save`` file by the safe reader; a TorchScript archive by ``torch.jit``."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    return load_checkpoint(path)

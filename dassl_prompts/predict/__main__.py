@@ -37,9 +37,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument(
-        "run", metavar="RUN_DIR", help="folder of a training run (with results.json and a checkpoint)"
-    )
+    p.add_argument("run", metavar="RUN_DIR", help="folder of a training run (with results.json and a checkpoint)")
     p.add_argument(
         "images",
         nargs="*",
@@ -53,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
         help="what to tell apart (default: the classes of the training)",
     )
     p.add_argument("--classes-file", type=Path, metavar="FILE", help="class names, one per line")
-    p.add_argument(
-        "--top", type=int, default=1, metavar="K", help="how many classes per image, 0 for all (default 1)"
-    )
+    p.add_argument("--top", type=int, default=1, metavar="K", help="how many classes per image, 0 for all (default 1)")
     p.add_argument(
         "--output",
         type=Path,
@@ -132,9 +128,7 @@ class CsvWriter:
     """``image,label,score``, or ``image,label_1,score_1,label_2,...`` for several; errors in the last column."""
 
     def __init__(self, file, top: int):
-        pairs = (
-            [("label", "score")] if top == 1 else [(f"label_{k}", f"score_{k}") for k in range(1, top + 1)]
-        )
+        pairs = [("label", "score")] if top == 1 else [(f"label_{k}", f"score_{k}") for k in range(1, top + 1)]
         self.columns = [name for pair in pairs for name in pair]
         self.writer = csv.writer(file, lineterminator="\n")
         self.writer.writerow(["image", *self.columns, "error"])

@@ -63,7 +63,7 @@ def independence(run: TrainedRun) -> tuple[bool, bool]:
     """Whether class features are the same for all images, and image features the frozen tower's; measured."""
     import torch
 
-    from dassl_prompts.models.prompted import normalize
+    from dassl_prompts.classification.prompted import normalize
 
     model, size = run.model, run.model.clip.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(run.device)
@@ -156,9 +156,7 @@ def write_backbone(clip, folder: Path) -> list[Path]:
     from dassl_prompts.models.clip import build_model
 
     reference = build_model(config).state_dict()
-    missing = [
-        n for n in reference if n != "attn_mask" and (n not in state or state[n].shape != reference[n].shape)
-    ]
+    missing = [n for n in reference if n != "attn_mask" and (n not in state or state[n].shape != reference[n].shape)]
     if missing:
         raise ValueError(f"this backbone does not fit open_clip's layout: {missing[0]}")
     temporary = folder / f".{BACKBONE}.json.tmp"

@@ -43,9 +43,7 @@ class TrainedRun:
         with torch.no_grad():
             return self.model(batch).float().softmax(dim=1).cpu()
 
-    def predict(
-        self, paths: Iterable[str], batch_size: int = 64, threads: int = 4
-    ) -> Iterator[tuple[str, Any]]:
+    def predict(self, paths: Iterable[str], batch_size: int = 64, threads: int = 4) -> Iterator[tuple[str, Any]]:
         """Score image files one batch after the other; memory does not grow with their number.
 
         Yields:
@@ -77,7 +75,7 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
 
 def try_image(path: str) -> Any:
     """The RGB image, or the error that its reading ended with."""
-    from dassl_prompts.data.images import read_image
+    from dassl_prompts.images import read_image
 
     try:
         return read_image(path)
@@ -104,9 +102,7 @@ def read_results(folder: Path) -> dict:
         )
     zero_shot = results["trainer"].startswith("Zeroshot")
     if results.get("kind") == "evaluation" and not zero_shot:
-        raise ValueError(
-            f"{folder} is an evaluation and has no checkpoint: give the folder of the training run"
-        )
+        raise ValueError(f"{folder} is an evaluation and has no checkpoint: give the folder of the training run")
     return results
 
 
@@ -115,9 +111,9 @@ def check_classifier(name: str, folder: Path) -> None:
     Raises:
         ValueError: the trainer is unknown, or retrieves instead of classifying.
     """
+    from dassl_prompts.captions.trainer import RetrievalTrainer
+    from dassl_prompts.classification.trainer import ClassificationTrainer
     from dassl_prompts.engine import check_availability
-    from dassl_prompts.retrieval.trainer import RetrievalTrainer
-    from dassl_prompts.trainer import ClassificationTrainer
 
     check_availability(name, TRAINER_REGISTRY.registered_names())
     trainer = TRAINER_REGISTRY.get(name)
@@ -146,9 +142,7 @@ def read_config(flat: dict[str, str], source: str = "results.json"):
         else:
             node[leaf] = ast.literal_eval(text)
     if unknown:
-        warnings.warn(
-            f"{source} has settings that this version does not know: {', '.join(unknown)}", stacklevel=2
-        )
+        warnings.warn(f"{source} has settings that this version does not know: {', '.join(unknown)}", stacklevel=2)
     return cfg
 
 

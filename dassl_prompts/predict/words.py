@@ -28,9 +28,7 @@ def nearest_words(run: TrainedRun, count: int = 3) -> list[dict]:
         distances, ids = torch.cdist(tokens.detach().float(), table).topk(count, largest=False)
         for slot, (near, which) in enumerate(zip(distances.tolist(), ids.tolist()), 1):
             words = [(text.tokenizer.decode([i]).strip() or f"<{i}>", d) for d, i in zip(near, which)]
-            rows.append(
-                {"slot": slot, **({"class": run.classnames[index]} if per_class else {}), "words": words}
-            )
+            rows.append({"slot": slot, **({"class": run.classnames[index]} if per_class else {}), "words": words})
     return rows
 
 

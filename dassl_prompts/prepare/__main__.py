@@ -53,13 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder that holds the dataset folders (default: $DATA, else ./data)",
     )
     parser.add_argument("--check", action="store_true", help="fetch nothing, only examine what is there")
-    parser.add_argument(
-        "--fast", action="store_true", help="with --check: do not read the images, only look for them"
-    )
+    parser.add_argument("--fast", action="store_true", help="with --check: do not read the images, only look for them")
     parser.add_argument("--list", action="store_true", help="list the datasets and their sources")
-    parser.add_argument(
-        "--keep-archives", action="store_true", help="keep downloaded archives after unpacking"
-    )
+    parser.add_argument("--keep-archives", action="store_true", help="keep downloaded archives after unpacking")
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that read images (default: all cores)"
     )
@@ -93,9 +89,7 @@ def resolve(parser: argparse.ArgumentParser, given: list[str]) -> list[str]:
         elif word.lower() in known:
             chosen[known[word.lower()]] = None
         else:
-            parser.error(
-                f"unknown dataset {word!r}; known are {', '.join(sorted(set(known.values())))} and `all`"
-            )
+            parser.error(f"unknown dataset {word!r}; known are {', '.join(sorted(set(known.values())))} and `all`")
     return list(chosen)
 
 
@@ -130,7 +124,7 @@ def handle_retrieval(name: str, args: argparse.Namespace) -> None:
         raise ByHandError(GUIDES[name])
     if name == "FDRD":
         return handle_fdrd(args.root)
-    from dassl_prompts.data import cir_report
+    from dassl_prompts.composed import data_report as cir_report
 
     if cir_report.main([name, "--root", str(args.root), *([] if args.fast else ["--read"])]):
         raise CheckError(f"see the report above; what has to be where:\n{GUIDES[name]}")

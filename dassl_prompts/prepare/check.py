@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dassl_prompts.data.images import ImageReadError, missing_images, read_image
-from dassl_prompts.data.splits import PARTS, Splits
+from dassl_prompts.classification.splits import PARTS, Splits
+from dassl_prompts.images import ImageReadError, missing_images, read_image
 from dassl_prompts.prepare.sources import SOURCES
 
 
@@ -29,13 +29,9 @@ class Report:
 
     def summary(self) -> str:
         """One line: name, verdict, numbers."""
-        numbers = "  ".join(
-            f"{part} {count:,}" for part, count in zip(PARTS, self.counts) if count is not None
-        )
+        numbers = "  ".join(f"{part} {count:,}" for part, count in zip(PARTS, self.counts) if count is not None)
         verdict = "ok     " if not self.problems else "PROBLEM"
-        return f"{self.name:<20}{verdict}  " + (
-            f"{self.classes} classes  {numbers}" if self.classes else "not usable"
-        )
+        return f"{self.name:<20}{verdict}  " + (f"{self.classes} classes  {numbers}" if self.classes else "not usable")
 
 
 def check(name: str, root: str | os.PathLike, decode: bool = True, workers: int = 0) -> Report:

@@ -111,9 +111,7 @@ def _transfer(url: str, part: Path, timeout: float, verifiable: bool) -> None:
         if response.status != 206:
             have = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise http.client.HTTPException(
-                f"asked for bytes from {have}, got {response.headers.get('Content-Range')}"
-            )
+            raise http.client.HTTPException(f"asked for bytes from {have}, got {response.headers.get('Content-Range')}")
         length = response.headers.get("Content-Length")
         require_space(part.parent, int(length or 0), url)
         version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -193,9 +191,7 @@ def disk_errors(path: Path):
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"{path}: {error.strerror}; make room and run the same command again"
-            ) from error
+            raise DiskFullError(f"{path}: {error.strerror}; make room and run the same command again") from error
         raise
 
 

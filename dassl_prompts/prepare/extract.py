@@ -78,9 +78,7 @@ def _reader(archive: Path):
         return _tar_members
     if zipfile.is_zipfile(archive):
         return _zip_members
-    raise ArchiveError(
-        f"{archive} is damaged (neither a tar nor a zip archive); delete it and run the command again"
-    )
+    raise ArchiveError(f"{archive} is damaged (neither a tar nor a zip archive); delete it and run the command again")
 
 
 def safe_name(name: str, archive: Path) -> str:
@@ -92,9 +90,7 @@ def safe_name(name: str, archive: Path) -> str:
     name = name.replace("\\", "/")
     path = PurePosixPath(name)
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
-        raise ArchiveError(
-            f"{archive}: member {name!r} would be written outside the folder; nothing was unpacked"
-        )
+        raise ArchiveError(f"{archive}: member {name!r} would be written outside the folder; nothing was unpacked")
     return str(path)
 
 
@@ -108,9 +104,7 @@ def _zip_members(archive: Path, target: Path) -> Iterator[Member]:
         for info in infos:
             kind = (info.external_attr >> 16) & 0o170000
             if kind not in (0, 0o100000):
-                raise ArchiveError(
-                    f"{archive}: member {info.filename!r} is a link or device; nothing was unpacked"
-                )
+                raise ArchiveError(f"{archive}: member {info.filename!r} is a link or device; nothing was unpacked")
         require_space(target, sum(info.file_size for info in infos), str(archive))
         for info in infos:
             if not _ignored(names[info]):
@@ -124,9 +118,7 @@ def _tar_members(archive: Path, target: Path) -> Iterator[Member]:
         for info in _with_progress(file, f"checking {archive.name}"):
             safe_name(info.name, archive)
             if not (info.isfile() or info.isdir()):
-                raise ArchiveError(
-                    f"{archive}: member {info.name!r} is a link or device; nothing was unpacked"
-                )
+                raise ArchiveError(f"{archive}: member {info.name!r} is a link or device; nothing was unpacked")
             total += info.size
     require_space(target, total, str(archive))
     with tarfile.open(archive) as file:

@@ -94,6 +94,4 @@ def _download(file: File, folder: Path, page: CoopPage) -> Path:
             return download(url, path, file.md5)
         except DownloadError as error:
             problem = error
-    raise DownloadError(
-        f"{problem}\n    -> or fetch it by hand and put it at {folder / file.name}"
-    ) from problem
+    raise DownloadError(f"{problem}\n    -> or fetch it by hand and put it at {folder / file.name}") from problem

@@ -86,15 +86,11 @@ class CoopPage:
         try:
             import gdown
         except ModuleNotFoundError:
-            raise ByHandError(
-                f"{name}: {address} (or `pip install gdown` and run the same command again)"
-            ) from None
+            raise ByHandError(f"{name}: {address} (or `pip install gdown` and run the same command again)") from None
 
         path.parent.mkdir(parents=True, exist_ok=True)
         # the names of gdown's errors differ between its versions
-        refusals = tuple(
-            e for e in vars(gdown.exceptions).values() if isinstance(e, type) and issubclass(e, Exception)
-        )
+        refusals = tuple(e for e in vars(gdown.exceptions).values() if isinstance(e, type) and issubclass(e, Exception))
         try:
             got = gdown.download(id=drive_id, output=str(path), resume=True)
         except (*refusals, OSError) as error:

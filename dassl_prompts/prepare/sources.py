@@ -89,12 +89,8 @@ SOURCES: dict[str, Source] = {
                 "caltech-101.zip",
                 urls=("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",),
                 md5="3138e1922a9193bfa496528edbbc45d0",
-                unpack={
-                    "caltech-101/101_ObjectCategories.tar.gz": f"{DOWNLOADS}/101_ObjectCategories.tar.gz"
-                },
-                inner=File(
-                    "101_ObjectCategories.tar.gz", unpack={"101_ObjectCategories": "101_ObjectCategories"}
-                ),
+                unpack={"caltech-101/101_ObjectCategories.tar.gz": f"{DOWNLOADS}/101_ObjectCategories.tar.gz"},
+                inner=File("101_ObjectCategories.tar.gz", unpack={"101_ObjectCategories": "101_ObjectCategories"}),
             ),
             _split("Caltech101"),
         ),
@@ -225,9 +221,7 @@ SOURCES: dict[str, Source] = {
     "UCF101": Source(
         "ucf101",
         (
-            File(
-                "UCF-101-midframes.zip", on_coop_page=True, unpack={"UCF-101-midframes": "UCF-101-midframes"}
-            ),
+            File("UCF-101-midframes.zip", on_coop_page=True, unpack={"UCF-101-midframes": "UCF-101-midframes"}),
             _split("UCF101"),
         ),
         classes=101,
@@ -278,9 +272,7 @@ SOURCES: dict[str, Source] = {
     "ImageNetA": Source(
         "imagenet-adversarial",
         (
-            File(
-                "imagenet-a.tar", urls=(f"{_HENDRYCKS}/imagenet-a.tar",), unpack={"imagenet-a": "imagenet-a"}
-            ),
+            File("imagenet-a.tar", urls=(f"{_HENDRYCKS}/imagenet-a.tar",), unpack={"imagenet-a": "imagenet-a"}),
             _CLASSNAMES,
         ),
         classes=200,
@@ -289,9 +281,7 @@ SOURCES: dict[str, Source] = {
     "ImageNetR": Source(
         "imagenet-rendition",
         (
-            File(
-                "imagenet-r.tar", urls=(f"{_HENDRYCKS}/imagenet-r.tar",), unpack={"imagenet-r": "imagenet-r"}
-            ),
+            File("imagenet-r.tar", urls=(f"{_HENDRYCKS}/imagenet-r.tar",), unpack={"imagenet-r": "imagenet-r"}),
             _CLASSNAMES,
         ),
         classes=200,

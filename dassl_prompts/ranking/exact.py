@@ -43,8 +43,10 @@ def target_ranks(
         ValueError: shapes do not fit, an index is out of range, a target is excluded or no candidate, or a
             feature is not finite.
     """
-    target, exclude, candidates = (_index(t, queries, gallery, n) for t, n in (
-        (target, "target"), (exclude, "exclude"), (candidates, "candidates")))  # fmt: skip
+    target, exclude, candidates = (
+        _index(t, queries, gallery, n)
+        for t, n in ((target, "target"), (exclude, "exclude"), (candidates, "candidates"))
+    )
     if bool((target < 0).all(1).any()):
         raise ValueError("target: every query needs at least one gallery index")
     ranks, marks = [], None
@@ -84,8 +86,9 @@ def topk(
     """
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k is {k}, the gallery has {len(gallery)} items")
-    exclude, candidates = _index(exclude, queries, gallery, "exclude"), _index(
-        candidates, queries, gallery, "candidates"
+    exclude, candidates = (
+        _index(exclude, queries, gallery, "exclude"),
+        _index(candidates, queries, gallery, "candidates"),
     )
     values, indices = [], []
     for _, scores in score_blocks(queries, gallery, exclude=exclude, candidates=candidates, chunk=chunk):
@@ -135,9 +138,7 @@ def score_blocks(
     ``exclude`` and ``candidates`` are ``[Q, X]`` here. The block is reused: do not keep it.
     """
     queries, gallery = _features(queries, gallery)
-    size = (
-        chunk if chunk is not None else max(1, BLOCK_BYTES // (gallery.element_size() * max(1, len(gallery))))
-    )
+    size = chunk if chunk is not None else max(1, BLOCK_BYTES // (gallery.element_size() * max(1, len(gallery))))
     if size < 1:
         raise ValueError(f"chunk is {chunk}; give a positive number of queries")
     copies, originals = _equal_rows(gallery)
@@ -160,9 +161,7 @@ def score_blocks(
 
 def _features(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"features must be [Q, E] and [G, E], got {tuple(queries.shape)} and {tuple(gallery.shape)}"
-        )
+        raise ValueError(f"features must be [Q, E] and [G, E], got {tuple(queries.shape)} and {tuple(gallery.shape)}")
     if len(gallery) > 2**24:
         raise ValueError(f"the gallery has {len(gallery)} items, more than {2**24}: split it")
     dtype = torch.float64 if torch.float64 in (queries.dtype, gallery.dtype) else torch.float32

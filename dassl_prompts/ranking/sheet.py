@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dassl_prompts.data.images import read_image
 from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.images import read_image
 
 TILE, GAP, TEXT_HEIGHT, CAPTION_WIDTH = 128, 8, 30, 190
 RIGHT, WRONG, PLAIN = (0, 140, 60), (150, 150, 150), (60, 60, 60)
@@ -40,18 +40,14 @@ def contact_sheet(rows: Sequence[Row], path: str | Path) -> None:
         raise ValueError(f"cannot write a contact sheet as {path}: end its name with .png or .jpg")
     columns = max(len(row.found) for row in rows)
     line = TILE + TEXT_HEIGHT + GAP
-    sheet = Image.new(
-        "RGB", (CAPTION_WIDTH + (columns + 1) * (TILE + GAP) + 2 * GAP, len(rows) * line + GAP), "white"
-    )
+    sheet = Image.new("RGB", (CAPTION_WIDTH + (columns + 1) * (TILE + GAP) + 2 * GAP, len(rows) * line + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
     for number, row in enumerate(rows):
         top = GAP + number * line
         if row.image:
             paste(sheet, row.image, GAP, top, PLAIN)
-        draw.multiline_text(
-            (2 * GAP + TILE, top + 4), textwrap.fill(row.caption, 26), fill="black", font=font
-        )
+        draw.multiline_text((2 * GAP + TILE, top + 4), textwrap.fill(row.caption, 26), fill="black", font=font)
         for column, (image, label) in enumerate(zip(row.found, row.labels)):
             left = CAPTION_WIDTH + GAP + (column + 1) * (TILE + GAP)
             colour = (RIGHT if image == row.right else WRONG) if row.right else PLAIN

@@ -9,9 +9,9 @@ from pathlib import Path
 from dassl_prompts.engine.files import atomic_path, require_file_writable, require_writable
 from dassl_prompts.report.groups import Method, group
 from dassl_prompts.report.notes import sections
-from dassl_prompts.report.pages import replace_part
 from dassl_prompts.report.runs import Run, find_runs
 from dassl_prompts.report.tables import FORMATS, TABLES, Table
+from dassl_prompts.run.pages import replace_part
 
 EPILOG = """\
 Every run below OUTPUT that has a results.json is read. Values are the mean over seeds and the sample standard
@@ -36,17 +36,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("output", metavar="OUTPUT", help="folder with runs, at any depth")
-    p.add_argument(
-        "--format", choices=FORMATS, default="console", help="how the tables are written (default console)"
-    )
-    p.add_argument(
-        "--write", type=Path, metavar="FILE", help="write the tables to a file instead of the screen"
-    )
+    p.add_argument("--format", choices=FORMATS, default="console", help="how the tables are written (default console)")
+    p.add_argument("--write", type=Path, metavar="FILE", help="write the tables to a file instead of the screen")
     p.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots into this folder (PNG)")
     p.add_argument("--trainer", nargs="+", metavar="NAME", help="only these methods")
-    p.add_argument(
-        "--dataset", nargs="+", metavar="NAME", help="only these datasets, by the names in the tables"
-    )
+    p.add_argument("--dataset", nargs="+", metavar="NAME", help="only these datasets, by the names in the tables")
     p.add_argument("--shots", type=int, nargs="+", metavar="N", help="only these numbers of shots")
     p.add_argument(
         "--seeds",
@@ -90,18 +84,16 @@ def tables(methods: list[Method]) -> list[Table]:
 def notes_text(notes: dict[str, list[str]], form: str) -> str:
     if form == "markdown":
         return "\n".join(
-            f"### {heading}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
-            for heading, lines in notes.items()
+            f"### {heading}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n" for heading, lines in notes.items()
         )
     mark = "% " if form == "latex" else ""
     return "\n".join(
-        f"{mark}{heading}:\n" + "\n".join(f"{mark}  {line}" for line in lines)
-        for heading, lines in notes.items()
+        f"{mark}{heading}:\n" + "\n".join(f"{mark}  {line}" for line in lines) for heading, lines in notes.items()
     )
 
 
 def write_text(path: Path, text: str, form: str) -> None:
-    """A new file, or in Markdown the part "report" of a page that marks it (dassl_prompts/report/pages.py).
+    """A new file, or in Markdown the part "report" of a page that marks it (dassl_prompts/run/pages.py).
 
     Raises:
         ValueError: the markers of the page do not fit.

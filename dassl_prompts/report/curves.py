@@ -19,9 +19,7 @@ def read_curves(folder: str | Path) -> dict[str, dict[float, float]]:
     logs = sorted(Path(folder).glob("log.txt*"), key=lambda p: p.stat().st_mtime)
     curves: dict[str, dict[float, float]] = {}
     for log in logs:
-        for epoch, batch, batches, rest in PROGRESS.findall(
-            log.read_text(encoding="utf-8", errors="replace")
-        ):
+        for epoch, batch, batches, rest in PROGRESS.findall(log.read_text(encoding="utf-8", errors="replace")):
             at = int(epoch) - 1 + int(batch) / int(batches)
             for name, _, mean in TERM.findall(rest):
                 if name not in TIMES:

@@ -124,9 +124,7 @@ class Value:
         values = list(values)
         if not values:
             return None
-        return cls(
-            statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
-        )
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if math.isnan(self.std) else f"{self.mean:.2f} ± {self.std:.2f}"
@@ -153,8 +151,7 @@ class BaseNew:
 def base_new(method: Method, dataset: str) -> BaseNew | None:
     """None unless a seed has both numbers."""
     base, new = (
-        {s: r.accuracy for s, r in method.of(dataset, c).items() if r.accuracy is not None}
-        for c in ("base", "new")
+        {s: r.accuracy for s, r in method.of(dataset, c).items() if r.accuracy is not None} for c in ("base", "new")
     )
     seeds = tuple(sorted(base.keys() & new.keys()))
     if not seeds:

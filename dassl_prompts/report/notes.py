@@ -25,9 +25,7 @@ def missing(methods: list[Method], runs: list[Run], seeds: Sequence[int] | None 
             if all(run.folder.absolute() in taught for run in method.runs.values()):
                 continue  # a teacher has no test of its own
             for dataset in expected_datasets(method, same):
-                own = (
-                    method.seeds(dataset) if method.trainer.startswith("Zeroshot") else []
-                )  # the same for every seed
+                own = method.seeds(dataset) if method.trainer.startswith("Zeroshot") else []  # the same for every seed
                 lines += missing_cells(method, dataset, own or wanted)
     return lines
 
@@ -49,9 +47,7 @@ def missing_cells(method: Method, dataset: str, wanted: list[int]) -> list[str]:
     if all(lacking[side] == wanted for side in sides):
         return [f"{method.label} has nothing on {dataset}{shots} (seeds {numbers(wanted)})"]
     parts = [
-        f"{f'{side} classes ' if side != 'all' else ''}seed {numbers(some)}"
-        for side, some in lacking.items()
-        if some
+        f"{f'{side} classes ' if side != 'all' else ''}seed {numbers(some)}" for side, some in lacking.items() if some
     ]
     return [f"{method.label} on {dataset}{shots}: {', '.join(parts)}"]
 
@@ -68,17 +64,13 @@ def mixed(methods: list[Method]) -> list[str]:
             keys = [f"{key} {a} -> {b}" for key, (a, b) in list(method.differs.items())[:6]]
             more = f" and {len(method.differs) - 6} more" if len(method.differs) > 6 else ""
             where = next(iter(method.runs.values())).folder
-            lines.append(
-                f"{method.label} has other settings than the first: {'; '.join(keys)}{more} (e.g. {where})"
-            )
+            lines.append(f"{method.label} has other settings than the first: {'; '.join(keys)}{more} (e.g. {where})")
     return lines
 
 
 def doubles(methods: list[Method]) -> list[str]:
     """Several folders with the same method, dataset, classes and seed: the newest counts."""
-    return [
-        f"{new.folder} counts, {old.folder} is older and left out" for m in methods for new, old in m.doubles
-    ]
+    return [f"{new.folder} counts, {old.folder} is older and left out" for m in methods for new, old in m.doubles]
 
 
 def half_written(unfinished: list[Unfinished]) -> list[str]:

@@ -42,9 +42,7 @@ def names(methods: list[Method]) -> list[str]:
     for method in methods:
         same = [m for m in methods if m.trainer == method.trainer]
         extra = [method.cfg] if len({m.cfg for m in same}) > 1 else []
-        extra += (
-            [f"{method.shots} shot{'s' * (method.shots != 1)}"] if len({m.shots for m in methods}) > 1 else []
-        )
+        extra += [f"{method.shots} shot{'s' * (method.shots != 1)}"] if len({m.shots for m in methods}) > 1 else []
         extra += [f"settings {method.variant}"] if len({m.variant for m in same}) > 1 else []
         out.append(method.trainer + (f" ({', '.join(extra)})" if extra else ""))
     return out
@@ -94,9 +92,7 @@ def base_new_scatter(methods: list[Method]):
         if theirs:
             compared = True
             x, y = theirs["Base"], theirs["New"]
-            axis.plot(
-                [base.mean, x], [new.mean, y], color=look["color"], linewidth=0.8, linestyle=":", zorder=2
-            )
+            axis.plot([base.mean, x], [new.mean, y], color=look["color"], linewidth=0.8, linestyle=":", zorder=2)
             axis.plot(x, y, markerfacecolor="white", markersize=8, linestyle="", zorder=3, **look)
     hm_contours(axis)
     axis.set_xlabel("accuracy on base classes (%)")
@@ -121,9 +117,7 @@ def mean_point(method: Method, datasets: list[str]) -> tuple[Value, Value, list[
         return scores.base, scores.new, list(found)
     if not found:
         return None
-    mean = [
-        Value(sum(getattr(s, side).mean for s in found.values()) / len(found)) for side in ("base", "new")
-    ]
+    mean = [Value(sum(getattr(s, side).mean for s in found.values()) / len(found)) for side in ("base", "new")]
     return mean[0], mean[1], list(found)
 
 
@@ -176,9 +170,7 @@ def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]])
     """Datasets from top to bottom, a dot per method with its standard deviation, a panel per measure."""
     plt = pyplot()
     datasets = [
-        d
-        for d in ordered(methods)
-        if any((i, d) in values for values in panels.values() for i in range(len(methods)))
+        d for d in ordered(methods) if any((i, d) in values for values in panels.values() for i in range(len(methods)))
     ]
     height = 1.4 + len(datasets) * max(0.32, 0.11 * len(methods))
     figure, axes = plt.subplots(
@@ -206,7 +198,11 @@ def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]])
                 capsize=2,
                 **style(i),
             )
-        axis.set(title=title, xlabel=f"{title if title == 'harmonic mean' else 'accuracy'} (%)", ylim=(len(datasets) - 0.5, -0.5))
+        axis.set(
+            title=title,
+            xlabel=f"{title if title == 'harmonic mean' else 'accuracy'} (%)",
+            ylim=(len(datasets) - 0.5, -0.5),
+        )
         widen(axis)
         axis.set_yticks(range(len(datasets)), datasets)
         for at in range(len(datasets) - 1):
@@ -235,9 +231,7 @@ def shots_curves(methods: list[Method]):
     }
     lines = {k: ms for k, ms in lines.items() if len(ms) > 1}
     datasets = [
-        d
-        for d in ordered(methods)
-        if any(sum(accuracy(m, d) is not None for m in ms) > 1 for ms in lines.values())
+        d for d in ordered(methods) if any(sum(accuracy(m, d) is not None for m in ms) > 1 for ms in lines.values())
     ]
     if not datasets:
         return
@@ -274,9 +268,7 @@ def shots_curves(methods: list[Method]):
 def training_curves(methods: list[Method]):
     """Loss and, where logged, accuracy over epochs, a panel per dataset: mean over seeds and their range."""
     labels = names(methods)
-    curves = {
-        (d, i): c for d in ordered(methods) for i, m in enumerate(methods) if (c := method_curves(m, d))
-    }
+    curves = {(d, i): c for d in ordered(methods) for i, m in enumerate(methods) if (c := method_curves(m, d))}
     for term, label in (("loss", "training loss"), ("acc", "training accuracy (%)")):
         datasets = list(dict.fromkeys(d for (d, _), c in curves.items() if term in c))
         if not datasets:
@@ -349,9 +341,7 @@ def recall_bars(methods: list[Method]):
         figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
         for axis, (side, title) in zip(axes, panels):
             columns = [f"{side}_r{k}" for k in (1, 5, 10)]
-            bars(
-                axis, methods, [entry_values(m, dataset, "test", columns) for m in methods], columns, dataset
-            )
+            bars(axis, methods, [entry_values(m, dataset, "test", columns) for m in methods], columns, dataset)
             axis.set(title=title, ylabel="recall (%)" if side == "i2t" else "")
             axis.set_xticks(range(3), ["R@1", "R@5", "R@10"])
         figure.suptitle(dataset)
@@ -362,16 +352,11 @@ def recall_bars(methods: list[Method]):
 def composed_bars(methods: list[Method]):
     """Recalls of composed retrieval, a figure per evaluation."""
     plt = pyplot()
-    for dataset, split in dict.fromkeys(
-        (d, s) for m in methods for (d, _, _), r in m.runs.items() for s in r.metrics
-    ):
+    for dataset, split in dict.fromkeys((d, s) for m in methods for (d, _, _), r in m.runs.items() for s in r.metrics):
         values = [
-            entry_values(m, dataset, split, ["R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3"])
-            for m in methods
+            entry_values(m, dataset, split, ["R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3"]) for m in methods
         ]
-        columns = [
-            c for c in ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3") if any(c in v for v in values)
-        ]
+        columns = [c for c in ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3") if any(c in v for v in values)]
         if not columns:
             continue
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -382,9 +367,7 @@ def composed_bars(methods: list[Method]):
         yield f"recall_{split}", figure
 
 
-def bars(
-    axis, methods: list[Method], values: list[dict[str, Value]], columns: list[str], dataset: str
-) -> None:
+def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: list[str], dataset: str) -> None:
     """Grouped bars: a group per column, a bar per method."""
     present = [i for i, found in enumerate(values) if found]
     width = 0.8 / max(1, len(present))

@@ -59,9 +59,7 @@ class Published:
         if self.trained_on and canonical(self.trained_on) != canonical(method.source) and not zero_shot:
             return False
         run = next(iter(method.runs.values()))
-        return all(run.setting(key) == value for key, value in self.config) and (
-            not self.cfg or method.cfg in self.cfg
-        )
+        return all(run.setting(key) == value for key, value in self.config) and (not self.cfg or method.cfg in self.cfg)
 
 
 def canonical(dataset: str) -> str:

@@ -91,9 +91,7 @@ class Run:
     def cfg(self) -> str:
         """Name of the recipe, with the tag: the folder above the seed's, or below the method's."""
         above = [
-            folder.parent.name
-            for folder in (self.folder, *self.folder.parents)
-            if SEED_FOLDER.fullmatch(folder.name)
+            folder.parent.name for folder in (self.folder, *self.folder.parents) if SEED_FOLDER.fullmatch(folder.name)
         ]
         names = (
             self.layout.get("cfg"),
@@ -124,11 +122,7 @@ class Run:
     @property
     def source(self) -> str:
         """The dataset's configuration file that the model was trained on, as far as folder names say."""
-        taught = (
-            LAYOUT.search(self.setting("TRAINER.PROMPTKD.TEACHER_DIR"))
-            if self.trainer == "PromptKD"
-            else None
-        )
+        taught = LAYOUT.search(self.setting("TRAINER.PROMPTKD.TEACHER_DIR")) if self.trainer == "PromptKD" else None
         return (taught or self.layout)["dataset"] if taught or self.layout else ""
 
     @property
@@ -154,9 +148,7 @@ class Run:
         found = {}
         for split, values in self.results.items():
             if isinstance(values, dict) and split not in ("config", "train"):
-                numbers = {
-                    k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)
-                }
+                numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
                 if numbers:
                     found[split] = numbers
         return found
@@ -192,9 +184,7 @@ def read_run(folder: Path, root: Path) -> Run | Unfinished:
         return Unfinished(folder, f"{RESULTS} is damaged ({error})")
     except OSError as error:
         return Unfinished(folder, f"{RESULTS} cannot be read ({error.strerror})")
-    lacking = [
-        key for key in ("trainer", "dataset", "seed") if not isinstance(results, dict) or key not in results
-    ]
+    lacking = [key for key in ("trainer", "dataset", "seed") if not isinstance(results, dict) or key not in results]
     if lacking:
         return Unfinished(folder, f"{RESULTS} has no {lacking[0]!r}: not one of ours")
     if not results.get("finished"):
@@ -220,9 +210,7 @@ def find_runs(root: str | Path) -> tuple[list[Run], list[Unfinished]]:
     runs, unfinished = [], []
     for folder, has_results in run_folders(root):
         found = (
-            read_run(folder, root)
-            if has_results
-            else Unfinished(folder, f"no {RESULTS}: ended before its first epoch")
+            read_run(folder, root) if has_results else Unfinished(folder, f"no {RESULTS}: ended before its first epoch")
         )
         (runs if isinstance(found, Run) else unfinished).append(found)
     return runs, unfinished

@@ -130,9 +130,7 @@ def base_new_table(methods: list[Method]) -> Table:
     return table.trimmed()
 
 
-def add_base_new(
-    table: Table, line: dict, base: float, new: float, paper: Published | None, dataset: str
-) -> None:
+def add_base_new(table: Table, line: dict, base: float, new: float, paper: Published | None, dataset: str) -> None:
     """A row with its HM and, where a paper has the dataset, its numbers and the differences."""
     hm = harmonic_mean(base, new)
     theirs = paper.on(dataset) if paper else {}
@@ -172,9 +170,7 @@ def accuracy_table(methods: list[Method]) -> Table:
             have = [v.mean for d in datasets if (v := accuracy(method, d))]
             if len(have) > 1:
                 mean = f"{sum(have) / len(have):.2f}"
-                table.add(
-                    {"dataset": average_label(len(have), len(datasets)), **cells(method), "accuracy": mean}
-                )
+                table.add({"dataset": average_label(len(have), len(datasets)), **cells(method), "accuracy": mean})
     return table.trimmed()
 
 
@@ -231,21 +227,15 @@ def average_of_targets(papers: dict[str, Published], targets: list[str]) -> floa
 
 def recall_table(methods: list[Method]) -> Table:
     """Image-text retrieval: R@1, 5, 10 in both directions."""
-    columns = {
-        f"{d}_r{k}": f"{name} R@{k}" for d, name in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)
-    }
+    columns = {f"{d}_r{k}": f"{name} R@{k}" for d, name in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)}
     return metrics_table("Image-text retrieval: recall (%)", methods, columns)
 
 
 def composed_table(methods: list[Method]) -> Table:
     """Composed image retrieval: every recall that the evaluation reported."""
-    names = [
-        name for m in methods for r in m.runs.values() for values in r.metrics.values() for name in values
-    ]
+    names = [name for m in methods for r in m.runs.values() for values in r.metrics.values() for name in values]
     columns = {
-        name: name
-        for name in dict.fromkeys(names)
-        if "R@" in name or name.startswith("Rs@") or name == "average"
+        name: name for name in dict.fromkeys(names) if "R@" in name or name.startswith("Rs@") or name == "average"
     }
     return metrics_table("Composed image retrieval: recall (%)", methods, columns)
 
@@ -254,16 +244,12 @@ def metrics_table(title: str, methods: list[Method], columns: dict[str, str]) ->
     """A row per evaluation (dataset and split) and method, published numbers and differences below it."""
     table = Table(title, [*LEAD, "seeds", *columns.values()])
     cells = settings(methods)
-    for entry in dict.fromkeys(
-        (d, split) for m in methods for (d, _, _), r in m.runs.items() for split in r.metrics
-    ):
+    for entry in dict.fromkeys((d, split) for m in methods for (d, _, _), r in m.runs.items() for split in r.metrics):
         for method in methods:
             values = entry_values(method, *entry, list(columns))
             if not values:
                 continue
-            seeds = [
-                s for (d, _, s), r in sorted(method.runs.items()) if d == entry[0] and entry[1] in r.metrics
-            ]
+            seeds = [s for (d, _, s), r in sorted(method.runs.items()) if d == entry[0] and entry[1] in r.metrics]
             name = entry[0] if entry[1] == "test" else entry[1]
             table.add(
                 {
@@ -276,9 +262,7 @@ def metrics_table(title: str, methods: list[Method], columns: dict[str, str]) ->
             paper = counterpart(method)
             theirs = {k: v for k, v in (paper.on(evaluated(name)) if paper else {}).items() if k in values}
             if theirs:
-                table.add(
-                    {"method": "  published", **{columns[k]: f"{v:.2f}" for k, v in theirs.items()}}, paper
-                )
+                table.add({"method": "  published", **{columns[k]: f"{v:.2f}" for k, v in theirs.items()}}, paper)
                 gap = {columns[k]: difference(values[k].mean, v) for k, v in theirs.items()}
                 table.add({"method": "  difference", **gap})
     return table.trimmed()

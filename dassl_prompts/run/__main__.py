@@ -48,9 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("protocol", nargs="?", metavar="PROTOCOL", help=f"one of {', '.join(PROTOCOLS)} (below)")
     p.add_argument("--file", help="YAML file that lists the runs")
     what = p.add_argument_group("what to run")
-    what.add_argument(
-        "--trainer", nargs="+", metavar="NAME", help="methods, e.g. CoOp MaPLe DPC_CoOp ZeroshotCLIP"
-    )
+    what.add_argument("--trainer", nargs="+", metavar="NAME", help="methods, e.g. CoOp MaPLe DPC_CoOp ZeroshotCLIP")
     what.add_argument(
         "--dataset",
         nargs="+",
@@ -58,12 +56,8 @@ def parser() -> argparse.ArgumentParser:
         help="names of files in configs/datasets, e.g. caltech101 emoji",
     )
     what.add_argument("--seed", type=int, nargs="+", metavar="N", help="one or several seeds (default 1)")
-    what.add_argument(
-        "--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)"
-    )
-    what.add_argument(
-        "--cfg", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe"
-    )
+    what.add_argument("--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)")
+    what.add_argument("--cfg", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe")
     what.add_argument("--tag", help="suffix that keeps a variant's folders apart")
     what.add_argument(
         "--common",
@@ -83,9 +77,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="D",
         help="CUDA devices to use, e.g. 0 1, or cpu (default: what torch sees)",
     )
-    how.add_argument(
-        "--retry", type=int, metavar="N", help="try failed runs again, up to N times (default 0)"
-    )
+    how.add_argument("--retry", type=int, metavar="N", help="try failed runs again, up to N times (default 0)")
     how.add_argument(
         "--stop", action="store_true", help="start nothing more after a failure; default: go on with the rest"
     )
@@ -95,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="show what the runs print (default for one job at a time); otherwise it goes to console.txt",
     )
-    how.add_argument(
-        "--dry-run", action="store_true", help="list the runs and which are finished, start nothing"
-    )
+    how.add_argument("--dry-run", action="store_true", help="list the runs and which are finished, start nothing")
     how.add_argument(
         "--force",
         action="store_true",
@@ -124,9 +114,7 @@ def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
     for key, least in (("jobs", 1), ("retry", 0)):
         if not isinstance(getattr(args, key), int) or getattr(args, key) < least:
             raise ValueError(f"--{key} is {getattr(args, key)!r}; it has to be a number from {least} on")
-    given = {
-        key: getattr(args, key) for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag")
-    }
+    given = {key: getattr(args, key) for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag")}
     given["opts"] = opts or None
     given["common"] = [word for pair in args.common for word in pair] if args.common else None
     return build(given, content, str(args.root), args.output)
@@ -187,9 +175,7 @@ def run(argv: list[str]) -> int:
     scheduler = Scheduler(nodes, slots, force=args.force, stream=stream, stop=args.stop, retry=args.retry)
     failed = scheduler.run()
     complete = {str(node.step.output) for node in nodes if node.done}
-    finished = [
-        (p, job) for p, job in sweep.jobs if {str(s.output) for s in PROTOCOLS[p].steps(job)} <= complete
-    ]
+    finished = [(p, job) for p, job in sweep.jobs if {str(s.output) for s in PROTOCOLS[p].steps(job)} <= complete]
     if finished:
         print("\n" + summary(Sweep(tuple(finished))))
     if failed:

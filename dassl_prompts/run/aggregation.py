@@ -10,6 +10,11 @@ LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
 def aggregation(job: Job, protocol: str) -> tuple[str, ...]:
     """Options of a PromptSRC few-shot run; another recipe than the protocol's speaks for itself."""
-    if protocol != "fewshot" or job.trainer != "PromptSRC" or job.dataset not in LATE or not job.cfg.endswith("_few_shot"):
+    if (
+        protocol != "fewshot"
+        or job.trainer != "PromptSRC"
+        or job.dataset not in LATE
+        or not job.cfg.endswith("_few_shot")
+    ):
         return ()
     return "TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5"

@@ -1,4 +1,4 @@
-"""``python -m dassl_prompts.run.retrieval``: image-text retrieval in FDRD's protocol, from start to table.
+"""``python -m dassl_prompts.run.captions``: image-text retrieval in FDRD's protocol, from start to table.
 
 ``compare`` runs zero-shot CLIP, the baselines and DCAR; ``ablate`` runs DCAR without its parts. Several seeds
 give means and standard deviations, several domains their unweighted mean as well. Finished runs are skipped.
@@ -16,16 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_prompts.fdrd.domains import get_domain
-from dassl_prompts.report.pages import write_page
+from dassl_prompts.run.execute import execute
 from dassl_prompts.run.job import Job, eval_step, train_step
 from dassl_prompts.run.options import check_options, select
-from dassl_prompts.run.steps import Step, StepFailed, execute
+from dassl_prompts.run.pages import write_page
+from dassl_prompts.run.steps import Step, StepFailed
 
 #: trainer -> its name in tables and on the command line
 METHODS = {
-    "ZeroshotITR": "zero-shot CLIP", "CoOpITR": "CoOp", "CLIPAdapterITR": "CLIP-Adapter", "MaPLeITR": "MaPLe",
+    "ZeroshotITR": "zero-shot CLIP",
+    "CoOpITR": "CoOp",
+    "CLIPAdapterITR": "CLIP-Adapter",
+    "MaPLeITR": "MaPLe",
     "DCAR": "DCAR",
-}  # fmt: skip
+}
 ZERO_SHOT = "ZeroshotITR"
 #: without its module the CAA branch does not exist
 NO_CAA = ("TRAINER.DCAR.CAA.ENABLED", "False", "TRAINER.DCAR.TEST.BRANCH", "prompt")
@@ -40,17 +44,22 @@ ABLATION = {
     "without token re-weighting": ("no-dtr", NO_DTR),
     "without category-aware augmentation": ("no-caa", NO_CAA),
     "with neither (dual prompts)": ("no-dtr-caa", NO_DTR + NO_CAA),
-}  # fmt: skip
+}
 COLUMNS = {f"{d}_r{k}": f"{n} R@{k}" for d, n in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)} | {
     "mean_r1": "mean R@1"
 }
 #: FDRD's domains by the name of their file in configs/datasets, without fdrd_
 DOMAIN_FILES = {
-    "Caltech101": "caltech101", "OxfordPets": "oxford_pets", "StanfordCars": "stanford_cars",
+    "Caltech101": "caltech101",
+    "OxfordPets": "oxford_pets",
+    "StanfordCars": "stanford_cars",
     "Flowers102": "oxford_flowers",
-    "Food101": "food101", "FGVCAircraft": "fgvc_aircraft", "SUN397": "sun397", "DTD": "dtd",
+    "Food101": "food101",
+    "FGVCAircraft": "fgvc_aircraft",
+    "SUN397": "sun397",
+    "DTD": "dtd",
     "UCF101": "ucf101",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,7 @@ class Runs:
         name = self.domain if self.domain == "emoji" else DOMAIN_FILES.get(get_domain(self.domain).name)
         if name is None:
             raise ValueError(
-                "domain custom has no configuration file: use train.py with DATASET.FDRD_TRAIN and "
-                "DATASET.FDRD_TEST"
+                "domain custom has no configuration file: use train.py with DATASET.FDRD_TRAIN and DATASET.FDRD_TEST"
             )
         return f"fdrd_{name}"
 
@@ -191,19 +199,19 @@ def report(finished: dict[str, Values]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.run.retrieval", description=__doc__.split("\n\n")[1],
-        epilog=("Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run "
-                "they concern."),
-    )  # fmt: skip
+        prog="python -m dassl_prompts.run.captions",
+        description=__doc__.split("\n\n")[1],
+        epilog=(
+            "Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run they concern."
+        ),
+    )
     p.add_argument("command", choices=("compare", "ablate"))
     p.add_argument(
         "--domain", nargs="+", required=True, help="of FDRD's nine domains, or emoji (embedded); one or several"
     )
     p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
     p.add_argument("--shots", type=int, default=16, help="training pairs per class (default 16)")
-    p.add_argument(
-        "--method", nargs="+", default=list(METHODS), choices=METHODS, help="compare: methods (default all)"
-    )
+    p.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS, help="compare: methods (default all)")
     p.add_argument(
         "--cfg",
         default="",
@@ -214,22 +222,22 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("DATA", "data"),
         help="folder of the datasets (default $DATA or ./data)",
     )
-    p.add_argument(
-        "--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)"
-    )
+    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
     p.add_argument("--write", type=Path, help="also write the tables into this Markdown page")
+    p.add_argument("--quiet", action="store_true", help="what the runs print goes to console.txt in their folders")
     p.add_argument(
-        "--quiet", action="store_true", help="what the runs print goes to console.txt in their folders"
+        "--force",
+        action="store_true",
+        default=os.environ.get("FORCE", "0") not in ("", "0"),
+        help="repeat finished runs (also FORCE=1)",
     )
-    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"),
-                   help="repeat finished runs (also FORCE=1)")  # fmt: skip
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     at = argv.index("--") if "--" in argv else len(argv)
-    args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1:])
+    args, opts = parser().parse_args(argv[:at]), tuple(argv[at + 1 :])
     try:
         methods = args.method if args.command == "compare" else ["DCAR"]
         check_options(opts, {method: method.upper() for method in methods})
@@ -268,7 +276,7 @@ def write(args, argv: Sequence[str], text: str, failed: Sequence[str]) -> None:
     words = f"{args.command} {' '.join(args.domain)}"
     title = f"Image-text retrieval: {words}, {args.shots} shots, seeds {' '.join(map(str, args.seed))}"
     lacking = f"\n\nNot finished: {', '.join(failed)}." if failed else ""
-    command = f"python -m dassl_prompts.run.retrieval {shlex.join(argv)}"
+    command = f"python -m dassl_prompts.run.captions {shlex.join(argv)}"
     write_page(args.write, f"run.retrieval {words}", title, command, text + lacking)
 
 

@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dassl_prompts.report.pages import write_page
+from dassl_prompts.run.execute import execute
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.options import check_options, pairs, select
+from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.present import check_same_run
-from dassl_prompts.run.steps import Step, StepFailed, execute
+from dassl_prompts.run.steps import Step, StepFailed
 
 #: name on the command line -> configuration file and its options
 DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -40,9 +41,16 @@ ALL_NODES = {**NODES, BASELINE: "ZEROSHOT_CIR"}
 #: keys that change how a trained run is evaluated; an evaluation with one of them has a folder of its own
 PROTOCOL_KEYS = tuple(
     f"CIR.{key}"
-    for key in ("SPLIT", "TARGETPAD_RATIO", "FIQ_CATEGORIES", "FIQ_GALLERY", "FIQ_REMOVE_REFERENCE", "FIQ_CAPTION",
-                "FIQ_EMPTY_CAPTION")
-)  # fmt: skip
+    for key in (
+        "SPLIT",
+        "TARGETPAD_RATIO",
+        "FIQ_CATEGORIES",
+        "FIQ_GALLERY",
+        "FIQ_REMOVE_REFERENCE",
+        "FIQ_CAPTION",
+        "FIQ_EMPTY_CAPTION",
+    )
+)
 CIRR_COLUMNS = ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3", "average")
 
 
@@ -130,9 +138,7 @@ def metric_rows(step: Step, name: str = "") -> list[dict]:
         if isinstance(values, dict) and "mean" in values:
             *label, dataset, split = key.split(" ")
             label = " ".join(label)
-            rows.append(
-                {"query": name or label or step.title, "label": label, "set": f"{dataset} {split}", **values}
-            )
+            rows.append({"query": name or label or step.title, "label": label, "set": f"{dataset} {split}", **values})
     return rows
 
 
@@ -210,9 +216,7 @@ def why_not_comparable(step: Step, trainer: str) -> str:
 
 
 def submit(plan: Plan, args) -> list[dict]:
-    steps = [
-        plan.evaluate(args.trainer, seed, "cirr", "CIR.SPLIT", "test", name="submit") for seed in args.seed
-    ]
+    steps = [plan.evaluate(args.trainer, seed, "cirr", "CIR.SPLIT", "test", name="submit") for seed in args.seed]
     execute(steps, force=args.force)
     for step in steps:
         print("\n".join(step.results()["submission"]))
@@ -285,8 +289,13 @@ def check(args, opts: Sequence[str]) -> None:
 
 
 COMMANDS = {
-    "baselines": baselines, "train": train, "eval": evaluate, "submit": submit, "compare": compare, "ablate": ablate,
-}  # fmt: skip
+    "baselines": baselines,
+    "train": train,
+    "eval": evaluate,
+    "submit": submit,
+    "compare": compare,
+    "ablate": ablate,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -313,17 +322,13 @@ def parser() -> argparse.ArgumentParser:
         choices=["none", "text", "both"],
         help="compare: towers that both methods train",
     )
-    p.add_argument(
-        "--what", default="length", choices=["length", "depth", "tuning"], help="ablate: what varies"
-    )
+    p.add_argument("--what", default="length", choices=["length", "depth", "tuning"], help="ablate: what varies")
     p.add_argument(
         "--root",
         default=os.environ.get("DATA", "data"),
         help="folder of the datasets (default $DATA or ./data)",
     )
-    p.add_argument(
-        "--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)"
-    )
+    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
     p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
     p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
     p.add_argument(

@@ -28,7 +28,9 @@ def replace_part(page: str, name: str, text: str) -> str | None:
         return None
     before, marker, rest = page.partition(begin(name))
     if not marker:
-        raise ValueError(f"it has no {begin(name)}, only {', '.join(map(begin, names))}: add the markers, or name another file")
+        raise ValueError(
+            f"it has no {begin(name)}, only {', '.join(map(begin, names))}: add the markers, or name another file"
+        )
     if names.count(name) > 1:
         raise ValueError(f"{begin(name)} occurs {names.count(name)} times")
     part, end, after = rest.partition(END)

@@ -29,9 +29,7 @@ def check_same_run(step: Step) -> None:
     remedy = "choose another --output or --tag, or repeat it with --force (FORCE=1 for the scripts)"
     different = config_differences(results.get("config", {}), cfg)
     if different:
-        raise ValueError(
-            f"{step.output} holds a finished run with other settings ({'; '.join(different)}): {remedy}"
-        )
+        raise ValueError(f"{step.output} holds a finished run with other settings ({'; '.join(different)}): {remedy}")
     noted = results.get("digests", {})
     different = differences(noted, digests_now(cfg, step.output) if noted else {})
     if different:
@@ -44,7 +42,7 @@ def check_same_run(step: Step) -> None:
 def digests_now(cfg, folder) -> dict[str, str]:
     """Digests of the data and the backbone that a run with ``cfg`` would use."""
     from dassl_prompts.engine.config import flatten
-    from dassl_prompts.models.digest import digest_now
+    from dassl_prompts.models.backbones import digest_now
 
     name = cfg.MODEL.BACKBONE.NAME
     weights = look_up(f"backbone {name}", lambda: {"backbone": digest_now(name)}, folder)

@@ -55,9 +55,7 @@ def kind(node: Node) -> tuple[str, bool]:
     return args[args.index("--trainer") + 1] if "--trainer" in args else "", node.step.is_training
 
 
-def time_left(
-    nodes: list[Node], slots: int, lefts: dict[int, float | None], elapsed: dict[int, float]
-) -> float | None:
+def time_left(nodes: list[Node], slots: int, lefts: dict[int, float | None], elapsed: dict[int, float]) -> float | None:
     """Estimated seconds until all is done, None before there is anything to go by.
 
     Args:

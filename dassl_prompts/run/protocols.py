@@ -17,9 +17,17 @@ from dassl_prompts.run.steps import Step
 from dassl_prompts.run.tables import harmonic_mean
 
 XD_TARGETS = (
-    "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "oxford_flowers",
+    "food101",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
     "ucf101",
-)  # fmt: skip
+)
 DG_TARGETS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 EMOJI_STYLES = ("emoji_noto", "emoji_twemoji", "emoji_openmoji")
 
@@ -88,9 +96,7 @@ def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str 
     """Evaluate the trained ``job`` on a class subset of its own or another dataset."""
     model = None if is_zero_shot(job) else train_folder(job, protocol, trained_on)
     output = job.output / protocol / f"test_{which}" / (target or ".") / job.folder
-    title = (
-        f"{job.trainer} on {target or job.dataset}, {job.shots} shots, seed {job.seed}: test {which} classes"
-    )
+    title = f"{job.trainer} on {target or job.dataset}, {job.shots} shots, seed {job.seed}: test {which} classes"
     return eval_step(
         job, title, output, model, *subsample(which), *teacher_opts(job, protocol, trained_on), dataset=target
     )
@@ -146,8 +152,7 @@ def fewshot(job: Job) -> list[Step]:
     job = job.recipe("fewshot")
     if job.trainer.endswith("PromptKD"):
         raise ValueError(
-            f"PromptKD distils on unlabelled images, {job.trainer} has no few-shot protocol: "
-            "choose base2new or xd"
+            f"PromptKD distils on unlabelled images, {job.trainer} has no few-shot protocol: choose base2new or xd"
         )
     return [test_step(job, "fewshot", "all", "all")] if is_zero_shot(job) else training(job, "fewshot", "all")
 
@@ -165,25 +170,23 @@ def fewshot_rows(job: Job) -> list[dict]:
 
 def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
     """The steps whose results are the accuracies on the source and on the targets."""
-    if (
-        job.trainer == "PromptKD"
-    ):  # transductive: distilled anew on every target, by the teacher of the source
+    if job.trainer == "PromptKD":  # transductive: distilled anew on every target, by the teacher of the source
         taught = (*teacher_opts(job, "transfer", "all"), "TRAINER.MODAL", "cross")
         students = [replace(job, dataset=name) for name in (job.dataset, *targets)]
         return [
-            train_step(s, f"{s.trainer} on {s.dataset} by the teacher of {job.dataset}, seed {s.seed}: distil",
-                       train_folder(s, "transfer", "all"), *subsample("all"), *unlabelled(s), *taught)
+            train_step(
+                s,
+                f"{s.trainer} on {s.dataset} by the teacher of {job.dataset}, seed {s.seed}: distil",
+                train_folder(s, "transfer", "all"),
+                *subsample("all"),
+                *unlabelled(s),
+                *taught,
+            )
             for s in students
-        ]  # fmt: skip
+        ]
     if job.trainer == "DPC_PromptKD":
-        raise ValueError(
-            "PromptKD is distilled on every target, which leaves DPC_PromptKD no cross-dataset protocol"
-        )
-    source = (
-        test_step(job, "transfer", "all", "all")
-        if is_zero_shot(job)
-        else training(job, "transfer", "all")[-1]
-    )
+        raise ValueError("PromptKD is distilled on every target, which leaves DPC_PromptKD no cross-dataset protocol")
+    source = test_step(job, "transfer", "all", "all") if is_zero_shot(job) else training(job, "transfer", "all")[-1]
     return [source, *(test_step(job, "transfer", "all", "all", target=name) for name in targets)]
 
 
@@ -231,18 +234,16 @@ def dg(job: Job) -> list[Step]:
 
 def retrieval(job: Job) -> list[Step]:
     """Few-shot image-text retrieval: train on captioned images of a domain, rank both ways."""
-    from dassl_prompts.run.retrieval import METHODS, Runs
+    from dassl_prompts.run.captions import METHODS, Runs
 
     if job.trainer not in METHODS:
         raise ValueError(f"{job.trainer} is no method of image-text retrieval; known: {', '.join(METHODS)}")
-    runs = Runs(
-        job.dataset.removeprefix("fdrd_"), job.shots, job.cfg, job.root, job.output, (*job.common, *job.opts)
-    )
+    runs = Runs(job.dataset.removeprefix("fdrd_"), job.shots, job.cfg, job.root, job.output, (*job.common, *job.opts))
     return [runs.step(job.trainer, job.seed, job.tag)]
 
 
 def retrieval_rows(job: Job) -> list[dict]:
-    from dassl_prompts.run.retrieval import COLUMNS
+    from dassl_prompts.run.captions import COLUMNS
 
     values = retrieval(job)[0].results()["test"]
     return [

@@ -42,9 +42,7 @@ class Step:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): delete the folder or run again with --force"
-            ) from error
+            raise ValueError(f"{path} is damaged ({error}): delete the folder or run again with --force") from error
         return results if results.get("finished") else None
 
     def config(self):
@@ -79,21 +77,3 @@ def remove_run(folder: Path) -> None:
     if not any((folder / name).exists() for name in known) and any(folder.iterdir()):
         raise ValueError(f"{folder} is not a run folder (no {' or '.join(known)}), not removing it")
     shutil.rmtree(folder)
-
-
-def execute(steps: list[Step], force: bool = False, quiet: bool = False) -> None:
-    """Run the steps in order, skipping those that are finished with the same configuration.
-
-    Args:
-        quiet: what the runs print goes to ``console.txt`` in their folders instead of the screen.
-
-    Raises:
-        StepFailed: when a run exits with an error; steps already finished stay finished.
-        ValueError: when a finished folder holds the result of another configuration.
-    """
-    from dassl_prompts.run.plan import plan
-    from dassl_prompts.run.scheduler import Scheduler
-
-    failed = Scheduler(plan([steps]), force=force, stream=not quiet, stop=True).run()
-    if failed:
-        raise StepFailed(str(failed[0]))

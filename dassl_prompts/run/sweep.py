@@ -78,9 +78,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no sweep file {path}") from None
     if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} has to be a mapping such as 'trainer: [CoOp, MaPLe]', not {type(content).__name__}"
-        )
+        raise ValueError(f"{path} has to be a mapping such as 'trainer: [CoOp, MaPLe]', not {type(content).__name__}")
     check_keys(content, (*MATRIX, *SETTINGS, *PLACES, "runs"), path)
     blocks = content.get("runs", [{}])
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
@@ -120,9 +118,7 @@ def expand(values: dict[str, Any], root: str, output: Path) -> list[tuple[str, J
     """The combinations of one block."""
     missing = [key for key in MATRIX if not as_list(values.get(key))]
     if missing:
-        raise ValueError(
-            f"no {missing[0]} is given" + ("" if missing[0] == "protocol" else f": use --{missing[0]}")
-        )
+        raise ValueError(f"no {missing[0]} is given" + ("" if missing[0] == "protocol" else f": use --{missing[0]}"))
     unknown = [name for name in as_list(values["protocol"]) if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"unknown protocol {unknown[0]!r}; choose one of {', '.join(PROTOCOLS)}")

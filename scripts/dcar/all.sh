@@ -3,4 +3,4 @@
 source "$(dirname "$0")/../lib.sh"
 usage "scripts/dcar/all.sh [SHOTS=16] [KEY VALUE ...]" 0 "$@"
 DOMAINS=(Caltech101 OxfordPets StanfordCars Flowers102 Food101 FGVCAircraft SUN397 DTD UCF101)
-"$(pick_python)" -m dassl_prompts.run.retrieval compare --domain "${DOMAINS[@]}" --seed 1 2 3 --shots "${1:-16}" --quiet --output "${OUTPUT:-output}" -- "${@:2}"
+"$(pick_python)" -m dassl_prompts.run.captions compare --domain "${DOMAINS[@]}" --seed 1 2 3 --shots "${1:-16}" --quiet --output "${OUTPUT:-output}" -- "${@:2}"

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dassl_prompts.engine import get_cfg_default, merge_opts
-from dassl_prompts.retrieval.evaluation import (
+from dassl_prompts.captions.evaluation import (
     Gallery,
     Retrieval,
     evaluate,
@@ -18,7 +17,8 @@ from dassl_prompts.retrieval.evaluation import (
     save_features,
     summarise,
 )
-from dassl_prompts.retrieval.ranking import equal_groups
+from dassl_prompts.engine import get_cfg_default, merge_opts
+from dassl_prompts.ranking.exact import equal_groups
 
 
 def brute_ranks(queries, gallery, right):
@@ -86,9 +86,7 @@ def test_reranking_reorders_the_first_candidates_only():
 
 def test_reranking_with_the_same_scores_changes_nothing():
     gallery = random_gallery(12, 12)
-    ranks = retrieval_ranks(
-        gallery, rerank=(5, lambda image, text: (gallery.image[image] * gallery.text[text]).sum(1))
-    )
+    ranks = retrieval_ranks(gallery, rerank=(5, lambda image, text: (gallery.image[image] * gallery.text[text]).sum(1)))
     assert all(torch.equal(ranks[d], r) for d, r in retrieval_ranks(gallery).items())
 
 
@@ -113,9 +111,13 @@ def test_summary_and_classes_by_hand():
 
 
 def test_features_survive_a_file(tmp_path):
-    gallery = random_gallery(4, 7, image_of_text=torch.tensor([0, 0, 1, 2, 2, 2, 3]),
+    gallery = random_gallery(
+        4,
+        7,
+        image_of_text=torch.tensor([0, 0, 1, 2, 2, 2, 3]),
         captions=[f"é {i}" for i in range(7)],
-                             labels=torch.tensor([1, 0, 1, 0]))  # fmt: skip
+        labels=torch.tensor([1, 0, 1, 0]),
+    )
     save_features(gallery, tmp_path / "f.npz")
     again = load_features(tmp_path / "f.npz")
     assert again.captions == gallery.captions and torch.equal(again.image_of_text, gallery.image_of_text)
@@ -123,15 +125,19 @@ def test_features_survive_a_file(tmp_path):
     assert evaluate(again, text_equal=True) == evaluate(gallery, text_equal=True)
 
 
-@pytest.mark.parametrize(("arrays", "message"), [
-    ({"image": np.ones((3, 2))}, "lacks text"),
-    ({"image": np.ones((3, 2)), "text": np.ones((4, 2))}, "3 images and 4 captions"),
-    ({"image": np.ones((3, 2)), "text": np.ones((4, 2)), "image_of_text": np.array([0, 1, 1, 1])},
-        "every image needs"),
-    ({"image": np.ones((2, 2)), "text": np.ones((2, 2)), "captions": np.array(["a"])},
-        "1 caption texts for 2"),
-    ({"image": np.array([object()]), "text": np.ones((1, 2))}, "plain arrays"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image": np.ones((3, 2))}, "lacks text"),
+        ({"image": np.ones((3, 2)), "text": np.ones((4, 2))}, "3 images and 4 captions"),
+        (
+            {"image": np.ones((3, 2)), "text": np.ones((4, 2)), "image_of_text": np.array([0, 1, 1, 1])},
+            "every image needs",
+        ),
+        ({"image": np.ones((2, 2)), "text": np.ones((2, 2)), "captions": np.array(["a"])}, "1 caption texts for 2"),
+        ({"image": np.array([object()]), "text": np.ones((1, 2))}, "plain arrays"),
+    ],
+)
 def test_unusable_feature_files_are_named(tmp_path, arrays, message):
     np.savez(tmp_path / "f.npz", **arrays)
     with pytest.raises(ValueError, match=message) as error:
@@ -147,16 +153,21 @@ def config(**keys):
 
 
 def test_evaluator_collects_parts_and_prints(capsys, tmp_path):
-    evaluator = Retrieval(config(**{"TEST.PER_CLASS_RESULT": True, "TEST.RETRIEVAL.TEXT_EQUAL": True,
-        "OUTPUT_DIR": str(tmp_path),
-                                    "TEST.RETRIEVAL.SAVE_FEATURES": True}), lab2cname={0: "cat",
-                                    1: "dog"})  # fmt: skip
+    evaluator = Retrieval(
+        config(
+            **{
+                "TEST.PER_CLASS_RESULT": True,
+                "TEST.RETRIEVAL.TEXT_EQUAL": True,
+                "OUTPUT_DIR": str(tmp_path),
+                "TEST.RETRIEVAL.SAVE_FEATURES": True,
+            }
+        ),
+        lab2cname={0: "cat", 1: "dog"},
+    )
     image, text, captions = torch.randn(10, 4), torch.randn(10, 4), [f"caption {i % 9}" for i in range(10)]
     for part in (slice(0, 6), slice(6, 10)):
         labels = torch.arange(10)[part] % 2
-        evaluator.process(
-            {"image": image[part], "text": text[part]}, {"label": labels, "caption": captions[part]}
-        )
+        evaluator.process({"image": image[part], "text": text[part]}, {"label": labels, "caption": captions[part]})
     results = evaluator.evaluate()
     assert next(iter(results)) == "mean_r1"
     groups = [[j for j in equal_groups(captions)[i].tolist() if j >= 0] for i in range(10)]
@@ -174,6 +185,4 @@ def test_evaluator_refuses_nothing_and_unequal_parts():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluator.evaluate()
     with pytest.raises(ValueError, match="differ in number"):
-        evaluator.process(
-            {"image": torch.ones(2, 3), "text": torch.ones(2, 3)}, {"label": [0], "caption": ["a", "b"]}
-        )
+        evaluator.process({"image": torch.ones(2, 3), "text": torch.ones(2, 3)}, {"label": [0], "caption": ["a", "b"]})

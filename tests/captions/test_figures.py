@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_prompts.retrieval import caption_figures, recall
+from dassl_prompts.captions import figures as caption_figures
+from dassl_prompts.captions import recall
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import make_trainer, make_tree
 
@@ -33,10 +34,7 @@ def test_loaded_run_encodes_like_the_trained_one(runs):
 
 def test_weights_are_drawn(runs, tmp_path):
     assert (
-        caption_figures.main(
-            ["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.png"), "-n", "3"]
-        )
-        == 0
+        caption_figures.main(["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.png"), "-n", "3"]) == 0
     )
     image = np.asarray(Image.open(tmp_path / "w.png").convert("RGB")).astype(int)
     assert image.shape[0] > 3 * 128
@@ -46,9 +44,7 @@ def test_weights_are_drawn(runs, tmp_path):
 
 def test_sheets_mark_the_right_answer(runs, tmp_path):
     assert (
-        caption_figures.main(
-            ["sheet", "--run", str(runs / "CoOpITR"), "--out", str(tmp_path / "s.png"), "-n", "12"]
-        )
+        caption_figures.main(["sheet", "--run", str(runs / "CoOpITR"), "--out", str(tmp_path / "s.png"), "-n", "12"])
         == 0
     )
     trainer = caption_figures.load_run(str(runs / "CoOpITR"))
@@ -65,9 +61,7 @@ def test_what_cannot_be_drawn_is_named(runs, tmp_path, capsys):
     assert "has no token weights" in capsys.readouterr().err
     assert caption_figures.main(["weights", "--run", str(tmp_path), "--out", out]) == 2
     assert "not a finished run" in capsys.readouterr().err
-    assert (
-        caption_figures.main(["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.txt")]) == 2
-    )
+    assert caption_figures.main(["weights", "--run", str(runs / "DCAR"), "--out", str(tmp_path / "w.txt")]) == 2
 
 
 def test_recall_command_reads_foreign_features(tmp_path, capsys):
@@ -76,10 +70,7 @@ def test_recall_command_reads_foreign_features(tmp_path, capsys):
     assert recall.main([str(tmp_path / "f.npz"), "--json"]) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["i2t_r1"] == results["t2i_r1"] == 50.0 and results["i2t_r5"] == 100.0
-    assert (
-        recall.main([str(tmp_path / "f.npz"), "--per-class"]) == 2
-        and "has no labels" in capsys.readouterr().err
-    )
+    assert recall.main([str(tmp_path / "f.npz"), "--per-class"]) == 2 and "has no labels" in capsys.readouterr().err
     assert recall.main([str(tmp_path / "none.npz")]) == 2
 
 

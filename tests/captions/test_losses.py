@@ -1,5 +1,4 @@
-"""L_con and L_cate against formulas written element by element, with gradients; finite differences in fp64.
-"""
+"""L_con and L_cate against formulas written element by element, with gradients; finite differences in fp64."""
 
 import math
 
@@ -7,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dassl_prompts.retrieval.losses import category_loss, contrastive
+from dassl_prompts.captions.losses import category_loss, contrastive
 
 SCALE = torch.tensor(12.0, dtype=torch.float64)
 
@@ -47,11 +46,7 @@ def slow_category(u, q, weights, valid, mode):
         members = [m for m in range(q.shape[1]) if valid[i][m]]
         cosine = {m: (u[i] * q[i, m]).sum() for m in members}
         if mode == "loss":
-            terms = [
-                weights[i][m] * -torch.log(torch.sigmoid(SCALE * (cosine[0] - cosine[m])))
-                for m in members
-                if m
-            ]
+            terms = [weights[i][m] * -torch.log(torch.sigmoid(SCALE * (cosine[0] - cosine[m]))) for m in members if m]
             total = total + sum(terms) / sum(weights[i][m] for m in members if m)
         elif mode == "logit":
             powers = {m: torch.exp(SCALE * weights[i][m] * cosine[m]) for m in members}

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from dassl_prompts.data.caption_negatives import (
+from dassl_prompts.captions.negatives import (
     NegativeGenerator,
     given_negatives,
     swap_attribute,
@@ -26,13 +26,16 @@ CAPTIONS = [
 LABELS = [0, 1, 1, 0, 1]
 
 
-@pytest.mark.parametrize(("caption", "name", "other", "expected"), [
-    ("An owl sits. The OWL sleeps.", "owl", "red_fox", "A red fox sits. The red fox sleeps."),
-    ("A Red_Fox and a blue wall.", "red fox", "owl", "An owl and a blue wall."),
-    ("The F-16A/B lands.", "F-16A/B", "737-600", "The 737-600 lands."),
-    ("air737-600 and 737-600", "737-600", "owl", "air737-600 and owl"),
-    ("An owlet.", "owl", "bear", "An owlet."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("caption", "name", "other", "expected"),
+    [
+        ("An owl sits. The OWL sleeps.", "owl", "red_fox", "A red fox sits. The red fox sleeps."),
+        ("A Red_Fox and a blue wall.", "red fox", "owl", "An owl and a blue wall."),
+        ("The F-16A/B lands.", "F-16A/B", "737-600", "The 737-600 lands."),
+        ("air737-600 and 737-600", "737-600", "owl", "air737-600 and owl"),
+        ("An owlet.", "owl", "bear", "An owlet."),
+    ],
+)
 def test_swap_replaces_whole_names(caption, name, other, expected):
     assert swap_class(caption, name, other) == expected
 
@@ -80,4 +83,7 @@ def test_given_negatives_know_their_class():
         "A dark photo of red fox.",
     ]
     assert given_negatives("A photo of red fox.", given, 0, NAMES) == [
-        ("A photo of owl.", 1), ("A photo of 737-600.", 3), ("A dark photo of red fox.", 0)]  # fmt: skip
+        ("A photo of owl.", 1),
+        ("A photo of 737-600.", 3),
+        ("A dark photo of red fox.", 0),
+    ]

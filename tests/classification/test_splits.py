@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dassl_prompts.data import splits
-from dassl_prompts.data.splits import (
+from dassl_prompts.classification import splits
+from dassl_prompts.classification.splits import (
     Splits,
     check_labels,
     draw_shots,
@@ -30,9 +30,7 @@ LAYOUTS = ("blocks", "interleaved", "descending", "short")
 
 
 def numbered(labels, folder="/data"):
-    return [
-        Datum(impath=f"{folder}/{i:03d}.jpg", label=int(y), classname=f"c{y}") for i, y in enumerate(labels)
-    ]
+    return [Datum(impath=f"{folder}/{i:03d}.jpg", label=int(y), classname=f"c{y}") for i, y in enumerate(labels)]
 
 
 def ids(items):

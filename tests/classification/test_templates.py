@@ -3,7 +3,12 @@
 import pytest
 from yacs.config import CfgNode
 
-from dassl_prompts.templates import CUSTOM_TEMPLATES, ENSEMBLE_TEMPLATES, PROMPTSRC_TEMPLATES, template_for
+from dassl_prompts.classification.templates import (
+    CUSTOM_TEMPLATES,
+    ENSEMBLE_TEMPLATES,
+    PROMPTSRC_TEMPLATES,
+    template_for,
+)
 
 
 def test_promptsrc_averages_the_first_60_of_clips_80():

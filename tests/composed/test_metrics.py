@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-
-from dassl_prompts import extend_cfg
-from dassl_prompts.data.triplets import ImageFolder, Query, RetrievalTask
 from dassl_prompts.datasets.cirr import CIRR
 from dassl_prompts.datasets.fashioniq import FashionIQ
+
+from dassl_prompts import extend_cfg
+from dassl_prompts.composed import cirr_submission
+from dassl_prompts.composed.metrics import best, evaluate, summarise
+from dassl_prompts.composed.triplets import ImageFolder, Query, RetrievalTask
 from dassl_prompts.engine import get_cfg_default, merge_opts
-from dassl_prompts.retrieval import cirr_submission
-from dassl_prompts.retrieval.composed import best, evaluate, summarise
 
 
 def config(root, *opts):
@@ -35,8 +35,10 @@ def toy(n=8, protocol="cirr", remove=True):
 def mixed_features(task, width=32):
     """Random features with recalls between 0 and 100: queries mix target, reference and noise."""
     gallery = F.normalize(torch.randn(len(task.gallery), width), dim=-1)
-    target, reference = (torch.tensor([task.index[n] for n in names]) for names in zip(*[
-        (q.target or q.reference, q.reference) for q in task.queries]))  # fmt: skip
+    target, reference = (
+        torch.tensor([task.index[n] for n in names])
+        for names in zip(*[(q.target or q.reference, q.reference) for q in task.queries])
+    )
     queries = 0.35 * gallery[target] + 0.3 * gallery[reference] + 0.15 * torch.randn(len(target), width)
     return F.normalize(queries, dim=-1), gallery
 
@@ -63,9 +65,7 @@ def assert_equals_brute_force(task, queries, gallery):
     for key, value in ours.items():
         if key != "average":
             kind, k = key.split("@")
-            assert value == pytest.approx(
-                recall(ranks["subset" if kind == "Rs" else "recall"], int(k)), abs=1e-9
-            ), key
+            assert value == pytest.approx(recall(ranks["subset" if kind == "Rs" else "recall"], int(k)), abs=1e-9), key
     return ours
 
 
@@ -93,9 +93,7 @@ def test_a_case_worked_by_hand():
     gallery = torch.eye(8)
     queries = torch.stack([gallery[task.index[q.target]] for q in task.queries])
     assert evaluate(task, queries, gallery)["R@1"] == 100
-    queries[0] = gallery[
-        7
-    ]  # outside the image set: misses R@1, while the subset's ranking is a tie won by index
+    queries[0] = gallery[7]  # outside the image set: misses R@1, while the subset's ranking is a tie won by index
     metrics = evaluate(task, queries, gallery)
     assert metrics["R@1"] == pytest.approx(100 * 5 / 6) and metrics["Rs@1"] == 100
 
@@ -124,8 +122,15 @@ def test_summary():
         for c, t in zip(("dress", "shirt"), fiq)
     ]
     values = summarise(fiq, [{"R@10": 10.0, "R@50": 40.0}, {"R@10": 20.0, "R@50": 60.0}])
-    assert values == {"mean": 32.5, "R@10": 15.0, "R@50": 50.0, "dress R@10": 10.0, "dress R@50": 40.0,
-                      "shirt R@10": 20.0, "shirt R@50": 60.0}  # fmt: skip
+    assert values == {
+        "mean": 32.5,
+        "R@10": 15.0,
+        "R@50": 50.0,
+        "dress R@10": 10.0,
+        "dress R@50": 40.0,
+        "shirt R@10": 20.0,
+        "shirt R@50": 60.0,
+    }
     seven = dict(zip(("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3"), map(float, range(7))))
     assert next(iter(summarise([toy()], [{**seven, "average": 99.0}]).items())) == ("mean", 3.0)
 
@@ -185,17 +190,20 @@ def test_the_organisers_demo_is_valid(shared_data):
     assert cirr_submission.problems(demo, real_test1(shared_data)) == []
 
 
-@pytest.mark.parametrize(("change", "problem"), [
-    (lambda s: s.pop("3"), "1 missing pair ids, such as 3"),
-    (lambda s: s.update({"99": []}), "1 unknown pair ids, such as 99"),
-    (lambda s: s.update(version="rc1"), "version"),
-    (lambda s: s.update(metric="r"), "metric"),
-    (lambda s: s["2"].__setitem__(0, s["2"][1]), "twice"),
-    (lambda s: s["2"].__setitem__(0, "img2"), "own reference"),
-    (lambda s: s["2"].__setitem__(0, "nowhere"), "not in the gallery"),
-    (lambda s: s["2"].pop(), "6 names instead of 7"),
-    (lambda s: s.update({"2": "img1"}), "not a list"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda s: s.pop("3"), "1 missing pair ids, such as 3"),
+        (lambda s: s.update({"99": []}), "1 unknown pair ids, such as 99"),
+        (lambda s: s.update(version="rc1"), "version"),
+        (lambda s: s.update(metric="r"), "metric"),
+        (lambda s: s["2"].__setitem__(0, s["2"][1]), "twice"),
+        (lambda s: s["2"].__setitem__(0, "img2"), "own reference"),
+        (lambda s: s["2"].__setitem__(0, "nowhere"), "not in the gallery"),
+        (lambda s: s["2"].pop(), "6 names instead of 7"),
+        (lambda s: s.update({"2": "img1"}), "not a list"),
+    ],
+)
 def test_invalid_submissions(change, problem):
     task = toy()
     gallery = torch.randn(8, 4)

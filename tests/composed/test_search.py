@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dassl_prompts.retrieval import search
-from dassl_prompts.retrieval.index import ImageIndex, chunked_topk, list_folder
-from dassl_prompts.retrieval.sheet import Row, contact_sheet
+from dassl_prompts.composed import search
+from dassl_prompts.composed.index import ImageIndex, chunked_topk, list_folder
+from dassl_prompts.ranking.sheet import Row, contact_sheet
 from tests.datasets.cir_trees import picture
 from tests.models.test_blip import write_tiny_blip
 
@@ -81,10 +81,7 @@ def test_index_and_ask(folder, blip, tmp_path, capsys):
     assert "Indexed 9 images" in (out := capsys.readouterr().out) and "broken.jpg" in out
     query = str(folder / "0.png")
     sheet = tmp_path / "found.png"
-    assert (
-        search.main(["ask", index, "--image", query, "--text", "a red dog", "-k", "4", "--sheet", str(sheet)])
-        == 0
-    )
+    assert search.main(["ask", index, "--image", query, "--text", "a red dog", "-k", "4", "--sheet", str(sheet)]) == 0
     found = lines(capsys)
     assert len(found) == 4 and query not in found
     assert Image.open(sheet).size[0] > 4 * 128
@@ -93,9 +90,7 @@ def test_index_and_ask(folder, blip, tmp_path, capsys):
     transform = search.transform_of(encoder, ratio)
     paths = [p for p in list_folder(folder) if "broken" not in p and p != query]
     with torch.no_grad():
-        features = {
-            p: F.normalize(encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] for p in paths
-        }
+        features = {p: F.normalize(encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] for p in paths}
         wanted = ask(["a red dog"], encoder.image_tokens(transform(Image.open(query))[None]))[0]
     assert found == sorted(paths, key=lambda p: -float(features[p] @ wanted))[:4]
 
@@ -133,7 +128,7 @@ def test_a_second_indexing_encodes_nothing(folder, blip, tmp_path, monkeypatch):
 
 def test_trained_run(folder, blip, tmp_path, capsys):
     from tests.datasets import cir_trees
-    from tests.trainers.test_pvlf import run
+    from tests.trainers.pvlf.test_pvlf import run
 
     for tree in (cir_trees.cirr, cir_trees.laion_cir):
         tree(tmp_path / "data")
@@ -149,10 +144,7 @@ def test_trained_run(folder, blip, tmp_path, capsys):
         transform = trainer.transform
         wanted = trainer.query(["two"], trainer.encoder.image_tokens(transform(Image.open(query))[None]))[0]
         score = {
-            p: float(
-                F.normalize(trainer.encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0]
-                @ wanted
-            )
+            p: float(F.normalize(trainer.encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] @ wanted)
             for p in found
         }
     assert len(found) == 8 and found == sorted(found, key=lambda p: -score[p])
@@ -181,10 +173,15 @@ def test_index_of_other_weights(folder, blip, tmp_path, capsys):
     assert "index again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("args", "match"), [
-    (["index", "nowhere", "--index", "i"], "no folder nowhere"), (["ask", "nowhere", "--text", "x"], "not an index"),
-    (["ask", "nowhere"], "--image, --text, or both"), (["ask", "nowhere", "--text", "x", "-k", "0"], "-k is 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (["index", "nowhere", "--index", "i"], "no folder nowhere"),
+        (["ask", "nowhere", "--text", "x"], "not an index"),
+        (["ask", "nowhere"], "--image, --text, or both"),
+        (["ask", "nowhere", "--text", "x", "-k", "0"], "-k is 0"),
+    ],
+)
 def test_command_line_errors(args, match, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert search.main(args) == 2
@@ -199,9 +196,7 @@ def test_empty_folder(tmp_path):
 def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
     pytest.importorskip("faiss")
     search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
-    search.main(
-        ["index", str(folder), "--index", str(tmp_path / "b"), "--backbone", blip, "--faiss", "HNSW16"]
-    )
+    search.main(["index", str(folder), "--index", str(tmp_path / "b"), "--backbone", blip, "--faiss", "HNSW16"])
     queries = F.normalize(torch.randn(3, 16), dim=-1)
     exact, approximate = (ImageIndex.open(tmp_path / name).search(queries, 5) for name in "ab")
     assert [[p for p, _ in row] for row in exact] == [[p for p, _ in row] for row in approximate]
@@ -222,7 +217,7 @@ def test_faiss_that_finds_too_few(folder, blip, tmp_path, monkeypatch):
             return None, found
 
     fake = SimpleNamespace(read_index=lambda path: Few())
-    monkeypatch.setattr("dassl_prompts.retrieval.index.import_faiss", lambda: fake)
+    monkeypatch.setattr("dassl_prompts.composed.index.import_faiss", lambda: fake)
     queries = F.normalize(torch.randn(2, 16), dim=-1)
     paths, rows = index.manifest["paths"], index.search(queries, 4)
     assert [{p for p, _ in row} for row in rows] == [{paths[4], paths[3]}, {paths[1], paths[2], paths[7]}]
@@ -231,9 +226,7 @@ def test_faiss_that_finds_too_few(folder, blip, tmp_path, monkeypatch):
 def test_faiss_missing(folder, blip, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert (
-        search.main(
-            ["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip, "--faiss", "HNSW16"]
-        )
+        search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip, "--faiss", "HNSW16"])
         == 2
     )
     assert "dassl-prompts[faiss]" in capsys.readouterr().err
@@ -242,8 +235,13 @@ def test_faiss_missing(folder, blip, tmp_path, capsys, monkeypatch):
 
 def test_contact_sheet(tmp_path, folder):
     right = str(folder / "2.png")
-    contact_sheet([Row(str(folder / "0.png"), "in red", [right, str(folder / "4.png")], ["1", "2"], right=right),
-                   Row("", "a long caption " * 5, [right], ["x" * 40])], tmp_path / "s.png")  # fmt: skip
+    contact_sheet(
+        [
+            Row(str(folder / "0.png"), "in red", [right, str(folder / "4.png")], ["1", "2"], right=right),
+            Row("", "a long caption " * 5, [right], ["x" * 40]),
+        ],
+        tmp_path / "s.png",
+    )
     colours = {c for _, c in Image.open(tmp_path / "s.png").getcolors(10**6)}
     assert (0, 140, 60) in colours and (150, 150, 150) in colours
     with pytest.raises(ValueError, match="at least one"):

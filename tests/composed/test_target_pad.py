@@ -5,18 +5,25 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_prompts.data.images import read_image
-from dassl_prompts.data.target_pad import TargetPadTransform, target_pad
+from dassl_prompts.composed.target_pad import TargetPadTransform, target_pad
+from dassl_prompts.images import read_image
 
 
 def noise(width, height):
     return Image.fromarray(np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize(("size", "expected"), [
-    ((640, 480), (640, 512)), ((1000, 400), (1000, 800)), ((300, 900), (720, 900)), ((501, 333), (501, 399)),
-    ((100, 100), (100, 100)), ((120, 100), (120, 100)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 480), (640, 512)),
+        ((1000, 400), (1000, 800)),
+        ((300, 900), (720, 900)),
+        ((501, 333), (501, 399)),
+        ((100, 100), (100, 100)),
+        ((120, 100), (120, 100)),
+    ],
+)
 def test_padded_sizes(size, expected):
     image = noise(*size)
     padded = target_pad(image)
@@ -34,10 +41,15 @@ def test_whole_transform_equals_torchvision(size):
     image = noise(*size)
     side = max(size) / 1.25
     pad = [max(int((side - s) / 2), 0) for s in size] if max(size) / min(size) >= 1.25 else [0, 0]
-    expected = T.Compose([
-        T.Pad([pad[0], pad[1], pad[0], pad[1]], 0), T.Resize(32, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(32),
-        T.ToTensor(), T.Normalize(mean, std),
-    ])(image)  # fmt: skip
+    expected = T.Compose(
+        [
+            T.Pad([pad[0], pad[1], pad[0], pad[1]], 0),
+            T.Resize(32, interpolation=T.InterpolationMode.BICUBIC),
+            T.CenterCrop(32),
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )(image)
     assert torch.equal(TargetPadTransform(32, mean, std)(image), expected)
 
 

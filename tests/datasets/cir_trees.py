@@ -52,8 +52,14 @@ def cirr(root: Path, layout: str = "official") -> None:
             picture(images / folder / f"{name}.png", i)
         entries = []
         for i in range(6):
-            entry = {"pairid": 100 + i, "reference": names[i], "caption": WORDS[i], "target_hard": names[(i + 1) % 6],
-                     "target_soft": {}, "img_set": {"id": 3, "members": names[:6], "reference_rank": i, "target_rank": i}}  # fmt: skip
+            entry = {
+                "pairid": 100 + i,
+                "reference": names[i],
+                "caption": WORDS[i],
+                "target_hard": names[(i + 1) % 6],
+                "target_soft": {},
+                "img_set": {"id": 3, "members": names[:6], "reference_rank": i, "target_rank": i},
+            }
             if split == "test1":
                 entry.pop("target_hard"), entry.pop("target_soft")
                 entry["caption"] = " " if i == 2 else WORDS[i]  # the real file has a blank one
@@ -70,25 +76,25 @@ def fashioniq(root: Path, suffix: str = ".jpg") -> None:
             names[0] = "B1000"
         for split in ("train", "val", "test"):
             dump(base / "image_splits" / f"split.{category}.{split}.json", names)
-            entries = [{"candidate": names[i], "target": names[i + 1], "captions": [f" is {WORDS[i]}.", f"{WORDS[i + 1]}, "]}
-                       for i in range(5)]  # fmt: skip
+            entries = [
+                {"candidate": names[i], "target": names[i + 1], "captions": [f" is {WORDS[i]}.", f"{WORDS[i + 1]}, "]}
+                for i in range(5)
+            ]
             entries[3]["captions"][1] = ""
-            dump(base / "captions" / f"cap.{category}.{split}.json",
-                 [{k: v for k, v in e.items() if k != "target"} if split == "test" else e for e in entries])  # fmt: skip
+            dump(
+                base / "captions" / f"cap.{category}.{split}.json",
+                [{k: v for k, v in e.items() if k != "target"} if split == "test" else e for e in entries],
+            )
         for i, name in enumerate(names):
             picture(base / "images" / f"{name}{suffix}", 10 * c + i)
 
 
 def laion_cir(root: Path) -> None:
     base = root / "laion_cir"
-    template = [
-        {"ref_image_id": str(i), "relative_cap": WORDS[i], "tgt_image_id": str(i + 1)} for i in range(6)
-    ]
+    template = [{"ref_image_id": str(i), "relative_cap": WORDS[i], "tgt_image_id": str(i + 1)} for i in range(6)]
     template[4]["tgt_image_id"] = 5  # full target statements have numbers
     dump(base / "laion_template_info.json", template)
-    llm = {
-        str(i): {"tgt_image_id": str(i + 2), "relative_cap": WORDS[i + 1], "tgt_cap": "x"} for i in range(4)
-    }
+    llm = {str(i): {"tgt_image_id": str(i + 2), "relative_cap": WORDS[i + 1], "tgt_cap": "x"} for i in range(4)}
     dump(base / "laion_llm_info.json", llm)
     for i in range(8):
         picture(base / "images" / f"{i:07d}.png", i)

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-
-from dassl_prompts import extend_cfg
-from dassl_prompts.data import cir_report
-from dassl_prompts.data.cir_report import describe_task, describe_triplets, id_types
-from dassl_prompts.data.triplets import ImageFolder, NoImages, Query, RetrievalTask
 from dassl_prompts.datasets.cirr import CIRR
 from dassl_prompts.datasets.fashioniq import FashionIQ, join_captions
 from dassl_prompts.datasets.laion_cir import LaionCIR, read_info
+
+from dassl_prompts import extend_cfg
+from dassl_prompts.composed import data_report as cir_report
+from dassl_prompts.composed.data_report import describe_task, describe_triplets, id_types
+from dassl_prompts.composed.triplets import ImageFolder, NoImages, Query, RetrievalTask
 from dassl_prompts.engine import DATASET_REGISTRY, get_cfg_default, merge_opts
 from tests.datasets import cir_trees
 
@@ -30,9 +30,13 @@ def test_registered():
 # -- the real annotations ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("split", "queries", "images", "references", "blank"), [
-    ("val", 4181, 2297, 2165, 0), ("test1", 4148, 2315, 2178, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("split", "queries", "images", "references", "blank"),
+    [
+        ("val", 4181, 2297, 2165, 0),
+        ("test1", 4148, 2315, 2178, 1),
+    ],
+)
 def test_real_cirr(shared_data, split, queries, images, references, blank):
     dataset = CIRR(config(shared_data))
     names = dataset.read("image_splits", f"split.rc2.{split}.json")
@@ -60,9 +64,7 @@ def test_real_fashioniq(shared_data, category):
     queries, original, small = FIQ_COUNTS[category]
     task = FashionIQ(config(shared_data)).task(category, "val", ImageFolder("none"))
     assert (len(task.queries), len(task.gallery), task.remove_reference) == (queries, original, False)
-    task = FashionIQ(config(shared_data, "CIR.FIQ_GALLERY", "val_split")).task(
-        category, "val", ImageFolder("none")
-    )
+    task = FashionIQ(config(shared_data, "CIR.FIQ_GALLERY", "val_split")).task(category, "val", ImageFolder("none"))
     assert (len(task.queries), len(task.gallery)) == (queries, small)
 
 
@@ -89,8 +91,9 @@ def test_cirr_layouts(tmp_path, layout):
     (task,) = dataset.tasks("val")
     task.check_images()
     assert task.protocol == "cirr" and task.remove_reference
-    assert task.queries[0] == Query("100", "dev-0-0-img0", ("red",), "dev-1-0-img1", tuple(
-        f"dev-{i}-0-img{i % 2}" for i in range(1, 6)))  # fmt: skip
+    assert task.queries[0] == Query(
+        "100", "dev-0-0-img0", ("red",), "dev-1-0-img1", tuple(f"dev-{i}-0-img{i % 2}" for i in range(1, 6))
+    )
     assert len(dataset.train_x) == 6 and "train/7/train-0-0-img0.png" in dataset.train_x[0].reference
     (test,) = dataset.tasks("test")
     assert test.queries[2].texts == (" ",) and test.queries[0].target is None
@@ -119,14 +122,17 @@ def test_fashioniq_tree(tmp_path, suffix):
     assert all(q.target is None for q in dataset.tasks("test")[0].queries)
 
 
-@pytest.mark.parametrize(("order", "empty", "captions", "expected"), [
-    ("and", "keep", ["Is RED.", "longer, "], ("Is red and longer",)),
-    ("and_rev", "keep", ["is red.", "longer, "], ("Longer and is red",)),
-    ("both_avg", "keep", ["is red", "longer"], ("Is red and longer", "Longer and is red")),
-    ("and", "keep", ["is red", ""], ("Is red and ",)),
-    ("both_avg", "drop", ["", "longer"], ("Longer",)),
-    ("and", "drop", ["", ""], ("",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("order", "empty", "captions", "expected"),
+    [
+        ("and", "keep", ["Is RED.", "longer, "], ("Is red and longer",)),
+        ("and_rev", "keep", ["is red.", "longer, "], ("Longer and is red",)),
+        ("both_avg", "keep", ["is red", "longer"], ("Is red and longer", "Longer and is red")),
+        ("and", "keep", ["is red", ""], ("Is red and ",)),
+        ("both_avg", "drop", ["", "longer"], ("Longer",)),
+        ("and", "drop", ["", ""], ("",)),
+    ],
+)
 def test_caption_variants(order, empty, captions, expected):
     assert join_captions(captions, order, empty) == expected
 
@@ -183,10 +189,14 @@ def test_wrong_annotations(tmp_path):
         LaionCIR(config(tmp_path)).train_x
 
 
-@pytest.mark.parametrize(("opts", "match"), [
-    (("CIR.FIQ_GALLERY", "small"), "CIR.FIQ_GALLERY"), (("CIR.FIQ_CATEGORIES", "['hat']"), "CIR.FIQ_CATEGORIES"),
-    (("CIR.FIQ_CAPTION", "or"), "CIR.FIQ_CAPTION"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("opts", "match"),
+    [
+        (("CIR.FIQ_GALLERY", "small"), "CIR.FIQ_GALLERY"),
+        (("CIR.FIQ_CATEGORIES", "['hat']"), "CIR.FIQ_CATEGORIES"),
+        (("CIR.FIQ_CAPTION", "or"), "CIR.FIQ_CAPTION"),
+    ],
+)
 def test_wrong_keys(tmp_path, opts, match):
     cir_trees.fashioniq(tmp_path)
     with pytest.raises(ValueError, match=match):
@@ -210,8 +220,11 @@ def test_report(tmp_path, capsys):
 
 
 def test_report_without_images_counts_the_annotations(tmp_path, capsys):
-    for tree, folder in ((cir_trees.cirr, "cirr/img_raw"), (cir_trees.fashioniq, "fashioniq/images"),
-                         (cir_trees.laion_cir, "laion_cir/images")):  # fmt: skip
+    for tree, folder in (
+        (cir_trees.cirr, "cirr/img_raw"),
+        (cir_trees.fashioniq, "fashioniq/images"),
+        (cir_trees.laion_cir, "laion_cir/images"),
+    ):
         tree(tmp_path)
         (tmp_path / folder).rename(tmp_path / f"gone-{folder.replace('/', '-')}")
     assert cir_report.main(["CIRR", "FashionIQ", "LaionCIR", "--root", str(tmp_path)]) == 1
@@ -229,9 +242,16 @@ def test_report_on_the_real_annotations(shared_data, capsys):
     assert cir_report.main(["CIRR", "FashionIQ", "LaionCIR", "--root", str(shared_data)]) == 1
     out = capsys.readouterr().out
     assert "CIRR val: 4,181 queries, 2,297 gallery images, 2,165 references, 0 queries without a target" in out
-    assert "CIRR test1: 4,148 queries, 2,315 gallery images, 2,178 references, 4,148 queries without a target, 1 empty" in out
+    assert (
+        "CIRR test1: 4,148 queries, 2,315 gallery images, 2,178 references, 4,148 queries without a target, 1 empty"
+        in out
+    )
     assert "FashionIQ shirt val: 2,038 queries, 6,346 gallery images" in out
-    gaps = [line.split(", ")[-1].split()[0] for line in out.splitlines() if line.startswith("FashionIQ ") and " val: " in line]
+    gaps = [
+        line.split(", ")[-1].split()[0]
+        for line in out.splitlines()
+        if line.startswith("FashionIQ ") and " val: " in line
+    ]
     assert gaps == ["0", "1", "2"]  # dress, shirt, toptee
     assert "train: 32,000 triplets" in out and "2,000 target ids of type int" in out
 

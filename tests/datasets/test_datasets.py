@@ -15,8 +15,8 @@ import yaml
 from yacs.config import CfgNode
 
 import dassl_prompts
-from dassl_prompts.data.images import read_image
 from dassl_prompts.engine import DATASET_REGISTRY
+from dassl_prompts.images import read_image
 from tests.datasets import trees
 
 import_all = importlib.import_module("dassl_prompts.datasets").import_all
@@ -212,8 +212,7 @@ def test_moved_root_with_old_pickles_still_works(tmp_path):
     picked = whole.train_x[::5], whole.val[::2]
     data = {
         part: [
-            Datum(impath=x.impath.replace(str(tmp_path), "/gone"), label=x.label, classname=x.classname)
-            for x in items
+            Datum(impath=x.impath.replace(str(tmp_path), "/gone"), label=x.label, classname=x.classname) for x in items
         ]
         for part, items in zip(("train", "val"), picked)
     }
@@ -228,11 +227,7 @@ def test_imagenet_is_drawn_from_train_and_evaluated_on_val(tmp_path):
     trees.make_tree("ImageNet", tmp_path)
     dataset = build("ImageNet", tmp_path, shots=2, seed=3)
     assert len(dataset.train_x) == 6 and all("/train/" in x.impath for x in dataset.train_x)
-    assert (
-        dataset.val == dataset.test
-        and all("/val/" in x.impath for x in dataset.test)
-        and len(dataset.test) == 6
-    )
+    assert dataset.val == dataset.test and all("/val/" in x.impath for x in dataset.test) and len(dataset.test) == 6
     kept = json.loads((tmp_path / "imagenet" / "split_fewshot" / "shot_2-seed_3.json").read_text())
     assert kept["val"] == [] and len(kept["train"]) == 6
 

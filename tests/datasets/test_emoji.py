@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 from yacs.config import CfgNode
 
-from dassl_prompts.data import emoji
-from dassl_prompts.data.images import read_image
-from dassl_prompts.datasets.emoji import read_splits
-from dassl_prompts.emoji import main as emoji_command
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.emoji.__main__ import main as emoji_command
+from dassl_prompts.emoji.splits import read_splits
 from dassl_prompts.engine import DATASET_REGISTRY
+from dassl_prompts.images import read_image
 from dassl_prompts.train import main as train_command
 from tests.conftest import ROOT
 
@@ -74,9 +74,7 @@ def test_pictures_are_drawn(style):
 
 
 def test_no_two_pictures_of_the_held_out_gallery_are_the_same():
-    digests = Counter(
-        hashlib.sha256(read_image(p.path).tobytes()).hexdigest() for p in emoji.pictures(emoji.HELD_OUT)
-    )
+    digests = Counter(hashlib.sha256(read_image(p.path).tobytes()).hexdigest() for p in emoji.pictures(emoji.HELD_OUT))
     assert max(digests.values()) == 1
     assert len(emoji.pictures(emoji.HELD_OUT, twins=True)) > sum(digests.values())
 
@@ -128,8 +126,7 @@ def test_families_never_cross_a_split():
 def test_classes_are_large_enough_in_the_held_out_style():
     train, _, test = read_splits(emoji.HELD_OUT)
     sizes = {
-        n: (Counter(d.classname for d in train)[n], Counter(d.classname for d in test)[n])
-        for n in emoji.classnames()
+        n: (Counter(d.classname for d in train)[n], Counter(d.classname for d in test)[n]) for n in emoji.classnames()
     }
     assert len(sizes) >= 20
     assert all(a >= 16 and b >= 10 for a, b in sizes.values()), sizes
@@ -197,9 +194,7 @@ def copied(tmp_path, monkeypatch):
 
 def check_message(error, name):
     message = str(error.value)
-    assert (
-        name in message and "git checkout" in message and "build_emoji.py" in message and "\n" not in message
-    )
+    assert name in message and "git checkout" in message and "build_emoji.py" in message and "\n" not in message
 
 
 def test_missing_archive(copied):
@@ -276,6 +271,13 @@ def test_training_on_a_damaged_archive_tells_how_to_restore_it(copied, capsys, m
     path.write_bytes(path.read_bytes()[:1000])
     files = [ROOT / "configs" / "datasets" / "emoji.yaml", ROOT / "configs" / "trainers" / "CoOp" / "emoji_tiny.yaml"]
     error = one_error(
-        capsys, train_command, "--trainer", "CoOp", "--dataset-config-file", str(files[0]), "--config-file", str(files[1])
+        capsys,
+        train_command,
+        "--trainer",
+        "CoOp",
+        "--dataset-config-file",
+        str(files[0]),
+        "--config-file",
+        str(files[1]),
     )
     assert "emoji-fluent-v1.zip is truncated, damaged" in error and "git checkout" in error

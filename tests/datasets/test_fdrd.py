@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from dassl_prompts.datasets import fdrd
 from PIL import Image
 
-from dassl_prompts.data.captions import CaptionDatum, CaptionWrapper
+from dassl_prompts.captions.data import CaptionDatum, CaptionWrapper
 from dassl_prompts.engine import add_defaults, build_dataset, get_cfg_default, merge_opts
-from dassl_prompts.datasets import fdrd  # noqa: F401
 
 
 def config(root, **keys):
@@ -88,11 +88,7 @@ def test_loader_items_carry_tokens_and_caption_index(dtd):
     wrapper = CaptionWrapper(cfg, data.train_x, transform=lambda image: torch.zeros(3, 8, 8), is_train=True)
     wrapper.tokens = torch.arange(4 * 77).reshape(4, 77)
     item = wrapper[3]
-    assert (
-        item["caption"] == 3
-        and torch.equal(item["tokens"], wrapper.tokens[3])
-        and item["img"].shape == (3, 8, 8)
-    )
+    assert item["caption"] == 3 and torch.equal(item["tokens"], wrapper.tokens[3]) and item["img"].shape == (3, 8, 8)
     wrapper.load_images = False
     assert "img" not in wrapper[1] and wrapper[1]["label"] == data.train_x[1].label
 
@@ -122,13 +118,16 @@ def test_emoji_needs_no_files(tmp_path):
     assert all(d.caption not in d.negatives for d in data.test)
 
 
-@pytest.mark.parametrize(("keys", "error", "message"), [
-    ({"DATASET.FDRD_DOMAIN": "DTT"}, ValueError, "the nine are Caltech101"),
-    ({"DATASET.FDRD_DOMAIN": ""}, ValueError, "FDRD_DOMAIN is empty"),
-    ({"DATASET.FDRD_DOMAIN": "SUN397"}, FileNotFoundError, "no train file of FDRD's domain SUN397"),
-    ({"DATASET.FDRD_TRAIN": "/nowhere.json"}, FileNotFoundError, "/nowhere.json"),
-    ({"DATASET.SUBSAMPLE_CLASSES": "base"}, ValueError, "no base and new classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        ({"DATASET.FDRD_DOMAIN": "DTT"}, ValueError, "the nine are Caltech101"),
+        ({"DATASET.FDRD_DOMAIN": ""}, ValueError, "FDRD_DOMAIN is empty"),
+        ({"DATASET.FDRD_DOMAIN": "SUN397"}, FileNotFoundError, "no train file of FDRD's domain SUN397"),
+        ({"DATASET.FDRD_TRAIN": "/nowhere.json"}, FileNotFoundError, "/nowhere.json"),
+        ({"DATASET.SUBSAMPLE_CLASSES": "base"}, ValueError, "no base and new classes"),
+    ],
+)
 def test_wrong_configuration_is_named(dtd, keys, error, message):
     with pytest.raises(error, match=message):
         build_dataset(config(dtd, **keys))

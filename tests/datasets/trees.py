@@ -95,9 +95,7 @@ def oxford_flowers(root: Path) -> None:
     for i in range(1, 21):
         picture(base / "jpg" / f"image_{i:05d}.jpg")
     savemat(base / "imagelabels.mat", {"labels": np.array([labels], dtype=np.uint8)})
-    (base / "cat_to_name.json").write_text(
-        json.dumps({"1": "pink primrose", "2": "hard-leaved pocket orchid"})
-    )
+    (base / "cat_to_name.json").write_text(json.dumps({"1": "pink primrose", "2": "hard-leaved pocket orchid"}))
 
 
 def fgvc_aircraft(root: Path) -> None:

@@ -96,10 +96,7 @@ def test_tensorboards_writer_comes_from_where_depts_trainers_take_it():
 
 
 def test_nothing_is_published_without_being_asked():
-    assert (
-        python("import sys, dassl_prompts.engine; print('dassl' in sys.modules)", engine="builtin")
-        == "False\n"
-    )
+    assert python("import sys, dassl_prompts.engine; print('dassl' in sys.modules)", engine="builtin") == "False\n"
 
 
 def test_the_alias_does_not_hide_the_real_dassl(tmp_path):

@@ -40,10 +40,16 @@ def coop_style_checkpoint(path):
     }
     state = OrderedDict(ctx=parameter.detach(), token_prefix=torch.zeros(2, 1, 3, dtype=torch.float16))
     torch.save(
-        {"state_dict": state, "epoch": 2, "optimizer": optimizer.state_dict(), "scheduler": scheduler,
-         "val_result": np.float64(54.25), "extra": defaultdict(list, a=[1])},
+        {
+            "state_dict": state,
+            "epoch": 2,
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler,
+            "val_result": np.float64(54.25),
+            "extra": defaultdict(list, a=[1]),
+        },
         path,
-    )  # fmt: skip
+    )
     return state
 
 
@@ -57,11 +63,7 @@ def test_coop_checkpoints_load_without_running_pickled_code(tmp_path, zipped):
         torch.load(path)
 
     checkpoint = load_checkpoint(path)
-    assert (
-        checkpoint["epoch"] == 2
-        and float(checkpoint["val_result"]) == 54.25
-        and checkpoint["extra"] == {"a": [1]}
-    )
+    assert checkpoint["epoch"] == 2 and float(checkpoint["val_result"]) == 54.25 and checkpoint["extra"] == {"a": [1]}
     assert all(torch.equal(checkpoint["state_dict"][key], value) for key, value in state.items())
     assert checkpoint["state_dict"]["token_prefix"].dtype == torch.float16
     successor = checkpoint["scheduler"]["successor"]
@@ -104,7 +106,7 @@ def test_dassls_fewshot_pickles_are_read(tmp_path, protocol):
 
     items = [Datum(impath="/old/root/a.jpg", label=3, domain=0, classname="cat")]
     data = pickle.dumps({"train": items, "val": []}, protocol=protocol)
-    ours, theirs = b"dassl_prompts.engine.builtin.datasets", b"dassl.data.datasets.base_dataset"
+    ours, theirs = b"dassl_prompts.engine.datum", b"dassl.data.datasets.base_dataset"
     if protocol == 4:  # short strings carry their length
         data = data.replace(b"\x8c" + bytes([len(ours)]) + ours, b"\x8c" + bytes([len(theirs)]) + theirs)
         data = b"\x80\x04" + data[11:]  # without the frame, whose length has changed
@@ -136,8 +138,13 @@ def test_missing_files(tmp_path):
 
 
 def test_saved_checkpoints_load_with_torchs_defaults(tmp_path, capsys):
-    state = {"state_dict": {"module.ctx": torch.arange(3.0)}, "epoch": 3, "optimizer": None, "scheduler": {"last_epoch": 3},
-             "val_result": np.float64(50.5)}  # fmt: skip
+    state = {
+        "state_dict": {"module.ctx": torch.arange(3.0)},
+        "epoch": 3,
+        "optimizer": None,
+        "scheduler": {"last_epoch": 3},
+        "val_result": np.float64(50.5),
+    }
     save_checkpoint(state, tmp_path / "prompt_learner")
     path = tmp_path / "prompt_learner" / "model.pth.tar-3"
     assert f"Checkpoint saved to {path}" in capsys.readouterr().out
@@ -210,9 +217,7 @@ def test_a_checkpoint_of_another_shape_or_method_changes_nothing():
 
 
 def test_load_pretrained_weights(tmp_path, capsys):
-    torch.save(
-        {"state_dict": {"module.weight": torch.full((2, 2), 5.0), "bias": torch.ones(7)}}, tmp_path / "w.pth"
-    )
+    torch.save({"state_dict": {"module.weight": torch.full((2, 2), 5.0), "bias": torch.ones(7)}}, tmp_path / "w.pth")
     layer = nn.Linear(2, 2)
     load_pretrained_weights(layer, tmp_path / "w.pth")
     assert torch.equal(layer.weight, torch.full((2, 2), 5.0)) and layer.bias.shape == (2,)

@@ -45,9 +45,7 @@ def test_foreign_configs_get_the_engines_keys():
     foreign = CfgNode({"DATASET": {"NAME": "X"}, "DATALOADER": {"MAX_CORRUPT": 3}, "TRAIN": {}})
     foreign.freeze()
     full = with_engine_defaults(foreign)
-    assert (
-        full.DATALOADER.MAX_CORRUPT == 3 and full.TRAIN.RESUME_FREQ == ENGINE_DEFAULTS["TRAIN"]["RESUME_FREQ"]
-    )
+    assert full.DATALOADER.MAX_CORRUPT == 3 and full.TRAIN.RESUME_FREQ == ENGINE_DEFAULTS["TRAIN"]["RESUME_FREQ"]
     assert "RESUME_FREQ" not in foreign.TRAIN and full.is_frozen()
     assert with_engine_defaults(full) is full
     extend_cfg(foreign)
@@ -96,9 +94,7 @@ def test_wrong_options_name_the_key(opts, text):
 
 def test_merge_file(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text(
-        "OPTIM:\n  LR: 1\n  WARMUP_CONS_LR: 1e-5\nINPUT:\n  SIZE: (32, 32)\n  TRANSFORMS: ['normalize']\n"
-    )
+    path.write_text("OPTIM:\n  LR: 1\n  WARMUP_CONS_LR: 1e-5\nINPUT:\n  SIZE: (32, 32)\n  TRANSFORMS: ['normalize']\n")
     cfg = get_cfg_default()
     merge_file(cfg, path)
     assert cfg.OPTIM.LR == 1.0 and cfg.OPTIM.WARMUP_CONS_LR == 1e-5 and cfg.INPUT.SIZE == (32, 32)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.engine.toy import make_images, toy_cfg
 
 from dassl_prompts.engine import (
     DataManager,
@@ -22,6 +21,7 @@ from dassl_prompts.engine.builtin.samplers import build_sampler
 from dassl_prompts.engine.builtin.transforms import Cutout, InstanceNormalization, Random2DTranslation
 from dassl_prompts.engine.images import ImageReadError
 from dassl_prompts.engine.loading import PromptDatasetWrapper, count_corrupt
+from tests.engine.toy import make_images, toy_cfg
 
 GOLDEN = np.load(Path(__file__).parent.parent / "fixtures" / "dassl_fewshot.npz")
 DRAWS = sorted({key.rsplit("/", 1)[0] for key in GOLDEN if key.endswith("/train") and "/shots" in key})
@@ -56,11 +56,7 @@ def test_all_images_without_shots():
 def test_dataset_properties():
     items = [Datum(impath="a", label=2, classname="c"), Datum(impath="b", label=0, domain=1, classname="a")]
     dataset = DatasetBase(train_x=items, test=items[:1])
-    assert (
-        dataset.num_classes == 3
-        and dataset.classnames == ["a", "c"]
-        and dataset.lab2cname == {0: "a", 2: "c"}
-    )
+    assert dataset.num_classes == 3 and dataset.classnames == ["a", "c"] and dataset.lab2cname == {0: "a", 2: "c"}
     assert dataset.val is None and dataset.train_u is None and dataset.test == items[:1]
     with pytest.raises(ValueError, match="DatasetBase.*no training image"):
         DatasetBase(train_x=[], test=items)
@@ -90,7 +86,7 @@ def test_wrapper_items(images):
     item = Datum(impath=str(images / "leaf" / "0.png"), label=1, domain=5)
     plain = DatasetWrapper(cfg, [item])
     assert isinstance(plain[0]["img"], Image.Image) and plain[0]["img0"].shape == (3, 8, 8)
-    transform = lambda image: image.size  # noqa: E731
+    transform = lambda image: image.size
     both = DatasetWrapper(cfg, [item], transform=[transform, transform], is_train=True)[0]
     assert both["img"] == [(10, 10)] * 2 and both["img2"] == [(10, 10)] * 2
     assert (both["label"], both["domain"], both["index"]) == (1, 5, 0)
@@ -136,17 +132,21 @@ def test_transforms_are_in_dassls_order_and_announced(capsys):
     )
     names, _ = shown(cfg, capsys, True)
     assert names == [
-        "Resize", "Random2DTranslation", "RandomGrayscale", "RandomApply", "ToTensor", "GaussianNoise", "InstanceNormalization"
-    ]  # fmt: skip
+        "Resize",
+        "Random2DTranslation",
+        "RandomGrayscale",
+        "RandomApply",
+        "ToTensor",
+        "GaussianNoise",
+        "InstanceNormalization",
+    ]
     cfg.INPUT.TRANSFORMS = ("random_crop",)
     assert shown(cfg, capsys, True)[0] == ["RandomCrop", "ToTensor"]
     cfg.INPUT.NO_TRANSFORM = True
     assert build_transform(cfg) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("random_flop", "random_flip"), ("randaugment", "policy augmentation")]
-)
+@pytest.mark.parametrize(("name", "text"), [("random_flop", "random_flip"), ("randaugment", "policy augmentation")])
 def test_unknown_transform(name, text):
     cfg = get_cfg_default()
     cfg.INPUT.TRANSFORMS = (name,)
@@ -216,8 +216,11 @@ def test_corrupt_training_images_are_replaced_by_their_class_and_counted(images,
     root = make_images(tmp_path / "data")
     broken = root / "leaf" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    items = [Datum(impath=str(p), label=i, classname=p.parent.name)
-             for i, name in enumerate(("bean", "leaf")) for p in sorted((root / name).glob("*.png"))]  # fmt: skip
+    items = [
+        Datum(impath=str(p), label=i, classname=p.parent.name)
+        for i, name in enumerate(("bean", "leaf"))
+        for p in sorted((root / name).glob("*.png"))
+    ]
     index = [item.impath for item in items].index(str(broken))
     cfg = get_cfg_default()
     cfg.DATALOADER.MAX_CORRUPT = 1

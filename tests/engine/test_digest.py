@@ -3,7 +3,7 @@
 import os
 from types import SimpleNamespace
 
-from dassl_prompts.data.captions import CaptionDatum
+from dassl_prompts.captions.data import CaptionDatum
 from dassl_prompts.engine import Datum, get_cfg_default
 from dassl_prompts.engine.config import extend_cfg
 from dassl_prompts.engine.digest import data_digests, differences, digests_of_lists

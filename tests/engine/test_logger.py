@@ -91,9 +91,7 @@ def test_unwritable_folders_are_named(tmp_path, monkeypatch):
         match="output folder .*file/run: .*file is not a folder; choose another one with --output-dir",
     ):
         setup_logger(tmp_path / "file" / "run")
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: False
-    )  # as for a user without rights; root has them all
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for a user without rights; root has them all
     with pytest.raises(PermissionError, match=f"output folder .*run: no permission to write in {tmp_path}"):
         require_writable(tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

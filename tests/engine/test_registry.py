@@ -36,7 +36,9 @@ def test_registry_messages_are_dassls():
 
 def test_check_availability():
     check_availability("CoOp", ["CoOp", "MaPLe"])
-    text = r"The requested one is expected to belong to \['CoOp', 'MaPLe'\], but got \[MaPle\] \(do you mean \[MaPLe\]\?\)"
+    text = (
+        r"The requested one is expected to belong to \['CoOp', 'MaPLe'\], but got \[MaPle\] \(do you mean \[MaPLe\]\?\)"
+    )
     with pytest.raises(ValueError, match=text):
         check_availability("MaPle", ["CoOp", "MaPLe"])
     with pytest.raises(ValueError, match=r"do you mean \[CoOp\]"):
@@ -58,7 +60,7 @@ def foreign(tmp_path, monkeypatch):
     path = tmp_path / "lab.py"
     path.write_text("class ZConflict:\n    pass\n\n\nclass ZData:\n    pass\n")
     scope = {"__name__": "lab_trainers"}
-    exec(compile(path.read_text(), str(path), "exec"), scope)  # noqa: S102
+    exec(compile(path.read_text(), str(path), "exec"), scope)
     monkeypatch.setattr(
         registration, "origin", lambda cls: str(path) if cls.__module__ == "lab_trainers" else "ours.py"
     )
@@ -79,9 +81,7 @@ def test_a_taken_name_is_kept_until_told_otherwise(foreign, capsys):
     assert [(c.kind, c.name) for c in conflicts] == [("trainer", "ZConflict"), ("dataset", "ZData")]
     assert f"trainer ZConflict stays the one of {path}, not the one of ours.py" in capsys.readouterr().out
 
-    with pytest.raises(
-        ValueError, match=f"trainer ZConflict: {path} .registered first. and ours.py"
-    ) as error:
+    with pytest.raises(ValueError, match=f"trainer ZConflict: {path} .registered first. and ours.py") as error:
         register_all({"trainer": "error"})
     assert "ZData" not in str(error.value) and 'on_conflict="keep"' in str(error.value)
     assert TRAINER_REGISTRY.get("ZConflict") is scope["ZConflict"]

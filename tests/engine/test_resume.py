@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_prompts.engine import CannotResume
+from tests.engine.toy import ToyTrainer, make_images, toy_trainer
 
 TOY = Path(__file__).parent / "toy.py"
 LAST = "prompt_learner/model.pth.tar-4"
@@ -70,13 +70,16 @@ def interrupt(monkeypatch, moment, run):
             run()
 
 
-@pytest.mark.parametrize("opts", [
-    ["TEST.FINAL_MODEL", "best_val"],
-    ["TRAIN.RESUME_FREQ", 3],
-    ["DATALOADER.SEED_ITEMS", "False"],
-    ["DATASET.NUM_SHOTS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 2],
-    ["OPTIM.NAME", "sgd", "TRAIN.CHECKPOINT_FREQ", 1],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["TEST.FINAL_MODEL", "best_val"],
+        ["TRAIN.RESUME_FREQ", 3],
+        ["DATALOADER.SEED_ITEMS", "False"],
+        ["DATASET.NUM_SHOTS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 2],
+        ["OPTIM.NAME", "sgd", "TRAIN.CHECKPOINT_FREQ", 1],
+    ],
+)
 def test_resume_with_other_settings(images, tmp_path, monkeypatch, opts):
     straight = toy_trainer(images, tmp_path / "straight", *opts)
     straight.train()
@@ -129,9 +132,7 @@ def test_a_finished_run_is_not_trained_again(images, tmp_path, capsys):
 def test_other_settings_in_the_same_folder_are_refused(images, uninterrupted, opts, text):
     out = uninterrupted[0]
     before = (out / "resume.pt").read_bytes()
-    with pytest.raises(
-        CannotResume, match=f"resume.pt belongs to a run with other settings .{text}.*--output-dir"
-    ):
+    with pytest.raises(CannotResume, match=f"resume.pt belongs to a run with other settings .{text}.*--output-dir"):
         toy_trainer(images, out, *opts).train()
     assert (out / "resume.pt").read_bytes() == before
 
@@ -176,7 +177,7 @@ def test_other_weights_or_names_are_refused(images, tmp_path, monkeypatch, what)
 
 def test_resume_from_another_folder(images, tmp_path, uninterrupted, monkeypatch):
     interrupt(monkeypatch, "batch 2 1", lambda: toy_trainer(images, tmp_path / "a").train())
-    again = lambda: toy_trainer(images, tmp_path / "b", "RESUME", tmp_path / "a").train()  # noqa: E731
+    again = lambda: toy_trainer(images, tmp_path / "b", "RESUME", tmp_path / "a").train()
     # the same command after a second interruption goes on in its own folder
     interrupt(monkeypatch, "batch 3 1", again)
     (tmp_path / "a" / "resume.pt").unlink()

@@ -30,9 +30,7 @@ def test_a_folder_belongs_to_one_process_also_after_sigkill(tmp_path):
         assert holder.stdout.readline() == "locked\n"
         folder = RunFolder(tmp_path, {})
         with (
-            pytest.raises(
-                FolderInUse, match=f"{tmp_path} is in use by process {holder.pid} on .*--output-dir"
-            ),
+            pytest.raises(FolderInUse, match=f"{tmp_path} is in use by process {holder.pid} on .*--output-dir"),
             folder.lock(),
         ):
             pass
@@ -78,13 +76,14 @@ def test_results_are_merged(tmp_path):
     folder.write({"test": {"accuracy": 50.0}, "finished": False})
     folder.write({"test": {"macro_f1": 40.0}, "val": {"accuracy": 1.0}, "finished": True})
     assert folder.results() == {
-        "trainer": "CoOp", "seed": 1, "finished": True,
-        "test": {"accuracy": 50.0, "macro_f1": 40.0}, "val": {"accuracy": 1.0},
-    }  # fmt: skip
+        "trainer": "CoOp",
+        "seed": 1,
+        "finished": True,
+        "test": {"accuracy": 50.0, "macro_f1": 40.0},
+        "val": {"accuracy": 1.0},
+    }
     folder.check_owner()
-    with pytest.raises(
-        ValueError, match="holds the results of another run .trainer 'CoOp' there, 'MaPLe' now"
-    ):
+    with pytest.raises(ValueError, match="holds the results of another run .trainer 'CoOp' there, 'MaPLe' now"):
         RunFolder(tmp_path / "out", {"trainer": "MaPLe", "seed": 1}).check_owner()
 
 

@@ -110,11 +110,7 @@ def test_a_resumed_schedule_follows_the_uninterrupted_one(schedule, warmup, stop
 
 def test_state_is_flat():
     _, scheduler = scheduled(optim_cfg(LR_SCHEDULER="cosine", WARMUP_EPOCH=1))
-    leaves = [
-        v
-        for value in scheduler.state_dict().values()
-        for v in (value if isinstance(value, list) else [value])
-    ]
+    leaves = [v for value in scheduler.state_dict().values() for v in (value if isinstance(value, list) else [value])]
     assert all(type(leaf) in (int, float) for leaf in leaves)
 
 

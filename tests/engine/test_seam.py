@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+
 from tests.engine.toy import make_images
 from tests.engine.vendored import make_dassl
 
@@ -42,11 +43,7 @@ def test_a_bare_folder_called_dassl_is_not_dassl(tmp_path):
     (tmp_path / "dassl" / "engine").mkdir(parents=True)
     code = "import dassl\n" + textwrap.dedent(REPORT)  # even when something has imported the empty folder
     name, line, module, _ = python(code, cwd=tmp_path).split(" | ")
-    assert (
-        name == "builtin"
-        and line.startswith("builtin ")
-        and module.startswith("dassl_prompts.engine.builtin")
-    )
+    assert name == "builtin" and line.startswith("builtin ") and module.startswith("dassl_prompts.engine.builtin")
 
 
 def test_a_vendored_dassl_is_used(vendored):
@@ -70,9 +67,7 @@ def test_a_dassl_that_was_imported_before_is_always_used(vendored):
 def test_a_broken_dassl_is_named_and_left_alone(tmp_path):
     (tmp_path / "dassl").mkdir()
     (tmp_path / "dassl" / "__init__.py").write_text("import wilds_or_so\n")
-    report = (
-        textwrap.dedent(REPORT) + "import sys; print([m for m in sys.modules if m.split('.')[0] == 'dassl'])"
-    )
+    report = textwrap.dedent(REPORT) + "import sys; print([m for m in sys.modules if m.split('.')[0] == 'dassl'])"
     out = python(report, tmp_path)
     assert out.startswith("builtin | builtin ") and out.endswith("[]\n")
     assert f"(dassl at {tmp_path}/dassl/__init__.py cannot be imported: No module named 'wilds_or_so')" in out

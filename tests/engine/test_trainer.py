@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
-from tests.engine.toy import CLASSES, ToyTrainer, make_images, toy_trainer
 
 from dassl_prompts.engine import TRAINER_REGISTRY, TrainerX, build_trainer, read_learned
 from dassl_prompts.engine.images import ImageReadError
+from tests.engine.toy import CLASSES, ToyTrainer, make_images, toy_trainer
 
 LINE = re.compile(
     r"epoch \[\d+/\d+\] batch \[\d+/\d+\] time \d+\.\d{3} \(\d+\.\d{3}\) data \d+\.\d{3} \(\d+\.\d{3}\) "
@@ -28,8 +28,18 @@ def results(folder):
 
 def test_hooks_run_in_dassls_order(images, tmp_path, monkeypatch):
     calls = []
-    hooks = ("check_cfg", "build_data_loader", "build_model", "before_train", "before_epoch", "run_epoch", "after_epoch",
-             "after_train", "test", "save_model")  # fmt: skip
+    hooks = (
+        "check_cfg",
+        "build_data_loader",
+        "build_model",
+        "before_train",
+        "before_epoch",
+        "run_epoch",
+        "after_epoch",
+        "after_train",
+        "test",
+        "save_model",
+    )
     for hook in hooks:
         original = getattr(ToyTrainer, hook)
 
@@ -51,8 +61,13 @@ def test_printed_lines(images, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     progress = [line for line in lines if line.startswith("epoch")]
     assert len(progress) == 2 and all(LINE.fullmatch(line) for line in progress)
-    marks = ["No checkpoint found, train from scratch", "Finish training", "Deploy the last-epoch model",
-             "Evaluate on the *test* set", "=> result"]  # fmt: skip
+    marks = [
+        "No checkpoint found, train from scratch",
+        "Finish training",
+        "Deploy the last-epoch model",
+        "Evaluate on the *test* set",
+        "=> result",
+    ]
     assert [line for line in lines if line in marks] == marks
     assert re.fullmatch(r"Elapsed: \d:\d\d:\d\d", lines[-1])
 
@@ -68,8 +83,13 @@ def test_files_of_a_run(images, tmp_path):
     out = tmp_path / "out"
     accuracy = toy_trainer(images, out, "TRAIN.CHECKPOINT_FREQ", 2).train()
     files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-    assert files == ["prompt_learner/checkpoint", "prompt_learner/model.pth.tar-2", "prompt_learner/model.pth.tar-4",
-                     "results.json", "resume.pt"]  # fmt: skip
+    assert files == [
+        "prompt_learner/checkpoint",
+        "prompt_learner/model.pth.tar-2",
+        "prompt_learner/model.pth.tar-4",
+        "results.json",
+        "resume.pt",
+    ]
     checkpoint = torch.load(out / "prompt_learner" / "model.pth.tar-4")
     assert set(checkpoint["state_dict"]) == {"ctx", "mean", "token_prefix"} and checkpoint["epoch"] == 4
     written = results(out)
@@ -107,14 +127,10 @@ def test_evaluation_of_a_trained_run(images, tmp_path, capsys):
     trainer = toy_trainer(images, tmp_path / "eval", "SEED", 2)
     assert not torch.equal(trainer.model.ctx, trained.model.ctx)
     trainer.load_model(tmp_path / "train", epoch=4)
-    assert torch.equal(trainer.model.ctx, trained.model.ctx) and torch.equal(
-        trainer.model.mean, trained.model.mean
-    )
+    assert torch.equal(trainer.model.ctx, trained.model.ctx) and torch.equal(trainer.model.mean, trained.model.mean)
     assert 'Loading weights to prompt_learner from "' in capsys.readouterr().out
     trainer.test()
-    assert (
-        results(tmp_path / "eval")["finished"] is True and results(tmp_path / "eval")["kind"] == "evaluation"
-    )
+    assert results(tmp_path / "eval")["finished"] is True and results(tmp_path / "eval")["kind"] == "evaluation"
     # evaluated again with another setting: results.json tells of the last evaluation
     toy_trainer(images, tmp_path / "eval", "SEED", 2, "OPTIM.LR", 0.5).test()
     assert results(tmp_path / "eval")["config"]["OPTIM.LR"] == "0.5"
@@ -140,9 +156,7 @@ def test_newest_or_best_checkpoint_by_default(images, tmp_path):
     toy_trainer(images, tmp_path, "TRAIN.CHECKPOINT_FREQ", 1, "OPTIM.MAX_EPOCH", 11).train()
     newest = torch.load(tmp_path / "prompt_learner" / "model.pth.tar-11")["state_dict"]["ctx"]
     assert torch.equal(read_learned(tmp_path, "prompt_learner")["ctx"], newest)
-    (tmp_path / "prompt_learner" / "model.pth.tar-3").rename(
-        tmp_path / "prompt_learner" / "model-best.pth.tar"
-    )
+    (tmp_path / "prompt_learner" / "model.pth.tar-3").rename(tmp_path / "prompt_learner" / "model-best.pth.tar")
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar")["state_dict"]["ctx"]
     assert torch.equal(read_learned(tmp_path, "prompt_learner")["ctx"], best)
     trainer = toy_trainer(images, tmp_path / "other")
@@ -158,9 +172,7 @@ def test_newest_or_best_checkpoint_by_default(images, tmp_path):
 def test_checkpoint_of_another_method(images, tmp_path):
     trainer = toy_trainer(images, tmp_path / "out")
     (tmp_path / "prompt_learner").mkdir()
-    torch.save(
-        {"state_dict": {"vpt": torch.ones(2)}, "epoch": 1}, tmp_path / "prompt_learner" / "model.pth.tar-1"
-    )
+    torch.save({"state_dict": {"vpt": torch.ones(2)}, "epoch": 1}, tmp_path / "prompt_learner" / "model.pth.tar-1")
     with pytest.raises(ValueError, match=r"does not hold \['ctx'\].*'vpt'"):
         trainer.load_model(tmp_path, epoch=1)
     torch.save([1], tmp_path / "prompt_learner" / "model.pth.tar-1")
@@ -245,9 +257,7 @@ def test_corrupt_images(tmp_path, capsys, workers):
         toy_trainer(root, tmp_path / "a", *opts).train()
     trainer = toy_trainer(root, tmp_path / "b", *opts, "DATALOADER.MAX_CORRUPT", 1)
     trainer.train()
-    assert (
-        trainer.corrupt_images == {str(victim)} and "leaf/1.png (1 of at most 1)" in capsys.readouterr().out
-    )
+    assert trainer.corrupt_images == {str(victim)} and "leaf/1.png (1 of at most 1)" in capsys.readouterr().out
     tested = root / "root" / "0.png"
     tested.write_bytes(b"")
     with pytest.raises(ImageReadError, match="root/0.png"):
@@ -274,10 +284,17 @@ def test_plain_trainers_of_a_lab(images, tmp_path):
     """TrainerX as a lab's own file uses it, with Dassl's automatic resume."""
     from tests.engine import toy
 
-    lab = type("LabTrainer", (TrainerX,), {
-        "build_model": ToyTrainer.build_model, "forward_backward": ToyTrainer.forward_backward,
-        "moment": ToyTrainer.moment, "die_at": "", "nan_at": None,
-    })  # fmt: skip
+    lab = type(
+        "LabTrainer",
+        (TrainerX,),
+        {
+            "build_model": ToyTrainer.build_model,
+            "forward_backward": ToyTrainer.forward_backward,
+            "moment": ToyTrainer.moment,
+            "die_at": "",
+            "nan_at": None,
+        },
+    )
     if "LabTrainer" not in TRAINER_REGISTRY.registered_names():
         TRAINER_REGISTRY.register(lab)
     cfg = toy.toy_cfg(images, tmp_path, "TRAINER.NAME", "LabTrainer", "TRAIN.CHECKPOINT_FREQ", 1)

@@ -38,9 +38,7 @@ def make_images(root, per_class=6, size=10):
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(per_class):
-            pixels = [
-                tuple(draw.randint(0, 90) + 160 * (c == label) for c in range(3)) for _ in range(size * size)
-            ]
+            pixels = [tuple(draw.randint(0, 90) + 160 * (c == label) for c in range(3)) for _ in range(size * size)]
             image = Image.new("RGB", (size, size))
             image.putdata([tuple(min(v, 255) for v in p) for p in pixels])
             image.save(root / name / f"{number}.png")

@@ -19,9 +19,7 @@ def make_dassl(folder):
     """Write ``folder/dassl`` and return ``folder``."""
     package = folder / "dassl"
     for part in ("engine", "data"):
-        shutil.copytree(
-            SOURCE / part, package / "copied" / part, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(SOURCE / part, package / "copied" / part, ignore=shutil.ignore_patterns("__pycache__"))
     for init in ("", "engine", "data"):
         (package / "copied" / init / "__init__.py").write_text("")
     (package / "copied" / "VERSION").write_text("0\n")

@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 from dassl_prompts import extend_cfg
-from dassl_prompts.data.bpe import token_count
+from dassl_prompts.captions.bpe import token_count
+from dassl_prompts.captions.records import read_records
 from dassl_prompts.engine import build_dataset, get_cfg_default, merge_opts
 from dassl_prompts.fdrd.__main__ import main, path_in_file
 from dassl_prompts.fdrd.build import Item, add_negatives, build, drop_low_scores, shorten
 from dassl_prompts.fdrd.captioners import CaptionFile, make_request
-from dassl_prompts.fdrd.records import read_records
 from tests.datasets import trees
 
 ITEMS = [
@@ -51,14 +51,11 @@ def test_rejected_captions_come_back_with_the_reason():
     assert len(built.splits["test"]) == 1 and not built.rejected
     lost = build(ITEMS[:1], lambda r: "A red fox.", "zoo", judge=lambda request, caption: "dull")
     assert (
-        lost.rejected == [{"path": "red_fox/0.png", "class": "red_fox", "reason": "dull"}]
-        and not lost.splits["test"]
+        lost.rejected == [{"path": "red_fox/0.png", "class": "red_fox", "reason": "dull"}] and not lost.splits["test"]
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "swaps", "own"), [("none", 0, 0), ("swap", 2, 0), ("attr", 0, 1), ("both", 2, 1)]
-)
+@pytest.mark.parametrize(("kind", "swaps", "own"), [("none", 0, 0), ("swap", 2, 0), ("attr", 0, 1), ("both", 2, 1)])
 def test_negatives_by_kind(kind, swaps, own):
     built = build(ITEMS, good, "zoo")
     add_negatives(built, kind)
@@ -137,9 +134,7 @@ def test_command_writes_files_that_read_back(tmp_path, capsys):
     assert main(command) == 0
     records = read_records(tmp_path / "out" / "zoo_train.json")
     assert [r.key for r in records] == ["red_fox1.png", "red_fox2.png", "owl1.png", "owl2.png"]
-    assert all("fox" in r.caption or "owl" in r.caption for r in records) and all(
-        r.negatives for r in records
-    )
+    assert all("fox" in r.caption or "owl" in r.caption for r in records) and all(r.negatives for r in records)
     assert "wide photo of red fox" in records[1].caption and "square" not in records[1].caption
     assert main(command) == 2 and "exist already" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
@@ -149,20 +144,42 @@ def read_custom(root, output, name):
     """The pair of files as the dataset FDRD reads it, from ``root``."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    merge_opts(cfg, ["DATASET.NAME", "FDRD", "DATASET.ROOT", str(root), "DATASET.FDRD_DOMAIN", "custom",
-                     "DATASET.FDRD_TRAIN", str(output / f"{name}_train.json"), "DATASET.NUM_SHOTS", -1,
-                     "DATASET.FDRD_TEST", str(output / f"{name}_test.json"), "VERBOSE", False])  # fmt: skip
+    merge_opts(
+        cfg,
+        [
+            "DATASET.NAME",
+            "FDRD",
+            "DATASET.ROOT",
+            str(root),
+            "DATASET.FDRD_DOMAIN",
+            "custom",
+            "DATASET.FDRD_TRAIN",
+            str(output / f"{name}_train.json"),
+            "DATASET.NUM_SHOTS",
+            -1,
+            "DATASET.FDRD_TEST",
+            str(output / f"{name}_test.json"),
+            "VERBOSE",
+            False,
+        ],
+    )
     return build_dataset(cfg)
 
 
 def test_file_of_a_registered_dataset_reads_back(tmp_path, monkeypatch):
     trees.dtd(tmp_path / "data")
     parts = {"train": range(5), "val": range(5, 7), "test": range(7, 10)}
-    trees.split_json(tmp_path / "data/dtd/split_zhou_DescribableTextures.json", **{
-        part: [(f"{name}/{name}_{i:04d}.jpg", label, name)
-               for label, name in enumerate(("banded", "zigzagged")) for i in numbers]
-        for part, numbers in parts.items()
-    })  # fmt: skip
+    trees.split_json(
+        tmp_path / "data/dtd/split_zhou_DescribableTextures.json",
+        **{
+            part: [
+                (f"{name}/{name}_{i:04d}.jpg", label, name)
+                for label, name in enumerate(("banded", "zigzagged"))
+                for i in numbers
+            ]
+            for part, numbers in parts.items()
+        },
+    )
     monkeypatch.chdir(tmp_path)
     command = ["build", "--dataset", "DescribableTextures", "--root", "data", "--output", "out"]
     assert main([*command, "--captions", "statistics"]) == 0
@@ -173,8 +190,10 @@ def test_file_of_a_registered_dataset_reads_back(tmp_path, monkeypatch):
     assert len(items) == 20 and {item.classname for item in items} == {"banded", "zigzagged"}
     assert {item.impath for item in items} == {str(p) for p in (tmp_path / "data").rglob("*.jpg")}
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert read_custom(tmp_path / "moved", tmp_path / "out", "DescribableTextures").test[0].impath.startswith(
-        str(tmp_path / "moved")
+    assert (
+        read_custom(tmp_path / "moved", tmp_path / "out", "DescribableTextures")
+        .test[0]
+        .impath.startswith(str(tmp_path / "moved"))
     )
 
 
@@ -185,9 +204,7 @@ def test_images_outside_the_root_keep_their_absolute_path(tmp_path):
 
 
 def test_command_lists_what_was_rejected(tmp_path):
-    captions = [
-        {"path": f"{n}{j}.png", "caption": f"An {n} here."} for n in ("red_fox", "owl") for j in range(3)
-    ][:-1]
+    captions = [{"path": f"{n}{j}.png", "caption": f"An {n} here."} for n in ("red_fox", "owl") for j in range(3)][:-1]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, captions)))
     assert main([*tree(tmp_path), "--captions", str(tmp_path / "c.jsonl")]) == 0
     rejected = (tmp_path / "out" / "zoo_rejected.jsonl").read_text().splitlines()
@@ -200,8 +217,7 @@ def test_wrong_csv_and_captioner_are_named(tmp_path, capsys):
     command = tree(tmp_path)
     (tmp_path / "zoo.csv").write_text("path,label\n")
     assert (
-        main([*command, "--captions", "statistics"]) == 2
-        and "missing columns class, split" in capsys.readouterr().err
+        main([*command, "--captions", "statistics"]) == 2 and "missing columns class, split" in capsys.readouterr().err
     )
     (tmp_path / "zoo.csv").write_text("path,class,split\na.png,x,dev\n")
     assert main([*command, "--captions", "statistics"]) == 2 and "line 2" in capsys.readouterr().err

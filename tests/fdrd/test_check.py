@@ -4,59 +4,103 @@ import json
 
 import pytest
 
+from dassl_prompts.captions.records import Record
 from dassl_prompts.fdrd.__main__ import main
 from dassl_prompts.fdrd.check import check_file, check_pair, check_substitution
-from dassl_prompts.fdrd.records import Record
 
 # counts of specs/dcar.md 3.5; 66 of the 85 aircraft captions do name their class, but with the slash that
 # keys cannot have
 REAL = {
-    "flower_test": {"caption tokens, mean": 36.8, "caption tokens, 95th percentile": 50,
+    "flower_test": {
+        "caption tokens, mean": 36.8,
+        "caption tokens, 95th percentile": 50,
         "caption tokens, longest": 55,
-                    "duplicate captions": 30, "records with a negative equal to the positive": 96,
-                    "records whose negatives all equal the positive": 55,
-                    "records that repeat a negative": 202,
-                    "captions with the class name inside another word": 1,
-                    "negatives damaged by substring replacement": 4},
-    "pets_test": {"caption tokens, mean": 30.1, "caption tokens, 95th percentile": 44,
+        "duplicate captions": 30,
+        "records with a negative equal to the positive": 96,
+        "records whose negatives all equal the positive": 55,
+        "records that repeat a negative": 202,
+        "captions with the class name inside another word": 1,
+        "negatives damaged by substring replacement": 4,
+    },
+    "pets_test": {
+        "caption tokens, mean": 30.1,
+        "caption tokens, 95th percentile": 44,
         "caption tokens, longest": 55,
-                  "duplicate captions": 6, "records with a negative equal to the positive": 344,
-                  "records whose negatives all equal the positive": 2, "records that repeat a negative": 581,
-                  "class name absent from the caption": 6,
-                  "captions with the class name inside another word": 50,
-                  "negatives damaged by substring replacement": 194},
-    "plane_test": {"caption tokens, mean": 27.6, "caption tokens, 95th percentile": 42,
+        "duplicate captions": 6,
+        "records with a negative equal to the positive": 344,
+        "records whose negatives all equal the positive": 2,
+        "records that repeat a negative": 581,
+        "class name absent from the caption": 6,
+        "captions with the class name inside another word": 50,
+        "negatives damaged by substring replacement": 194,
+    },
+    "plane_test": {
+        "caption tokens, mean": 27.6,
+        "caption tokens, 95th percentile": 42,
         "caption tokens, longest": 56,
-                   "duplicate captions": 34, "records with a negative equal to the positive": 10,
-                   "records whose negatives all equal the positive": 10,
-                   "records that repeat a negative": 207,
-                   "class name absent, as the key spells it": 85, "class name absent from the caption": 19,
-                   "captions with the class name inside another word": 61,
-                   "negatives damaged by substring replacement": 235},
-    "inter_dtd_test": {"caption tokens, mean": 45.9, "caption tokens, 95th percentile": 57,
+        "duplicate captions": 34,
+        "records with a negative equal to the positive": 10,
+        "records whose negatives all equal the positive": 10,
+        "records that repeat a negative": 207,
+        "class name absent, as the key spells it": 85,
+        "class name absent from the caption": 19,
+        "captions with the class name inside another word": 61,
+        "negatives damaged by substring replacement": 235,
+    },
+    "inter_dtd_test": {
+        "caption tokens, mean": 45.9,
+        "caption tokens, 95th percentile": 57,
         "caption tokens, longest": 66,
-                       "captions too long beside 16 prompt tokens": 8,
-                       "captions too long beside 4 prompt tokens": 0,
-                       "duplicate captions": 8, "placeholder path": 1692, "records without negatives": 1692},
-    "inter_dtd_train": {"caption tokens, mean": 45.7, "caption tokens, 95th percentile": 56,
-                        "caption tokens, longest": 68, "captions too long beside 16 prompt tokens": 8,
-                        "duplicate captions": 20},
-    "inter_caltech-101_train": {"caption tokens, mean": 38.0, "caption tokens, 95th percentile": 54,
-                                "caption tokens, longest": 68, "captions too long beside 16 prompt tokens": 7,
-                                "duplicate captions": 43},
-    "inter_caltech-101_test": {"caption tokens, mean": 37.6, "caption tokens, 95th percentile": 53,
-                               "caption tokens, longest": 65, "captions too long beside 16 prompt tokens": 4,
-                               "duplicate captions": 13},
-    "car_train": {"caption tokens, mean": 41.4, "caption tokens, 95th percentile": 56,
-                  "caption tokens, longest": 72, "captions too long beside 16 prompt tokens": 32,
-                  "duplicate captions": 19},
-    "ucf101_train": {"caption tokens, mean": 37.3, "caption tokens, 95th percentile": 54,
-                     "caption tokens, longest": 84, "captions longer than 77 tokens": 1,
-                     "captions too long beside 16 prompt tokens": 12, "duplicate captions": 599},
-    "ucf101_test": {"caption tokens, mean": 37.0, "caption tokens, 95th percentile": 54,
-                    "caption tokens, longest": 63, "captions too long beside 16 prompt tokens": 3,
-                    "duplicate captions": 217},
-}  # fmt: skip
+        "captions too long beside 16 prompt tokens": 8,
+        "captions too long beside 4 prompt tokens": 0,
+        "duplicate captions": 8,
+        "placeholder path": 1692,
+        "records without negatives": 1692,
+    },
+    "inter_dtd_train": {
+        "caption tokens, mean": 45.7,
+        "caption tokens, 95th percentile": 56,
+        "caption tokens, longest": 68,
+        "captions too long beside 16 prompt tokens": 8,
+        "duplicate captions": 20,
+    },
+    "inter_caltech-101_train": {
+        "caption tokens, mean": 38.0,
+        "caption tokens, 95th percentile": 54,
+        "caption tokens, longest": 68,
+        "captions too long beside 16 prompt tokens": 7,
+        "duplicate captions": 43,
+    },
+    "inter_caltech-101_test": {
+        "caption tokens, mean": 37.6,
+        "caption tokens, 95th percentile": 53,
+        "caption tokens, longest": 65,
+        "captions too long beside 16 prompt tokens": 4,
+        "duplicate captions": 13,
+    },
+    "car_train": {
+        "caption tokens, mean": 41.4,
+        "caption tokens, 95th percentile": 56,
+        "caption tokens, longest": 72,
+        "captions too long beside 16 prompt tokens": 32,
+        "duplicate captions": 19,
+    },
+    "ucf101_train": {
+        "caption tokens, mean": 37.3,
+        "caption tokens, 95th percentile": 54,
+        "caption tokens, longest": 84,
+        "captions longer than 77 tokens": 1,
+        "captions too long beside 16 prompt tokens": 12,
+        "duplicate captions": 599,
+    },
+    "ucf101_test": {
+        "caption tokens, mean": 37.0,
+        "caption tokens, 95th percentile": 54,
+        "caption tokens, longest": 63,
+        "captions too long beside 16 prompt tokens": 3,
+        "duplicate captions": 217,
+    },
+}
 
 
 def real_file(shared_data, name):
@@ -109,17 +153,26 @@ def test_every_defect_is_counted(tmp_path, capsys):
     path.write_text(json.dumps(records))
     report = check_file(path, root=str(tmp_path))
     expected = {
-        "domain": "custom", "records": 6, "unusable records": 1, "classes": 1, "placeholder path": 3,
+        "domain": "custom",
+        "records": 6,
+        "unusable records": 1,
+        "classes": 1,
+        "placeholder path": 3,
         "absolute path": 1,
-        "key differs from file_name": 4, "captions longer than 77 tokens": 1,
+        "key differs from file_name": 4,
+        "captions longer than 77 tokens": 1,
         "captions too long beside 4 prompt tokens": 1,
-        "duplicate captions": 1, "captions without final punctuation (%)": 20.0,
+        "duplicate captions": 1,
+        "captions without final punctuation (%)": 20.0,
         "captions that mention left or right (%)": 20.0,
-        "class name absent from the caption": 1, "class name only inside a longer word": 1,
+        "class name absent from the caption": 1,
+        "class name only inside a longer word": 1,
         "records with a negative equal to the positive": 2,
         "records whose negatives all equal the positive": 1,
-        "records that repeat a negative": 1, "usable negatives": 1, "images missing": 4,
-    }  # fmt: skip
+        "records that repeat a negative": 1,
+        "usable negatives": 1,
+        "images missing": 4,
+    }
     assert {key: report[key] for key in expected} == expected
     assert main(["check", str(path)]) == 1
     assert "record 'cat_6': the caption is empty" in capsys.readouterr().out

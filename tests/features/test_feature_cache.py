@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dassl_prompts.data.images import ImageReadError
-from dassl_prompts.data.target_pad import TargetPadTransform
-from dassl_prompts.retrieval import feature_cache
-from dassl_prompts.retrieval.feature_cache import cached_features, images_digest
+from dassl_prompts.composed.target_pad import TargetPadTransform
+from dassl_prompts.features import feature_cache
+from dassl_prompts.features.feature_cache import cached_features, images_digest
+from dassl_prompts.images import ImageReadError
 from tests.datasets.cir_trees import picture
 
 TRANSFORM = TargetPadTransform(8, (0.5,) * 3, (0.2,) * 3)
@@ -41,7 +41,7 @@ def features(tmp_path, paths, encode, transform=TRANSFORM, **options):
 def test_values_and_reuse(tmp_path, paths):
     encode = Encoder()
     array = features(tmp_path, paths, encode).array
-    from dassl_prompts.data.images import read_image
+    from dassl_prompts.images import read_image
 
     expected = Encoder()(torch.stack([TRANSFORM(read_image(p)) for p in paths]))
     np.testing.assert_allclose(array, expected.numpy(), atol=1e-6)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from dassl_prompts.models.backbones import load_token_encoder
 from dassl_prompts.models.blip import check_original, is_blip, load_blip
-from dassl_prompts.models.tokens import load_token_encoder
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a red dog in snow two without hat [DEC] [ENC]".split()
 
@@ -67,8 +67,8 @@ def attend(q, k, v, heads, hidden=None):
 
 def slow_text(s, ids, heads):
     """One caption without padding; bidirectional BERT, post-norm."""
-    lin = lambda x, name: x @ s[f"{name}.weight"].T + s[f"{name}.bias"]  # noqa: E731
-    ln = lambda x, name: norm(x, s[f"{name}.weight"], s[f"{name}.bias"], 1e-12)  # noqa: E731
+    lin = lambda x, name: x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
+    ln = lambda x, name: norm(x, s[f"{name}.weight"], s[f"{name}.bias"], 1e-12)
     e = "text_encoder.embeddings"
     x = ln(
         s[f"{e}.word_embeddings.weight"][ids] + s[f"{e}.position_embeddings.weight"][: len(ids)],
@@ -84,13 +84,11 @@ def slow_text(s, ids, heads):
 
 def slow_image(s, image, eps):
     """ViT, pre-norm, exact gelu, all rows normed and projected."""
-    lin = lambda x, name: x @ s[f"{name}.weight"].T + s[f"{name}.bias"]  # noqa: E731
-    ln = lambda x, name: norm(x, s[f"{name}.weight"], s[f"{name}.bias"], eps)  # noqa: E731
+    lin = lambda x, name: x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
+    ln = lambda x, name: norm(x, s[f"{name}.weight"], s[f"{name}.bias"], eps)
     e = "vision_model.embeddings"
     patches = [
-        lin_patch(s, e, image[:, 16 * r : 16 * r + 16, 16 * c : 16 * c + 16])
-        for r in range(2)
-        for c in range(2)
+        lin_patch(s, e, image[:, 16 * r : 16 * r + 16, 16 * c : 16 * c + 16]) for r in range(2) for c in range(2)
     ]
     x = torch.stack([s[f"{e}.class_embedding"].flatten(), *patches]) + s[f"{e}.position_embedding"][0]
     for i in range(2):
@@ -131,9 +129,7 @@ def test_image_tokens(encoder):
     tokens = encoder.image_tokens(images)
     assert tokens.shape == (2, 5, 16) == (2, encoder.n_image, encoder.width)
     for image, ours in zip(images, tokens):
-        torch.testing.assert_close(
-            ours, slow_image(dict(encoder.state_dict()), image, 1e-6), atol=1e-10, rtol=0
-        )
+        torch.testing.assert_close(ours, slow_image(dict(encoder.state_dict()), image, 1e-6), atol=1e-10, rtol=0)
         assert (
             ours - slow_image(dict(encoder.state_dict()), image, 1e-5)
         ).abs().max() > 1e-9  # the default eps would show
@@ -186,9 +182,7 @@ def test_tuning_modes_and_dropout(folder):
 def test_every_trained_tensor_gets_a_gradient(folder):
     encoder = load_blip(str(folder))
     trained = encoder.tune("both")
-    loss = (
-        encoder.text_tokens(CAPTIONS).features.sum() + encoder.image_features(torch.randn(2, 3, 32, 32)).sum()
-    )
+    loss = encoder.text_tokens(CAPTIONS).features.sum() + encoder.image_features(torch.randn(2, 3, 32, 32)).sum()
     loss.backward()
     assert all(p.grad is not None for p in trained)
 

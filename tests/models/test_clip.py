@@ -33,7 +33,9 @@ def save(state, path):
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, str(path))
     elif path.suffix == ".xz":
-        path.write_bytes(lzma.compress(save({k: v.contiguous() for k, v in state.items()}), preset=0))  # random weights do not compress
+        path.write_bytes(
+            lzma.compress(save({k: v.contiguous() for k, v in state.items()}), preset=0)
+        )  # random weights do not compress
     elif path.name == "training.pt":
         torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
     else:
@@ -74,10 +76,12 @@ def test_torchscript_archive(state, expected, tmp_path):
 def test_json_configuration_with_weights_beside_it(state, expected, tmp_path):
     save(state, tmp_path / "w.safetensors")
     config = {
-        "embed_dim": 64, "quick_gelu": True, "weights": "w.safetensors",
+        "embed_dim": 64,
+        "quick_gelu": True,
+        "weights": "w.safetensors",
         "vision_cfg": {"image_size": 32, "layers": 4, "width": 192, "head_width": 64, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4},
-    }  # fmt: skip
+    }
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(config))
     assert torch.equal(load_clip(str(path)).encode_image(IMAGES), expected)
@@ -93,19 +97,24 @@ def test_resnet_sizes_are_inferred():
     from dassl_prompts.models.clip import build_model, infer_config
 
     config = {
-        "embed_dim": 64, "quick_gelu": True, "vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 64, "patch_size": None},
+        "embed_dim": 64,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 64, "patch_size": None},
         "text_cfg": {"context_length": 77, "vocab_size": 100, "width": 64, "heads": 1, "layers": 2},
-    }  # fmt: skip
+    }
     found = infer_config(build_model(config).state_dict(), "random")
     assert found["vision_cfg"] == config["vision_cfg"] and found["text_cfg"] == config["text_cfg"]
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s.pop("visual.ln_post.bias"), "missing .'visual.ln_post.bias'."),
-    (lambda s: s.update(extra=torch.zeros(1)), "unknown .'extra'."),
-    (lambda s: s.pop("ln_final.weight"), "holds no CLIP in OpenAI's format: tensor 'ln_final.weight'"),
-    (lambda s: s.update({"text_projection": torch.zeros(7, 64)}), "other shape .'text_projection"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("visual.ln_post.bias"), "missing .'visual.ln_post.bias'."),
+        (lambda s: s.update(extra=torch.zeros(1)), "unknown .'extra'."),
+        (lambda s: s.pop("ln_final.weight"), "holds no CLIP in OpenAI's format: tensor 'ln_final.weight'"),
+        (lambda s: s.update({"text_projection": torch.zeros(7, 64)}), "other shape .'text_projection"),
+    ],
+)
 def test_state_dicts_that_are_not_a_clip(state, tmp_path, change, message):
     broken = dict(state)
     change(broken)
@@ -127,7 +136,9 @@ def test_damaged_and_missing_files_are_named(state, tmp_path, name):
 def test_damaged_embedded_backbone_says_how_to_restore_it(state, tmp_path):
     path = tmp_path / "emoji-tiny.safetensors.xz"
     path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"emoji-tiny\.safetensors\.xz.*git checkout -- .*train_emoji_clip.py emoji-tiny"):
+    with pytest.raises(
+        ValueError, match=r"emoji-tiny\.safetensors\.xz.*git checkout -- .*train_emoji_clip.py emoji-tiny"
+    ):
         load_clip(str(path))
 
 
@@ -135,7 +146,9 @@ def test_missing_embedded_backbone_says_how_to_restore_it(monkeypatch, tmp_path)
     from dassl_prompts.models import clip
 
     monkeypatch.setattr(clip.resources, "files", lambda package: tmp_path)
-    with pytest.raises(FileNotFoundError, match="emoji-tiny has no weights at .*git checkout -- .*install the package again") as error:
+    with pytest.raises(
+        FileNotFoundError, match="emoji-tiny has no weights at .*git checkout -- .*install the package again"
+    ) as error:
         load_clip("emoji-tiny")
     assert str(tmp_path / "assets" / "models" / "emoji-tiny.safetensors.xz") in str(error.value)
 
@@ -186,7 +199,10 @@ def test_openai_weights_always_get_quickgelu(monkeypatch):
     for name in ("ViT-B/16", "ViT-B-16", "ViT-B-16-quickgelu", "RN50", "ViT-B-16:laion2b_s34b_b88k"):
         with pytest.raises(FileNotFoundError):
             load_clip(name)
-    assert asked == [("ViT-B-16-quickgelu", "openai")] * 3 + [("RN50-quickgelu", "openai"), ("ViT-B-16", "laion2b_s34b_b88k")]
+    assert asked == [("ViT-B-16-quickgelu", "openai")] * 3 + [
+        ("RN50-quickgelu", "openai"),
+        ("ViT-B-16", "laion2b_s34b_b88k"),
+    ]
     with pytest.raises(ValueError, match="no weights 'nope'"):
         load_clip("ViT-B-16:nope")
 

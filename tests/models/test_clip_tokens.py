@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from dassl_prompts.models.backbones import load_token_encoder
 from dassl_prompts.models.clip_tokens import ClipTokens
-from dassl_prompts.models.tokens import load_token_encoder
 from tests.tiny import tiny_clip
 
 CAPTIONS = ["a red dog", "the same hat but larger and in dark green", "two"]
@@ -32,9 +32,11 @@ def test_all_rows_equal_open_clip():
     from dassl_prompts.models.clip import finish
 
     twin = OpenCLIP(
-        64, {"image_size": 32, "layers": 3, "width": 64, "head_width": 64, "patch_size": 8},
-        {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3}, quick_gelu=True,
-    ).eval()  # fmt: skip
+        64,
+        {"image_size": 32, "layers": 3, "width": 64, "head_width": 64, "patch_size": 8},
+        {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3},
+        quick_gelu=True,
+    ).eval()
     encoder = ClipTokens(finish(twin, "fp32", "cpu"))
     images, ids = torch.randn(2, 3, 32, 32), encoder.clip.tokenize(CAPTIONS)
     with torch.no_grad():
@@ -47,13 +49,12 @@ def test_all_rows_equal_open_clip():
             intermediates_only=True,
         )
         rows = (
-            torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1)
-            @ twin.visual.proj
+            torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1) @ twin.visual.proj
         )
         torch.testing.assert_close(encoder.image_tokens(images), rows, atol=1e-5, rtol=0)
-        rows = twin.forward_intermediates(text=ids, text_indices=1, normalize_intermediates=True)[
-            "text_intermediates"
-        ][0]
+        rows = twin.forward_intermediates(text=ids, text_indices=1, normalize_intermediates=True)["text_intermediates"][
+            0
+        ]
         rows = rows @ twin.text_projection
         whole = encoder.text_tokens(CAPTIONS, trim=False)
         assert whole.tokens.shape[1] == 77
@@ -80,10 +81,7 @@ def test_tuning_modes(encoder, mode):
     assert {id(p) for p in trained} == {id(p) for p in encoder.parameters() if p.requires_grad}
     if mode == "none":
         return
-    loss = (
-        encoder.text_tokens(CAPTIONS).features.sum()
-        + encoder.image_tokens(torch.randn(2, 3, 32, 32)).square().sum()
-    )
+    loss = encoder.text_tokens(CAPTIONS).features.sum() + encoder.image_tokens(torch.randn(2, 3, 32, 32)).square().sum()
     loss.backward()
     with_grad = {id(p) for p in encoder.parameters() if p.grad is not None}
     assert with_grad == {id(p) for p in trained}

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from dassl_prompts.data import emoji, emoji_cards
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.emoji import cards as emoji_cards
 from dassl_prompts.models import load_clip
 
 ROOT = Path(emoji.__file__).resolve().parents[1]
@@ -41,16 +42,15 @@ def images(count=8):
     pictures = emoji.pictures(emoji.HELD_OUT)[:: 3000 // count][:count]
     import numpy as np
 
-    from dassl_prompts.data.images import read_image
+    from dassl_prompts.images import read_image
 
     pixels = torch.from_numpy(np.stack([np.asarray(read_image(p.path)) for p in pictures]))
     return pixels.permute(0, 3, 1, 2).float() / 255 - 0.5
 
 
 def test_open_clip_gives_the_same_features(name):
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
     import dassl_prompts.configs
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     config = json.loads((Path(dassl_prompts.configs.__path__[0]) / "backbones" / f"{name}.json").read_text())
     theirs = CLIP(
@@ -79,27 +79,23 @@ def check_same(ours, theirs):
     tokens, pictures = ours.tokenize(TEXTS), images()
     with torch.no_grad():
         torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens), atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(
-            ours.encode_image(pictures), theirs.encode_image(pictures), atol=1e-3, rtol=1e-3
-        )
+        torch.testing.assert_close(ours.encode_image(pictures), theirs.encode_image(pictures), atol=1e-3, rtol=1e-3)
 
 
 def test_zero_shot_on_the_unseen_style_is_far_above_chance(name):
-    from dassl_prompts.datasets.emoji import read_splits
+    from dassl_prompts.emoji.splits import read_splits
 
     features, names = emoji_cards.Features(name), emoji.classnames()
     test = read_splits(emoji.HELD_OUT).test
     assert emoji_cards.accuracy(features, test, names) >= 8 * 100 / len(names)
     pictures = emoji.pictures(emoji.HELD_OUT, tones=False)
     assert len(pictures) >= 1000
-    similarity = (
-        features.picture([p.path for p in pictures]) @ features.text([p.concept.name for p in pictures]).T
-    )
+    similarity = features.picture([p.path for p in pictures]) @ features.text([p.concept.name for p in pictures]).T
     assert emoji_cards.recalls(similarity)[0] >= 100 * 100 / len(pictures)
 
 
 def test_composed_text_moves_the_query_towards_the_target():
-    from dassl_prompts.datasets.emoji_retrieval import emoji_cirr
+    from dassl_prompts.emoji.retrieval import emoji_cirr
 
     features, cirr = emoji_cards.Features("emoji-tiny"), emoji_cirr()
     image, both = (emoji_cards.composed(features, cirr, use)[3] for use in (("image",), ("image", "text")))

@@ -33,8 +33,11 @@ def reference(state, tokens, ctx, deep, weights=None):
     images = next((t.shape[0] for t in (ctx, *deep) if t is not None and t.ndim == 4), None)
     if images is None:
         return plain.text_features(state, tokens, ctx, deep, normalise=False)
-    own = lambda t, b: t[b, 0] if t is not None and t.ndim == 4 else t  # noqa: E731
-    rows = [plain.text_features(state, tokens, own(ctx, b), [own(t, b) for t in deep], normalise=False) for b in range(images)]
+    own = lambda t, b: t[b, 0] if t is not None and t.ndim == 4 else t
+    rows = [
+        plain.text_features(state, tokens, own(ctx, b), [own(t, b) for t in deep], normalise=False)
+        for b in range(images)
+    ]
     return torch.stack(rows)
 
 
@@ -46,7 +49,9 @@ def weighted_reference(state, tokens, ctx, deep, weights):
         assert len(set(ids[own].tolist())) == len(ids[own]), "a token would need two weights"
         table = state["token_embedding.weight"]
         table = table * torch.ones(len(table)).scatter(0, ids[own], w[own])[:, None]
-        rows.append(plain.text_features({**state, "token_embedding.weight": table}, ids[None], ctx, deep, normalise=False)[0])
+        rows.append(
+            plain.text_features({**state, "token_embedding.weight": table}, ids[None], ctx, deep, normalise=False)[0]
+        )
     return torch.stack(rows)
 
 
@@ -59,7 +64,9 @@ def check(clip, state, prompts, ctx, deep, **options):
     if not leaves:
         return
     probe = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9))
-    for a, b in zip(torch.autograd.grad((ours * probe).sum(), leaves), torch.autograd.grad((theirs * probe).sum(), leaves)):
+    for a, b in zip(
+        torch.autograd.grad((ours * probe).sum(), leaves), torch.autograd.grad((theirs * probe).sum(), leaves)
+    ):
         assert plain.relative_error(a, b) < 1e-4
 
 
@@ -76,8 +83,16 @@ def test_contexts_and_depths(clip, state, kind, n, depth):
     check(clip, state, prompts, ctx, deep)
 
 
-@pytest.mark.parametrize("options", [{"share_prefix": False}, {"trim": False}, {"chunk_tokens": 8}, {"checkpoint": True},
-                                     {"chunk_tokens": 8, "checkpoint": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"share_prefix": False},
+        {"trim": False},
+        {"chunk_tokens": 8},
+        {"checkpoint": True},
+        {"chunk_tokens": 8, "checkpoint": True},
+    ],
+)
 @pytest.mark.parametrize("kind", ["shared", "per image"])
 def test_options_change_nothing(clip, state, kind, options):
     prompts = clip.text.class_prompts(NAMES, n_ctx=2, words="of a")
@@ -107,7 +122,9 @@ def test_shared_first_layer_with_deeper_layers_per_image(clip, state):
     check(clip, state, prompts, vectors(2, D), [vectors(3, 1, 2, D, seed=1), vectors(2, D, seed=2)])
 
 
-@pytest.mark.parametrize("texts", [["a photo of a cat.", "a photo of a white dog, a type of pet."], ["cat", "dog ears"], ["one"]])
+@pytest.mark.parametrize(
+    "texts", [["a photo of a cat.", "a photo of a white dog, a type of pet."], ["cat", "dog ears"], ["one"]]
+)
 def test_texts_without_context(clip, state, texts):
     check(clip, state, clip.text.prompts_from_texts(texts), None, [])
 
@@ -174,11 +191,14 @@ def test_equals_open_clip(state):
     """Against open_clip's own towers, with and without batch-first blocks as its versions have them."""
     import open_clip
 
-    model = build_model({
-        "embed_dim": 64, "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "layers": 4, "width": 192, "head_width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4},
-    }).eval()  # fmt: skip
+    model = build_model(
+        {
+            "embed_dim": 64,
+            "quick_gelu": True,
+            "vision_cfg": {"image_size": 32, "layers": 4, "width": 192, "head_width": 64, "patch_size": 16},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4},
+        }
+    ).eval()
     model.load_state_dict(state)
     tokens = open_clip.SimpleTokenizer()(["a photo of a cat", "a diagram"])
     images = torch.randn(2, 3, 32, 32)
@@ -186,7 +206,9 @@ def test_equals_open_clip(state):
         text, image = model.encode_text(tokens), model.encode_image(images)
         ours = finish(model, "fp32", "cpu")
         torch.testing.assert_close(ours.encode_text(tokens), text, rtol=0, atol=1e-6 * float(text.norm(dim=-1).max()))
-        torch.testing.assert_close(ours.encode_image(images), image, rtol=0, atol=1e-6 * float(image.norm(dim=-1).max()))
+        torch.testing.assert_close(
+            ours.encode_image(images), image, rtol=0, atol=1e-6 * float(image.norm(dim=-1).max())
+        )
         assert torch.equal(ours.tokenize(["a photo of a cat", "a diagram"]), tokens)
 
 

@@ -30,19 +30,26 @@ def check(clip, state, prompts, ctx, deep, **options):
     """``ctx`` and ``deep`` are per image; values and gradients against one image after the other."""
     leaves = [ctx, *deep]
     ours = clip.text(prompts, ctx, deep, **options)
-    theirs = torch.stack([
-        plain.text_features(state, prompts.tokens, ctx[b, 0], [d[b, 0] for d in deep], normalise=False) for b in range(len(ctx))
-    ])  # fmt: skip
+    theirs = torch.stack(
+        [
+            plain.text_features(state, prompts.tokens, ctx[b, 0], [d[b, 0] for d in deep], normalise=False)
+            for b in range(len(ctx))
+        ]
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
     probe = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9))
-    for a, b in zip(torch.autograd.grad((ours * probe).sum(), leaves), torch.autograd.grad((theirs * probe).sum(), leaves)):
+    for a, b in zip(
+        torch.autograd.grad((ours * probe).sum(), leaves), torch.autograd.grad((theirs * probe).sum(), leaves)
+    ):
         assert plain.relative_error(a, b) < 1e-4
 
 
 @pytest.mark.parametrize("options", [{}, {"share_prefix": False}, {"trim": False}])
 def test_a_shorter_deep_context_overwrites_the_first_slots(clip, state, options):
     prompts = clip.text.class_prompts(NAMES, n_ctx=5)
-    check(clip, state, prompts, vectors(3, 1, 5, D), [vectors(3, 1, 2, D, seed=1), vectors(3, 1, 5, D, seed=2)], **options)
+    check(
+        clip, state, prompts, vectors(3, 1, 5, D), [vectors(3, 1, 2, D, seed=1), vectors(3, 1, 5, D, seed=2)], **options
+    )
 
 
 def test_longer_deep_contexts_and_tokens_of_growing_prompts_are_refused(clip):
@@ -72,7 +79,11 @@ def test_only_rows_that_matter_are_computed(clip, depth):
         else:  # the first block's queries, keys and values of the classes are the same for all images
             expected += images * (2 * (1 + n + words) + 10 * kept + 9 * own) + 3 * own * (1 if i == 0 else images)
     expected = expected * D * D + images * len(NAMES) * D * clip.embed_dim
-    counted = {name: flops for name, flops in counter.get_flop_counts()["Global"].items() if str(name) in ("aten.mm", "aten.addmm")}
+    counted = {
+        name: flops
+        for name, flops in counter.get_flop_counts()["Global"].items()
+        if str(name) in ("aten.mm", "aten.addmm")
+    }
     assert sum(counted.values()) == 2 * expected
 
 

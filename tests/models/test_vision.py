@@ -35,12 +35,17 @@ def images():
 def test_prompts_and_depths(clip, state, images, n, depth):
     prompts = vectors(n, D) if depth else None
     deep = [vectors(n, D, seed=i) for i in range(1, depth)]
-    ours, theirs = clip.vision(images, prompts, deep), plain.image_features(state, images, prompts, deep, normalise=False)
+    ours, theirs = (
+        clip.vision(images, prompts, deep),
+        plain.image_features(state, images, prompts, deep, normalise=False),
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     if depth:
         probe = torch.randn_like(ours)
         leaves = [prompts, *deep]
-        for a, b in zip(torch.autograd.grad((ours * probe).sum(), leaves), torch.autograd.grad((theirs * probe).sum(), leaves)):
+        for a, b in zip(
+            torch.autograd.grad((ours * probe).sum(), leaves), torch.autograd.grad((theirs * probe).sum(), leaves)
+        ):
             assert plain.relative_error(a, b) < 1e-4
 
 
@@ -89,9 +94,11 @@ def test_resnet_equals_open_clip_and_takes_no_prompts():
     from dassl_prompts.models.clip import build_model, finish
 
     config = {
-        "embed_dim": 64, "quick_gelu": True, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 64, "patch_size": None},
+        "embed_dim": 64,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 64, "patch_size": None},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
-    }  # fmt: skip
+    }
     model = build_model(config).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -108,9 +115,10 @@ def test_resnet_equals_open_clip_and_takes_no_prompts():
 
 def test_same_seed_same_weights():
     config = {
-        "embed_dim": 64, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 64, "patch_size": 16},
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 64, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
-    }  # fmt: skip
+    }
     before = torch.get_rng_state()
     a, b, c = (build_clip(config, seed=s).state_dict() for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)

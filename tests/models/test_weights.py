@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from dassl_prompts.models import load_clip
-from dassl_prompts.models.digest import SAMPLE, digest_now, weights_digest
+from dassl_prompts.models.backbones import digest_now
+from dassl_prompts.models.weights import SAMPLE, weights_digest
 from tests.trainers import plain
 
 
@@ -50,7 +51,11 @@ def test_a_json_configuration_with_and_without_weights(tmp_path):
     config = infer_config(state, "test")
     (tmp_path / "with.json").write_text(json.dumps({**config, "weights": "w.pt"}))
     (tmp_path / "without.json").write_text(json.dumps(config))
-    assert load_clip(str(tmp_path / "with.json")).digest == weights_digest(state) == digest_now(str(tmp_path / "with.json"))
+    assert (
+        load_clip(str(tmp_path / "with.json")).digest
+        == weights_digest(state)
+        == digest_now(str(tmp_path / "with.json"))
+    )
     with pytest.warns(UserWarning, match="random"):
         assert load_clip(str(tmp_path / "without.json")).digest == ""  # random weights are other ones each time
     assert digest_now(str(tmp_path / "without.json")) == ""

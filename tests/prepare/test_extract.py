@@ -119,12 +119,8 @@ def test_no_room(tmp_path, monkeypatch):
 
 
 def test_unpack_moves_products_into_place_and_nothing_else(tmp_path):
-    make_tar(
-        tmp_path / "a.tgz", {"top/data/images/1.jpg": b"1", "top/data/list.txt": b"l", "top/readme": b"r"}
-    )
-    unpack(
-        tmp_path / "a.tgz", tmp_path / "set", {"top/data/images": "images", "top/data/list.txt": "list.txt"}
-    )
+    make_tar(tmp_path / "a.tgz", {"top/data/images/1.jpg": b"1", "top/data/list.txt": b"l", "top/readme": b"r"})
+    unpack(tmp_path / "a.tgz", tmp_path / "set", {"top/data/images": "images", "top/data/list.txt": "list.txt"})
     assert tree(tmp_path / "set") == {"images/1.jpg": b"1", "list.txt": b"l"}
     assert sorted(p.name for p in (tmp_path / "set").iterdir()) == ["images", "list.txt"]
 

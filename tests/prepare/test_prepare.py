@@ -69,10 +69,7 @@ def textures(site, drive, tmp_path, monkeypatch):
     images = sorted(tree.rglob("*.jpg"))
     parts = {"train": images[::3], "val": images[1::3], "test": images[2::3]}
     split = {
-        part: [
-            (str(p.relative_to(tree / "images")), int(p.parent.name == "zigzagged"), p.parent.name)
-            for p in paths
-        ]
+        part: [(str(p.relative_to(tree / "images")), int(p.parent.name == "zigzagged"), p.parent.name) for p in paths]
         for part, paths in parts.items()
     }
     trees.split_json(tree / "split.json", **split)

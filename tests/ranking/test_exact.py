@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dassl_prompts.retrieval.ranking import equal_groups, recall_at, target_ranks, topk
+from dassl_prompts.ranking.exact import equal_groups, recall_at, target_ranks, topk
 
 CHUNKS = (1, 7, None)
 
@@ -12,9 +12,7 @@ def brute_order(query, gallery, exclude=(), candidates=None):
     """Gallery indices by falling score, equal scores by index."""
     allowed = range(len(gallery)) if candidates is None else [c for c in candidates if c >= 0]
     scored = [
-        (-sum(a * b for a, b in zip(query.tolist(), gallery[j].tolist())), j)
-        for j in set(allowed)
-        if j not in exclude
+        (-sum(a * b for a, b in zip(query.tolist(), gallery[j].tolist())), j) for j in set(allowed) if j not in exclude
     ]
     return [j for _, j in sorted(scored)]
 
@@ -43,8 +41,7 @@ def test_several_targets_count_the_best(chunk):
     target[::2, 1] = -1
     ranks = target_ranks(queries, gallery, target, chunk=chunk)
     expected = [
-        min(brute_order(q, gallery).index(t) + 1 for t in row if t >= 0)
-        for q, row in zip(queries, target.tolist())
+        min(brute_order(q, gallery).index(t) + 1 for t in row if t >= 0) for q, row in zip(queries, target.tolist())
     ]
     assert ranks.tolist() == expected
 
@@ -58,9 +55,7 @@ def test_exclusion_and_candidates(chunk):
     target = torch.tensor(
         [next(c for c in row if c not in (-1, e)) for row, e in zip(candidates.tolist(), exclude.tolist())]
     )
-    orders = [
-        brute_order(q, gallery, (e,), c) for q, e, c in zip(queries, exclude.tolist(), candidates.tolist())
-    ]
+    orders = [brute_order(q, gallery, (e,), c) for q, e, c in zip(queries, exclude.tolist(), candidates.tolist())]
     ranks = target_ranks(queries, gallery, target, exclude=exclude, candidates=candidates, chunk=chunk)
     assert ranks.tolist() == [order.index(t) + 1 for order, t in zip(orders, target.tolist())]
     scores, indices = topk(queries, gallery, 10, exclude=exclude, candidates=candidates, chunk=chunk)
@@ -83,9 +78,7 @@ def test_equal_rows_tie_in_floating_point():
     gallery[196], gallery[100] = gallery[1], gallery[1]
     queries = torch.randn(67, 131)
     for chunk in CHUNKS:
-        first, middle, last = (
-            target_ranks(queries, gallery, torch.full((67,), t), chunk=chunk) for t in (1, 100, 196)
-        )
+        first, middle, last = (target_ranks(queries, gallery, torch.full((67,), t), chunk=chunk) for t in (1, 100, 196))
         assert torch.equal(middle, first + 1) and torch.equal(last, first + 2)
 
 

@@ -42,9 +42,7 @@ def test_mean_deviation_and_hm_over_seeds(tmp_path):
     (method,) = group(find_runs(tmp_path)[0])
     scores = base_new(method, "Emoji")
     assert scores.seeds == (1, 2, 3)
-    assert scores.base.mean == pytest.approx(sum(base) / 3) and scores.base.std == pytest.approx(
-        statistics.stdev(base)
-    )
+    assert scores.base.mean == pytest.approx(sum(base) / 3) and scores.base.std == pytest.approx(statistics.stdev(base))
     mb, mn = sum(base) / 3, sum(new) / 3
     assert scores.hm == pytest.approx(2 * mb * mn / (mb + mn))
     of_hms = statistics.fmean(2 * b * n / (b + n) for b, n in zip(base, new))
@@ -147,9 +145,7 @@ def test_settings_that_differ_between_datasets_are_kept_apart_too(tmp_path):
 
 def test_a_recipe_for_one_dataset_can_be_joined(tmp_path):
     base_new_pair(tmp_path, 80.0, 60.0, "DPC_CoOp", "Emoji", cfg="vit_b16_ep20")
-    base_new_pair(
-        tmp_path, 70.0, 50.0, "DPC_CoOp", "EuroSAT", cfg="vit_b16_ep10_bs2top2", config={"OPTIM.LR": "0.1"}
-    )
+    base_new_pair(tmp_path, 70.0, 50.0, "DPC_CoOp", "EuroSAT", cfg="vit_b16_ep10_bs2top2", config={"OPTIM.LR": "0.1"})
     assert len(group(find_runs(tmp_path)[0])) == 2
     rows, _ = rows_of(tmp_path, "base2new", join=["vit_b16_ep20", "vit_b16_ep10_bs2top2"])
     assert [r["dataset"] for r in rows] == ["Emoji", "EuroSAT", "Average of 2"]
@@ -207,9 +203,7 @@ def test_of_two_folders_for_one_run_the_newer_counts(tmp_path):
 
 
 def test_a_teacher_is_not_said_to_lack_tests(tmp_path):
-    teacher = write_run(
-        tmp_path, "base2new/train_base", "PromptSRC", values=50.0, cfg="vit_l14", backbone="ViT-L/14"
-    )
+    teacher = write_run(tmp_path, "base2new/train_base", "PromptSRC", values=50.0, cfg="vit_l14", backbone="ViT-L/14")
     config = {"TRAINER.PROMPTKD.TEACHER_DIR": repr(str(teacher))}
     write_run(tmp_path, "base2new/train_all", "PromptKD", values=45.0, config=config)
     for classes in ("base", "new"):
@@ -394,13 +388,9 @@ def test_transfer_table_has_targets_mean_and_published_rows(tmp_path):
     assert rows[1]["method"] == "  published" and rows[1]["EuroSAT"] == "48.06"
     assert rows[2]["Caltech101"] == "-0.53" and rows[2]["EuroSAT"] == "+0.94"
     assert table.columns.index("ImageNet") < table.columns.index("Caltech101")
-    write_run(
-        tmp_path, "transfer/test_all", "CoOp", "EuroSAT", values=40.0, target="eurosat", folder="imagenet"
-    )
+    write_run(tmp_path, "transfer/test_all", "CoOp", "EuroSAT", values=40.0, target="eurosat", folder="imagenet")
     rows, _ = rows_of(tmp_path, "transfer")
-    assert [r["mean of targets"] for r in rows if r["method"] == "CoOp"] == [
-        None
-    ]  # one of its targets is missing
+    assert [r["mean of targets"] for r in rows if r["method"] == "CoOp"] == [None]  # one of its targets is missing
 
 
 def test_targets_are_compared_with_the_table_that_has_them(tmp_path):
@@ -472,7 +462,9 @@ def test_composed_table_compares_fashioniq_by_training_triplets(tmp_path):
     assert rows[0]["dataset"] == "last FashionIQ val" and rows[0]["R@10"] == "33.00"
     assert rows[1]["R@10"] == "33.03" and rows[2]["R@50"] == "+0.47" and rows[2]["dress R@10"] == "-0.16"
     tuned = {"CIR.LAION_SET": "'combined'", "TRAINER.PVLF.BACKBONE.TUNE": "'text'"}
-    write_run(tmp_path / "t", "composed/train", "PVLF", "LaionCIR", values=values, config=tuned, backbone="blip", shots=0)
+    write_run(
+        tmp_path / "t", "composed/train", "PVLF", "LaionCIR", values=values, config=tuned, backbone="blip", shots=0
+    )
     rows, _ = rows_of(tmp_path / "t", "composed")
     assert rows[1]["R@10"] == "34.17"  # table 1's combined row has both towers tuned, table 3 this mode
     values = {"last CIRR val": {"mean": 1.0, "R@1": 40.0}}
@@ -527,9 +519,7 @@ def test_formats(tmp_path, capsys):
         and "Missing" in err
     )
     target = tmp_path / "deep" / "table.md"
-    code, out, _ = report(
-        tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2"
-    )
+    code, out, _ = report(tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2")
     assert code == 0 and target.read_text() == markdown and out == f"wrote {target}\n"
     target.write_text("By hand.\n<!-- begin: report -->\nold\n<!-- end -->\nMore.\n")
     report(tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2")

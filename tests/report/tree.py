@@ -22,9 +22,7 @@ def write_run(
     **changes,
 ):
     """A folder as ``dassl_prompts.run`` names it, with a results.json."""
-    path = root.joinpath(
-        stage, target, (folder or dataset).lower(), f"shots_{shots}", trainer, cfg, f"seed{seed}"
-    )
+    path = root.joinpath(stage, target, (folder or dataset).lower(), f"shots_{shots}", trainer, cfg, f"seed{seed}")
     path.mkdir(parents=True, exist_ok=True)
     classes = stage.rsplit("_", 1)[-1]
     if not isinstance(values, dict):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dassl_prompts.run import retrieval
-from dassl_prompts.run.retrieval import (
+from dassl_prompts.run import captions as retrieval
+from dassl_prompts.run.captions import (
     ABLATION,
     BRANCH_ROW,
     METHODS,
@@ -79,8 +79,11 @@ def test_ablation_shares_the_full_run_and_switches_parts_off(tmp_path):
     assert full == compare(runs, [1], ["DCAR"])["DCAR"][0]
     nodes = [steps[0].config().TRAINER.DCAR for steps in table.values()]
     assert [(node.DTR.ENABLED, node.CAA.ENABLED) for node in nodes] == [
-        (True, True), (False, True), (True, False), (False, False)
-    ]  # fmt: skip
+        (True, True),
+        (False, True),
+        (True, False),
+        (False, False),
+    ]
     assert len({s[0].output for s in table.values()} | {branch.output}) == 5
     # only evaluated, after the full run whose weights it loads
     assert branch.needs(full) and not branch.is_training and full.is_training
@@ -110,7 +113,7 @@ def test_rows_hold_mean_and_deviation(tmp_path):
     )
     assert second["train R@1, weights off"] == "15.00 ± 7.07"
     assert spread([3.14159]) == "3.14"
-    assert "train R@1, weights on" in markdown([first, second]) 
+    assert "train R@1, weights on" in markdown([first, second])
     alone = values_of({"CoOp": table["CoOp"]})
     assert "train" not in markdown(rows_of(alone))
 
@@ -160,7 +163,7 @@ def test_a_failing_domain_does_not_stop_the_others(pretend, tmp_path, capsys):
     text = page.read_text()
     assert text.startswith("# Image-text retrieval: compare UCF101 DTD Food101, 16 shots, seeds 1 2\n")
     assert "Not finished: UCF101." in text and cells(text, "DCAR") == cells(out, "DCAR")
-    assert "python -m dassl_prompts.run.retrieval compare --method ZeroshotITR DCAR" in text
+    assert "python -m dassl_prompts.run.captions compare --method ZeroshotITR DCAR" in text
 
 
 def test_a_single_domain_has_no_mean(pretend, tmp_path, capsys):
@@ -178,10 +181,14 @@ def test_wrong_domain_ends_with_the_nine(capsys):
     assert main(["compare", "--domain", "emoji", "--", "OPTIM.LR"]) == 2
 
 
-@pytest.mark.parametrize(("arguments", "key"), [
-    (["compare"], "TRAINER.DCARR.N_CTX"), (["ablate"], "TRAINER.COOPITR.N_CTX"),
-    (["compare", "--method", "CoOpITR"], "TRAINER.DCAR.N_CTX"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["compare"], "TRAINER.DCARR.N_CTX"),
+        (["ablate"], "TRAINER.COOPITR.N_CTX"),
+        (["compare", "--method", "CoOpITR"], "TRAINER.DCAR.N_CTX"),
+    ],
+)
 def test_options_that_reach_no_run_are_refused(arguments, key, tmp_path, capsys):
     argv = [*arguments, "--domain", "emoji", "--output", str(tmp_path), "--", key, "3"]
     assert main(argv) == 2
@@ -201,7 +208,5 @@ def test_options_that_reach_no_run_are_refused(arguments, key, tmp_path, capsys)
     ],
 )
 def test_scripts_say_how_they_are_used(script):
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts" / script)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["bash", str(ROOT / "scripts" / script)], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and f"usage: bash scripts/{script} DOMAIN" in done.stderr

@@ -59,8 +59,20 @@ def in_process(monkeypatch):
 
 
 def drive(place, command, *args, dataset="laion_combined"):
-    return composed.main([command, "--dataset", dataset, "--cfg", str(place / "tiny.yaml"), "--root", str(place / "data"),
-                          "--output", str(place / "out"), *args])  # fmt: skip
+    return composed.main(
+        [
+            command,
+            "--dataset",
+            dataset,
+            "--cfg",
+            str(place / "tiny.yaml"),
+            "--root",
+            str(place / "data"),
+            "--output",
+            str(place / "out"),
+            *args,
+        ]
+    )
 
 
 def test_train_evaluate_submit(place, in_process, capsys):
@@ -75,14 +87,13 @@ def test_train_evaluate_submit(place, in_process, capsys):
     assert drive(place, "eval", "--on", "fashioniq", *other) == 0
     evaluations = place / "out/composed/laion_combined/PVLF/tiny/seed1"
     assert {p.parent.name for p in evaluations.glob("eval_*/results.json")} == {
-        "eval_fashioniq", "eval_fashioniq_fiq-gallery-val_split_fiq-caption-both_avg"
-    }  # fmt: skip
+        "eval_fashioniq",
+        "eval_fashioniq_fiq-gallery-val_split_fiq-caption-both_avg",
+    }
     capsys.readouterr()
     assert drive(place, "submit") == 0
     files = [
-        Path(line)
-        for line in capsys.readouterr().out.splitlines()
-        if line.endswith(".json") and line.startswith("/")
+        Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json") and line.startswith("/")
     ]
     assert {f.name for f in files} == {"cirr_recall.json", "cirr_recall_subset.json"} and all(
         f.is_file() for f in files
@@ -125,9 +136,7 @@ def test_compare_and_ablate(place, in_process, capsys):
 
 
 def test_options_go_to_the_method_that_they_name():
-    plan = composed.Plan(
-        "emoji", "blip", "data", Path("out"), opts=("TRAINER.PVLF.PREC", "fp32", "OPTIM.LR", "1e-3")
-    )
+    plan = composed.Plan("emoji", "blip", "data", Path("out"), opts=("TRAINER.PVLF.PREC", "fp32", "OPTIM.LR", "1e-3"))
     pvlf, transagg = plan.train("PVLF", 1).args, plan.train("TransAgg", 1).args
     assert "TRAINER.PVLF.PREC" in pvlf and "TRAINER.PVLF.PREC" not in transagg and "OPTIM.LR" in transagg
     assert any(arg.endswith("emoji_tiny.yaml") for arg in pvlf)
@@ -143,9 +152,10 @@ def test_evaluations_under_other_protocols_have_their_own_folders():
     """One trained run is asked under several of FashionIQ's protocols; the run itself stays where it is."""
     both = ("OPTIM.LR", "1e-3", "CIR.FIQ_CAPTION", "both_avg", "CIR.FIQ_CATEGORIES", "['dress', 'shirt']")
     plain, other, reordered = (
-        composed.Plan("laion_llm", "vit_b32", "data", Path("out"), opts=opts) for opts in ((), both, both[2:] + both[:2])
+        composed.Plan("laion_llm", "vit_b32", "data", Path("out"), opts=opts)
+        for opts in ((), both, both[2:] + both[:2])
     )
-    evaluate = lambda plan: plan.evaluate("PVLF", 1, "fashioniq").output.name  # noqa: E731
+    evaluate = lambda plan: plan.evaluate("PVLF", 1, "fashioniq").output.name
     assert evaluate(plain) == "eval_fashioniq"
     assert evaluate(other) == "eval_fashioniq_fiq-categories-dress-shirt_fiq-caption-both_avg" == evaluate(reordered)
     assert other.folder("PVLF", 1) == plain.folder("PVLF", 1)
@@ -190,16 +200,20 @@ def test_mean_and_deviation():
     assert "| a  | 2.00 ± 1.00 |" in table(merged)
 
 
-@pytest.mark.parametrize(("args", "match"), [
-    (("eval",), "needs --on"), (("train", "--", "OPTIM.LR"), "has no value"),
-    (("train", "--", "TRAINER.PVFL.PREC", "fp32"), "TRAINER.PVFL.PREC concerns none of the methods"),
-    (("train", "--", "TRAINER.TRANSAGG.PREC", "fp32"), "PVLF (TRAINER.PVLF), ZeroshotCIR (TRAINER.ZEROSHOT_CIR)"),
-    (("submit", "--", "TRAINER.ZEROSHOT_CIR.SEARLE", "x"), "concerns none"),
-    (("ablate", "--", "TRAINER.PVLF.PROMPT.LENGTH", "3"), "TRAINER.PVLF.PROMPT.LENGTH is what this command varies"),
-    (("compare", "--", "TRAINER.TRANSAGG.BACKBONE.TUNE", "both"), "is what this command varies"),
-    (("ablate", "--trainer", "TransAgg", "--what", "length"), "TransAgg has no prompts"),
-    (("ablate", "--trainer", "TransAgg", "--what", "depth"), "is for --trainer PVLF"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("eval",), "needs --on"),
+        (("train", "--", "OPTIM.LR"), "has no value"),
+        (("train", "--", "TRAINER.PVFL.PREC", "fp32"), "TRAINER.PVFL.PREC concerns none of the methods"),
+        (("train", "--", "TRAINER.TRANSAGG.PREC", "fp32"), "PVLF (TRAINER.PVLF), ZeroshotCIR (TRAINER.ZEROSHOT_CIR)"),
+        (("submit", "--", "TRAINER.ZEROSHOT_CIR.SEARLE", "x"), "concerns none"),
+        (("ablate", "--", "TRAINER.PVLF.PROMPT.LENGTH", "3"), "TRAINER.PVLF.PROMPT.LENGTH is what this command varies"),
+        (("compare", "--", "TRAINER.TRANSAGG.BACKBONE.TUNE", "both"), "is what this command varies"),
+        (("ablate", "--trainer", "TransAgg", "--what", "length"), "TransAgg has no prompts"),
+        (("ablate", "--trainer", "TransAgg", "--what", "depth"), "is for --trainer PVLF"),
+    ],
+)
 def test_wrong_input(place, in_process, args, match, capsys):
     assert drive(place, *args) == 2
     assert match in capsys.readouterr().err and not in_process
@@ -216,14 +230,21 @@ def test_script(place):
     env = {**os.environ, "DATA": str(place / "data"), "PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", str(ROOT / "scripts/transagg/train.sh"), "laion_llm", "1", str(place / "tiny.yaml")],
-        cwd=place, env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=place,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| TransAgg, seed 1" in done.stdout
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "scripts" / "pvlf").glob("*.sh")) + sorted((ROOT / "scripts" / "transagg").glob("*.sh")),
-                         ids=lambda p: f"{p.parent.name}/{p.name}")  # fmt: skip
+@pytest.mark.parametrize(
+    "script",
+    sorted((ROOT / "scripts" / "pvlf").glob("*.sh")) + sorted((ROOT / "scripts" / "transagg").glob("*.sh")),
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
 def test_scripts_print_their_usage(script):
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and f"usage: bash scripts/{script.parent.name}/{script.name}" in done.stderr

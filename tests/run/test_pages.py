@@ -2,7 +2,7 @@
 
 import pytest
 
-from dassl_prompts.report.pages import END, begin, write_page
+from dassl_prompts.run.pages import END, begin, write_page
 
 HAND = f"""# Mine
 
@@ -56,12 +56,15 @@ def test_a_page_without_markers_is_written_anew(tmp_path):
     assert "old" not in path.read_text() and path.read_text().startswith("# A title\n")
 
 
-@pytest.mark.parametrize(("page", "match"), [
-    (HAND.replace("a ablate", "b"), r"page\.md: it has no <!-- begin: a ablate -->, only <!-- begin: b -->"),
-    (HAND.replace(END, ""), "has no <!-- end -->"),
-    (HAND.replace(END, "", 1), "has no <!-- end -->"),
-    (HAND.replace("a compare", "a ablate"), "occurs 2 times"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("page", "match"),
+    [
+        (HAND.replace("a ablate", "b"), r"page\.md: it has no <!-- begin: a ablate -->, only <!-- begin: b -->"),
+        (HAND.replace(END, ""), "has no <!-- end -->"),
+        (HAND.replace(END, "", 1), "has no <!-- end -->"),
+        (HAND.replace("a compare", "a ablate"), "occurs 2 times"),
+    ],
+)
 def test_markers_that_do_not_fit(tmp_path, page, match):
     path = tmp_path / "page.md"
     path.write_text(page)

@@ -1,8 +1,8 @@
 """What a protocol sets for a method: every plan on the embedded data merges, and per-dataset settings arrive."""
 
 import pytest
+from dassl_prompts.trainers.dpc.stage1 import SHAPE_KEYS
 
-from dassl_prompts.dpc_stage1 import SHAPE_KEYS
 from dassl_prompts.engine import TRAINER_REGISTRY
 from dassl_prompts.engine.config import flatten
 from dassl_prompts.run import protocols
@@ -67,14 +67,17 @@ def test_dpc_across_datasets_builds_on_the_run_of_its_backbone_and_shows_its_row
     monkeypatch.setattr(protocols, "accuracy", lambda step: 10.0 + step.output.parts.count(f"DPC_{backbone}"))
     rows = PROTOCOLS["xd"].rows(job)
     assert [(row["method"], row["dtd"], row["mean of targets"]) for row in rows] == [
-        (backbone, 10.0, 10.0), (f"DPC_{backbone}", 11.0, 11.0),
-    ]  # fmt: skip
+        (backbone, 10.0, 10.0),
+        (f"DPC_{backbone}", 11.0, 11.0),
+    ]
 
 
 def test_depth_and_average_across_datasets(tmp_path):
     """specs/dpc.md 3.2: MaPLe at depth 3, PromptSRC at 3 + 3 with GPA 6/10."""
-    maple, src = (PROTOCOLS["xd"].steps(Job(name, "imagenet", 1, output=tmp_path))[0].config().TRAINER
-                  for name in ("DPC_MaPLe", "DPC_PromptSRC"))  # fmt: skip
+    maple, src = (
+        PROTOCOLS["xd"].steps(Job(name, "imagenet", 1, output=tmp_path))[0].config().TRAINER
+        for name in ("DPC_MaPLe", "DPC_PromptSRC")
+    )
     assert (maple.NAME, maple.MAPLE.PROMPT_DEPTH) == ("MaPLe", 3)
     node = src.PROMPTSRC
     assert (node.PROMPT_DEPTH_TEXT, node.PROMPT_DEPTH_VISION, node.GPA_MEAN, node.GPA_STD) == (3, 3, 6, 10)

@@ -8,9 +8,10 @@ import pytest
 from yacs.config import CfgNode
 
 from dassl_prompts.run import scheduler as module
+from dassl_prompts.run.execute import execute
 from dassl_prompts.run.plan import plan
 from dassl_prompts.run.scheduler import Scheduler, Slot, make_slots
-from dassl_prompts.run.steps import StepFailed, execute
+from dassl_prompts.run.steps import StepFailed
 from tests.run.fake import FakeStep, step
 
 
@@ -57,9 +58,7 @@ def test_a_failure_blocks_only_what_needs_it(tmp_path, capsys):
     after, other = step(tmp_path, "after", bad), step(tmp_path, "other")
     failed = Scheduler(plan([[bad, after], [other]])).run()
     assert [(n.step, n.state) for n in failed] == [(bad, "failed"), (after, "blocked")]
-    assert (
-        "exit code 1 (error: broken on purpose)" in failed[0].reason and "bad/console.txt" in failed[0].reason
-    )
+    assert "exit code 1 (error: broken on purpose)" in failed[0].reason and "bad/console.txt" in failed[0].reason
     assert str(bad.output) in failed[1].reason
     assert other.results() is not None and not after.output.exists()
     assert "bad: failed with exit code 1" in capsys.readouterr().out
@@ -71,7 +70,11 @@ def test_a_folder_taken_in_the_middle_fails_its_run_alone(tmp_path, monkeypatch,
     scheduler = Scheduler(plan([[bad], [other]]), stop=stop, retry=1)
     monkeypatch.setattr(scheduler, "skip_finished", lambda: bad.output.write_text(""))  # after the check
     failed = scheduler.run()
-    assert failed[0].step is bad and failed[0].reason.startswith("could not be started: ") and str(bad.output) in failed[0].reason
+    assert (
+        failed[0].step is bad
+        and failed[0].reason.startswith("could not be started: ")
+        and str(bad.output) in failed[0].reason
+    )
     assert len(failed) == 1 + stop and (other.results() is None) == stop
 
 

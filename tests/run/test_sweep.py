@@ -38,9 +38,7 @@ def test_key_value_pairs_may_follow_a_switch():
 
 
 def test_every_combination_is_a_job(tmp_path):
-    sweep = build(
-        {**ALL, "trainer": ["CoOp", "MaPLe"], "seed": [1, 2], "shots": [4, 16]}, {}, "data", tmp_path
-    )
+    sweep = build({**ALL, "trainer": ["CoOp", "MaPLe"], "seed": [1, 2], "shots": [4, 16]}, {}, "data", tmp_path)
     assert len(sweep.jobs) == 8
     assert sweep.jobs[0] == ("base2new", Job("CoOp", "emoji", 1, 4, root="data", output=tmp_path))
 
@@ -110,30 +108,25 @@ def test_dpc_shares_its_first_stage_with_the_backbone(tmp_path):
 
 
 def test_options_of_a_method_leave_its_first_stage_alone_and_common_ones_do_not(tmp_path):
-    job = Job(
-        "DPC_MaPLe", "emoji", 1, output=tmp_path, opts=("OPTIM.LR", "0.1"), common=("OPTIM.MAX_EPOCH", "1")
-    )
+    job = Job("DPC_MaPLe", "emoji", 1, output=tmp_path, opts=("OPTIM.LR", "0.1"), common=("OPTIM.MAX_EPOCH", "1"))
     first, _, second, _ = PROTOCOLS["base2new"].steps(job)
     assert "OPTIM.LR" not in first.args and "OPTIM.MAX_EPOCH" in first.args
     assert "OPTIM.LR" in second.args and "OPTIM.MAX_EPOCH" in second.args
     with pytest.raises(ValueError, match="--tag"):
-        build(
-            {**ALL, "trainer": ["DPC_MaPLe", "MaPLe"], "opts": ["OPTIM.LR", "0.1"]}, {}, "data", tmp_path
-        ).nodes()
+        build({**ALL, "trainer": ["DPC_MaPLe", "MaPLe"], "opts": ["OPTIM.LR", "0.1"]}, {}, "data", tmp_path).nodes()
 
 
 def test_coops_emoji_recipe_as_first_stage_is_another_one_than_by_itself(tmp_path):
-    alone, first = (PROTOCOLS["base2new"].steps(Job(name, "emoji", 1, output=tmp_path))[0] for name in ("CoOp", "DPC_CoOp"))
+    alone, first = (
+        PROTOCOLS["base2new"].steps(Job(name, "emoji", 1, output=tmp_path))[0] for name in ("CoOp", "DPC_CoOp")
+    )
     assert alone.output != first.output and first.output.parent.name == "emoji_tiny_stage1"
 
 
 def test_promptkd_has_a_teacher_on_base_classes_and_distils_on_all(tmp_path):
     steps = PROTOCOLS["base2new"].steps(Job("PromptKD", "dtd", 1, output=tmp_path))
     teacher, student, base, new = steps
-    assert (
-        teacher.output
-        == tmp_path / "base2new/train_base/dtd/shots_16/PromptSRC/vit_l14_c2_ep20_batch8_4+4ctx/seed1"
-    )
+    assert teacher.output == tmp_path / "base2new/train_base/dtd/shots_16/PromptSRC/vit_l14_c2_ep20_batch8_4+4ctx/seed1"
     assert student.output.parts[-6:-4] == ("train_all", "dtd")
     assert "200.0" in student.args and all(str(teacher.output) in s.args for s in (student, base, new))
     assert student.config().TRAINER.PROMPTKD.KD_WEIGHT == 200.0 and student.config().DATASET.NUM_SHOTS == 0
@@ -142,13 +135,9 @@ def test_promptkd_has_a_teacher_on_base_classes_and_distils_on_all(tmp_path):
         "base",
     )
     own = Job("PromptKD", "dtd", 1, output=tmp_path, opts=("TRAINER.PROMPTKD.TEACHER_DIR", "/mine"))
-    assert [s.config().TRAINER.PROMPTKD.TEACHER_DIR for s in PROTOCOLS["base2new"].steps(own)] == [
-        "/mine"
-    ] * 3
+    assert [s.config().TRAINER.PROMPTKD.TEACHER_DIR for s in PROTOCOLS["base2new"].steps(own)] == ["/mine"] * 3
     stages = PROTOCOLS["base2new"].steps(Job("DPC_PromptKD", "dtd", 1, output=tmp_path))
-    assert stages[-2].config().TRAINER.DPC.CKPT_DIR == str(stages[1].output) and "train_all" in str(
-        stages[1].output
-    )
+    assert stages[-2].config().TRAINER.DPC.CKPT_DIR == str(stages[1].output) and "train_all" in str(stages[1].output)
 
 
 def test_protocols_without_a_meaning_for_a_method_say_so(tmp_path):
@@ -184,17 +173,14 @@ def test_retrieval_methods_join_the_matrix(tmp_path):
 def test_own_yaml_files_give_the_folder_their_name(tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("OPTIM: {LR: 0.5}\n")
-    steps = PROTOCOLS["fewshot"].steps(
-        Job("CoOp", "emoji", 1, cfg=str(own), output=tmp_path / "out", tag="t")
-    )
+    steps = PROTOCOLS["fewshot"].steps(Job("CoOp", "emoji", 1, cfg=str(own), output=tmp_path / "out", tag="t"))
     assert steps[0].output == tmp_path / "out/fewshot/train_all/emoji/shots_16/CoOp/mine_t/seed1"
     assert steps[0].config().OPTIM.LR == 0.5
 
 
 def test_means_over_seeds_take_hm_of_the_means():
     rows = [
-        {"seed": s, "method": "A", "Base": b, "New": n, "HM": 0.0}
-        for s, b, n in ((1, 80.0, 60.0), (2, 60.0, 20.0))
+        {"seed": s, "method": "A", "Base": b, "New": n, "HM": 0.0} for s, b, n in ((1, 80.0, 60.0), (2, 60.0, 20.0))
     ]
     assert mean_over_seeds(rows, "method") == [
         {"method": "A", "seeds": 2, "Base": 70.0, "New": 40.0, "HM": 2 * 70 * 40 / 110}
@@ -252,11 +238,7 @@ def test_failures_are_listed_at_the_end_and_finished_jobs_have_their_table(capsy
     words = ["fake", "--trainer", "A", "--dataset", "d", "--seed", "1", "2", "3", "--jobs", "2"]
     assert command.main(words) == 1
     out, err = capsys.readouterr()
-    assert (
-        "1 runs failed" in err
-        and "first2: failed with exit code 1" in err
-        and "second2: not run, it needs" in err
-    )
+    assert "1 runs failed" in err and "first2: failed with exit code 1" in err and "second2: not run, it needs" in err
     assert "|      1 | A" in out and "|      3 | A" in out and "|      2 | A" not in out
     assert "| A        |       2 |      50.00 |" in out
     assert command.main([*words[:6], "1", "3"]) == 0

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-spec = importlib.util.spec_from_file_location(
-    "build_emoji", Path(__file__).parents[2] / "tools" / "build_emoji.py"
-)
+spec = importlib.util.spec_from_file_location("build_emoji", Path(__file__).parents[2] / "tools" / "build_emoji.py")
 build_emoji = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build_emoji)
 
@@ -71,9 +69,7 @@ def test_splits_keep_families_together_and_are_large_enough():
 
 def test_too_small_a_class_is_an_error():
     with pytest.raises(ValueError, match="class happy face"):
-        build_emoji.assign_splits(
-            [{"class": "happy face", "subgroup": "", "family": str(i)} for i in range(20)]
-        )
+        build_emoji.assign_splits([{"class": "happy face", "subgroup": "", "family": str(i)} for i in range(20)])
 
 
 def test_package_with_another_hash_is_refused(tmp_path):
@@ -84,7 +80,9 @@ def test_package_with_another_hash_is_refused(tmp_path):
 
 def test_missing_npm_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(build_emoji.FetchError, match="npm is not installed: install it, or put iconify-json-noto-1.0.tgz"):
+    with pytest.raises(
+        build_emoji.FetchError, match="npm is not installed: install it, or put iconify-json-noto-1.0.tgz"
+    ):
         build_emoji.fetch(tmp_path, "@iconify-json/noto", "1.0", "abc")
 
 
@@ -100,9 +98,7 @@ def test_fixed_time_stamps_make_archives_repeatable(tmp_path):
 
 
 def test_mirrored_alias_is_drawn_mirrored():
-    resvg = pytest.importorskip(
-        "resvg_py", reason="resvg-py (only needed to build the data) is not installed"
-    )
+    resvg = pytest.importorskip("resvg_py", reason="resvg-py (only needed to build the data) is not installed")
     assert resvg
     artist = build_emoji.Artist.__new__(build_emoji.Artist)
     artist.icons = {

@@ -81,7 +81,9 @@ def export(state):
         for end, array in (("_scale", scale), ("_zero_point", zero), ("_quantized", quantised)):
             initialisers.append(tensor(f"onnx::MatMul_{i}{end}", array))
         path = "/" + key.removesuffix(".weight").replace(".", "/").replace("layers/", "layers.") + "/MatMul_quant"
-        nodes.append(node("MatMulInteger", path, "x", f"onnx::MatMul_{i}_quantized", "z", f"onnx::MatMul_{i}_zero_point"))
+        nodes.append(
+            node("MatMulInteger", path, "x", f"onnx::MatMul_{i}_quantized", "z", f"onnx::MatMul_{i}_zero_point")
+        )
         expected[key] = torch.from_numpy((quantised.astype(int) - zero.astype(int)) * scale.astype(float)).T.float()
     graph = b"".join(field(1, n) for n in nodes) + field(2, "graph") + b"".join(field(5, t) for t in initialisers)
     opset = varint(3 << 3 | 5) + struct.pack("<f", 1.0)  # a field of fixed size, to be skipped
@@ -93,7 +95,9 @@ def test_dequantised_tower_gives_the_features_of_transformers(tool, tmp_path):
 
     torch.manual_seed(0)
     sizes = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=2)
-    theirs = CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=64, **sizes)).eval()
+    theirs = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=64, **sizes)
+    ).eval()
     for parameter in theirs.parameters():  # biases and layer norms start as zeros and ones, which would hide mistakes
         torch.nn.init.normal_(parameter, std=0.2)
     state = {k: v for k, v in theirs.state_dict().items() if not k.endswith("position_ids")}

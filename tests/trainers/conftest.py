@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_prompts.data.splits import subsample_classes
+from dassl_prompts.classification.splits import subsample_classes
 from dassl_prompts.engine import DatasetBase, Datum, get_cfg_default, merge_opts, register_dataset
 from tests.trainers import plain
 

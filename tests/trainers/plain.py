@@ -70,18 +70,14 @@ def block(state, name, x, mask=None):
     n, length, width = x.shape
     heads = width // 64
     h = norm(state, name + "ln_1", x)
-    q, k, v = F.linear(h, state[name + "attn.in_proj_weight"], state[name + "attn.in_proj_bias"]).chunk(
-        3, dim=-1
-    )
+    q, k, v = F.linear(h, state[name + "attn.in_proj_weight"], state[name + "attn.in_proj_bias"]).chunk(3, dim=-1)
     q, k, v = (t.reshape(n, length, heads, 64).transpose(1, 2) for t in (q, k, v))
     scores = q @ k.transpose(-1, -2) / 8.0
     if mask is not None:
         scores = scores + mask
     h = (scores.softmax(-1) @ v).transpose(1, 2).reshape(n, length, width)
     x = x + F.linear(h, state[name + "attn.out_proj.weight"], state[name + "attn.out_proj.bias"])
-    h = F.linear(
-        norm(state, name + "ln_2", x), state[name + "mlp.c_fc.weight"], state[name + "mlp.c_fc.bias"]
-    )
+    h = F.linear(norm(state, name + "ln_2", x), state[name + "mlp.c_fc.weight"], state[name + "mlp.c_fc.bias"])
     return x + F.linear(
         h * torch.sigmoid(1.702 * h), state[name + "mlp.c_proj.weight"], state[name + "mlp.c_proj.bias"]
     )

@@ -32,9 +32,7 @@ def make_tree(root):
                 box = (4 + 6 * c, 4, 20 + 6 * c, 34 - 6 * c)
                 (draw.ellipse if c == 0 else draw.rectangle)(box, fill=tuple(int(v * shade) for v in rgb))
                 image.save(path, quality=95)
-                caption = f"This is a {name.replace('_', ' ')} lacquered in {word}." + (
-                    " It stands there." * c
-                )
+                caption = f"This is a {name.replace('_', ' ')} lacquered in {word}." + (" It stands there." * c)
                 records[key] = {
                     "file_name": key,
                     "class_name": name,
@@ -52,16 +50,27 @@ def config(root, clip_file, output, trainer, **keys):
     cfg = get_cfg_default()
     extend_cfg(cfg)
     values = {
-        "DATASET.NAME": "FDRD", "DATASET.ROOT": str(root), "DATASET.FDRD_DOMAIN": "DTD",
-        "DATASET.NUM_SHOTS": 4, "SEED": 1,
-        "VERBOSE": False, "USE_CUDA": False, "OUTPUT_DIR": str(output), "TRAINER.NAME": trainer,
+        "DATASET.NAME": "FDRD",
+        "DATASET.ROOT": str(root),
+        "DATASET.FDRD_DOMAIN": "DTD",
+        "DATASET.NUM_SHOTS": 4,
+        "SEED": 1,
+        "VERBOSE": False,
+        "USE_CUDA": False,
+        "OUTPUT_DIR": str(output),
+        "TRAINER.NAME": trainer,
         "MODEL.BACKBONE.NAME": str(clip_file),
-        "INPUT.SIZE": (32, 32), "INPUT.TRANSFORMS": ("normalize",), "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.SIZE": (32, 32),
+        "INPUT.TRANSFORMS": ("normalize",),
+        "DATALOADER.NUM_WORKERS": 0,
         "TEST.EVALUATOR": "Retrieval",
-        "DATALOADER.TRAIN_X.BATCH_SIZE": 6, "DATALOADER.TEST.BATCH_SIZE": 5, "OPTIM.MAX_EPOCH": 1,
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 6,
+        "DATALOADER.TEST.BATCH_SIZE": 5,
+        "OPTIM.MAX_EPOCH": 1,
         "OPTIM.NAME": "sgd",
-        "OPTIM.LR": 0.01, f"TRAINER.{NODES[trainer]}.PREC": "fp32",
-    }  # fmt: skip
+        "OPTIM.LR": 0.01,
+        f"TRAINER.{NODES[trainer]}.PREC": "fp32",
+    }
     if trainer == "MaPLeITR":
         values["TRAINER.MAPLEITR.PROMPT_DEPTH"] = 2
     merge_opts(cfg, [x for item in {**values, **keys}.items() for x in item])

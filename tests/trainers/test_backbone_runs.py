@@ -187,9 +187,7 @@ def test_labels_do_not_enter_the_distillation(make_cfg, kd, images):
     trainer = build_trainer(make_cfg("PromptKD", *kd))
     trainer.teacher_cache = None
     trainer.set_model_mode("eval")
-    losses = {
-        trainer.loss(images, labels)["loss"].item() for labels in (torch.zeros(5).long(), torch.arange(5))
-    }
+    losses = {trainer.loss(images, labels)["loss"].item() for labels in (torch.zeros(5).long(), torch.arange(5))}
     assert len(losses) == 1
 
 
@@ -222,9 +220,7 @@ def test_base_and_new_evaluations_use_rows_of_the_teachers_classes(train, make_c
 def test_selecting_on_test_images_needs_two_keys_and_warns(train, make_cfg, kd, capsys, tmp_path):
     with pytest.raises(ValueError, match="FINAL_MODEL best_val"):
         build_trainer(make_cfg("PromptKD", *kd, "TRAINER.PROMPTKD.SELECT", "official_test"))
-    trainer = train(
-        "PromptKD", *kd, "TRAINER.PROMPTKD.SELECT", "official_test", "TEST.FINAL_MODEL", "best_val"
-    )
+    trainer = train("PromptKD", *kd, "TRAINER.PROMPTKD.SELECT", "official_test", "TEST.FINAL_MODEL", "best_val")
     assert "chooses the epoch on TEST images" in capsys.readouterr().out
     assert (tmp_path / "run" / "VLPromptLearner" / "model-best.pth.tar").exists()
     base = build_trainer(make_cfg("PromptKD", *kd, "DATASET.SUBSAMPLE_CLASSES", "base", output="base"))

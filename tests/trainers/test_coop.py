@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-
-from dassl_prompts.engine import build_trainer, load_checkpoint
-from dassl_prompts.templates import ENSEMBLE_TEMPLATES
 from dassl_prompts.trainers.coop import CoOpModel
 from dassl_prompts.trainers.zsclip import ZeroshotModel
+
+from dassl_prompts.classification.templates import ENSEMBLE_TEMPLATES
+from dassl_prompts.engine import build_trainer, load_checkpoint
 from tests.trainers import plain
 
 
@@ -195,8 +195,18 @@ def test_build_model_for_unseen_classes(train, make_cfg, tmp_path, images):
 @pytest.mark.parametrize("name", ["CoOp", "ZeroshotCLIP"])
 def test_a_run_on_a_resnet(name, train, make_cfg, resnet_file):
     path, official = resnet_file
-    opts = ["MODEL.BACKBONE.NAME", str(path), "INPUT.SIZE", (64, 64), "OPTIM.MAX_EPOCH", 1, "TRAINER.COOP.N_CTX", 4,
-            "TRAINER.ZSCLIP.TEMPLATE", "a photo of a {}."]  # fmt: skip
+    opts = [
+        "MODEL.BACKBONE.NAME",
+        str(path),
+        "INPUT.SIZE",
+        (64, 64),
+        "OPTIM.MAX_EPOCH",
+        1,
+        "TRAINER.COOP.N_CTX",
+        4,
+        "TRAINER.ZSCLIP.TEMPLATE",
+        "a photo of a {}.",
+    ]
     trainer = train(name, *opts) if name == "CoOp" else build_trainer(make_cfg(name, *opts))
     assert trainer.test() >= 0
     images = torch.randn(3, 3, 64, 64)
@@ -205,6 +215,8 @@ def test_a_run_on_a_resnet(name, train, make_cfg, resnet_file):
             texts = trainer.model.class_features()
         else:
             names = [c.replace("_", " ") for c in plain.CLASSES]
-            texts = official.encode_text(trainer.model.clip.tokenize([f"a photo of a {c}." for c in names]), normalize=True)
+            texts = official.encode_text(
+                trainer.model.clip.tokenize([f"a photo of a {c}." for c in names]), normalize=True
+            )
         wanted = official.logit_scale.exp() * official.encode_image(images, normalize=True) @ texts.T
         torch.testing.assert_close(trainer.model_inference(images), wanted, rtol=0, atol=1e-3)

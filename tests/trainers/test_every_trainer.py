@@ -11,7 +11,8 @@ from dassl_prompts.models import load_clip
 from tests.datasets import cir_trees
 from tests.models.test_blip import write_tiny_blip
 from tests.pretend_cuda import pretend_cuda
-from tests.trainers import plain, retrieval_tree, test_pvlf
+from tests.trainers import plain, retrieval_tree
+from tests.trainers.pvlf import test_pvlf
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
 
 TEMPLATE = "a photo of a {}."
@@ -29,7 +30,9 @@ SHORT = ["OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True]
 
 
 def test_no_trainer_is_left_out():
-    ours = {name: cls for name, cls in _ours["trainer"].items() if cls.__module__.startswith("dassl_prompts.")}  # not a test's
+    ours = {
+        name: cls for name, cls in _ours["trainer"].items() if cls.__module__.startswith("dassl_prompts.")
+    }  # not a test's
     assert sorted([*TRAINED, *DPC, *UNTRAINED]) == sorted(ours)
     assert all(TRAINER_REGISTRY.get(name) is cls for name, cls in ours.items())
 
@@ -58,7 +61,9 @@ def classifier(make_cfg, teacher_file, teacher_clip, tmp_path):
             return build_trainer(make_cfg(name, *options(name), *SHORT, *opts))
         backbone = [*options(name.removeprefix("DPC_")), *SHORT, *opts]
         build_trainer(make_cfg(name.removeprefix("DPC_"), *backbone, output="stage1")).train()
-        return build_trainer(make_cfg(name, *backbone, "TRAINER.DPC.CKPT_DIR", str(tmp_path / "stage1"), "TRAINER.DPC.TOPK", 3))
+        return build_trainer(
+            make_cfg(name, *backbone, "TRAINER.DPC.CKPT_DIR", str(tmp_path / "stage1"), "TRAINER.DPC.TOPK", 3)
+        )
 
     return build
 
@@ -87,7 +92,13 @@ def composed(tmp_path):
 @pytest.fixture
 def build(request, name):
     """``build(KEY, value, ...)``: the trainer that the test is about."""
-    family = "retrieval" if name.endswith(("ITR", "DCAR")) else "composed" if name in (*COMPOSED, "ZeroshotCIR") else "classifier"
+    family = (
+        "retrieval"
+        if name.endswith(("ITR", "DCAR"))
+        else "composed"
+        if name in (*COMPOSED, "ZeroshotCIR")
+        else "classifier"
+    )
     return functools.partial(request.getfixturevalue(family), name)
 
 
@@ -124,13 +135,15 @@ def test_run_on_a_pretended_gpu(name, build):
 
 OPTIONS = {  # name of the node's keys -> values away from the default that keep, move or mix tensors
     "AttriPrompt": [
-        ("CACHE.DIR", "queries", "CACHE.VIEWS", 2), ("POOL.KEY", "learned", "RETRIEVAL.WEIGHTING", "softmax"),
-        ("COMPOSE", "accumulate"), ("TEXT.SHARE_PREFIX", False),
+        ("CACHE.DIR", "queries", "CACHE.VIEWS", 2),
+        ("POOL.KEY", "learned", "RETRIEVAL.WEIGHTING", "softmax"),
+        ("COMPOSE", "accumulate"),
+        ("TEXT.SHARE_PREFIX", False),
     ],
     "PromptKD": [("TEACHER_CACHE", "teacher.pt")],
     "PVLF": [("BACKBONE.TUNE", "text"), ("BACKBONE.TUNE", "both")],
     "DCAR": [("DTR.SOURCE", "prompted"), ("DTR.CACHE", False)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name, options", [(name, options) for name, several in OPTIONS.items() for options in several])

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-
 from dassl_prompts.trainers.itr import CLIPAdapter, CoOpCaptions, MaPLeCaptions, caption_context
-from dassl_prompts.retrieval.model import RetrievalModel
+
+from dassl_prompts.captions.model import RetrievalModel
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import make_trainer, make_tree
 
@@ -54,10 +54,8 @@ def test_coop_equals_the_plain_formula(clip, state, images):
 def test_maple_equals_the_plain_formula(clip, state, images, depth):
     model = perturbed(MaPLeCaptions(clip, 2, depth=depth))
     p = model.prompt_learner
-    linear = lambda layer, x: x @ layer.weight.t() + layer.bias  # noqa: E731
-    visual_deep = [
-        linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)
-    ]
+    linear = lambda layer, x: x @ layer.weight.t() + layer.bias
+    visual_deep = [linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)]
     u, z = model(images, model.tokenize(CAPTIONS))
     torch.testing.assert_close(
         u, plain.image_features(state, images, linear(p.proj, p.ctx), visual_deep), rtol=1e-4, atol=1e-5
@@ -116,6 +114,7 @@ def test_frozen_towers_run_once(tree, clip_file, tmp_path, monkeypatch):
         def wrapped(self, x, *args, **kwargs):
             counts[kind] += len(x)
             return call(self, x, *args, **kwargs)
+
         return wrapped
 
     monkeypatch.setattr(type(clip), "encode_image", count("image", encode_image))

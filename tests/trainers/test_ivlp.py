@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from dassl_prompts.trainers.ivlp import IVLPModel, language_prompt
+
 from tests.trainers import plain
 
 DEPTHS = [1, 3, plain.LAYERS]
@@ -20,16 +20,12 @@ def randomise(model, std=0.3):
 def ivlp_logits(model, state, images, clip, text=True, vision=True, words="of a"):
     """The official forward, from the model's tensors by their official names."""
     tensors = dict(model.named_parameters())
-    deep = lambda tower: [v for k, v in tensors.items() if k.startswith(tower) and "resblocks" in k]  # noqa: E731
+    deep = lambda tower: [v for k, v in tensors.items() if k.startswith(tower) and "resblocks" in k]
     names = [n.replace("_", " ") for n in model.classnames]
     slots = "X X " if text else ""
     tokens = clip.tokenize([f"{slots}{words} {n}." for n in names])
-    t = plain.text_features(
-        state, tokens, tensors["prompt_learner.ctx"] if text else None, deep("text_encoder")
-    )
-    v = plain.image_features(
-        state, images, tensors["image_encoder.VPT"] if vision else None, deep("image_encoder")
-    )
+    t = plain.text_features(state, tokens, tensors["prompt_learner.ctx"] if text else None, deep("text_encoder"))
+    v = plain.image_features(state, images, tensors["image_encoder.VPT"] if vision else None, deep("image_encoder"))
     return plain.logits(state, v, t)
 
 
@@ -57,9 +53,7 @@ def test_logits_and_gradients_equal_the_plain_formulas(clip, state, images, labe
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_visual_prompt_tuning_scores_the_fixed_template(clip, state, images, labels, depth):
     model = randomise(IVLPModel(clip, plain.CLASSES, 2, 3, 0, depth))
-    assert not any(
-        "text" in n or "ctx" in n for n in dict(model.named_parameters()) if not n.startswith("clip.")
-    )
+    assert not any("text" in n or "ctx" in n for n in dict(model.named_parameters()) if not n.startswith("clip."))
     check_against_plain(
         model,
         state,
@@ -82,9 +76,7 @@ def test_visual_prompt_tuning_encodes_the_template_once(clip, images, labels):
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_deep_language_prompting_leaves_the_image_tower(clip, state, images, labels, depth):
     model = randomise(IVLPModel(clip, plain.CLASSES, 2, 3, depth, 0))
-    check_against_plain(
-        model, state, images, labels, lambda: ivlp_logits(model, state, images, clip, vision=False)
-    )
+    check_against_plain(model, state, images, labels, lambda: ivlp_logits(model, state, images, clip, vision=False))
 
 
 def test_deep_language_prompting_works_on_a_resnet(resnet, labels):

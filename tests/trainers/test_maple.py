@@ -3,18 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from dassl_prompts.trainers.maple import MaPLeModel
+
 from tests.trainers import plain
 
 
 def maple_logits(model, state, images, clip, words):
     p = model.prompt_learner
-    linear = lambda layer, x: x @ layer.weight.t() + layer.bias  # noqa: E731
+    linear = lambda layer, x: x @ layer.weight.t() + layer.bias
     visual = linear(p.proj, p.ctx)
-    visual_deep = [
-        linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)
-    ]
+    visual_deep = [linear(layer, c) for layer, c in zip(p.compound_prompt_projections, p.compound_prompts_text)]
     slots = " ".join(["X"] * len(p.ctx))
     tokens = clip.tokenize([f"{slots} {words} {name}.".replace("  ", " ") for name in model.classnames])
     text = plain.text_features(state, tokens, p.ctx, list(p.compound_prompts_text))
@@ -46,11 +44,7 @@ def test_names_count_and_initial_values(clip):
         "prompt_learner.proj.weight",
         "prompt_learner.proj.bias",
         *(f"prompt_learner.compound_prompts_text.{i}" for i in range(2)),
-        *(
-            f"prompt_learner.compound_prompt_projections.{i}.{kind}"
-            for i in range(2)
-            for kind in ("weight", "bias")
-        ),
+        *(f"prompt_learner.compound_prompt_projections.{i}.{kind}" for i in range(2) for kind in ("weight", "bias")),
     }
     first, second = model.prompt_learner.compound_prompt_projections
     assert torch.equal(first.weight, second.weight) and first.weight is not second.weight

@@ -6,7 +6,14 @@ import torch
 from dassl_prompts.engine import build_trainer
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
 
-NODES = {"CoOp": "COOP", "CoCoOp": "COCOOP", "IVLP": "IVLP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "PromptKD": "PROMPTKD"}
+NODES = {
+    "CoOp": "COOP",
+    "CoCoOp": "COCOOP",
+    "IVLP": "IVLP",
+    "MaPLe": "MAPLE",
+    "PromptSRC": "PROMPTSRC",
+    "PromptKD": "PROMPTKD",
+}
 
 
 @pytest.fixture(params=["fp16", "amp"])
@@ -38,7 +45,9 @@ def logits(trainer, images):
 
 @pytest.mark.parametrize("precision", ["fp16"], indirect=True)  # bfloat16 is too coarse for these tolerances
 @pytest.mark.parametrize("name", NODES)
-def test_a_step_is_close_to_that_in_fp32(make_cfg, precision, name, images, labels, teacher_file, teacher_clip, tmp_path):
+def test_a_step_is_close_to_that_in_fp32(
+    make_cfg, precision, name, images, labels, teacher_file, teacher_clip, tmp_path
+):
     """Same initial prompts, same batch: loss and the direction of the whole gradient."""
     opts = options(name, precision, teacher_file, teacher_clip, tmp_path)
     results, initial = [], None

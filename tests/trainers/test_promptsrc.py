@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
-from dassl_prompts.templates import PROMPTSRC_TEMPLATES
 from dassl_prompts.trainers.promptsrc import GaussianAggregation, PromptSRCModel, consistency_losses
+
+from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
 from tests.trainers import plain
 
 NAMES = [n.replace("_", " ") for n in plain.CLASSES]
@@ -80,9 +80,7 @@ def test_frozen_image_features_carry_no_graph(model, state, images):
 
 def test_consistency_vanishes_for_equal_features():
     v, t = F.normalize(torch.randn(4, 8), dim=-1), F.normalize(torch.randn(3, 8), dim=-1)
-    assert all(
-        float(x) == pytest.approx(0, abs=1e-7) for x in consistency_losses(v, t, v, t, torch.tensor(100.0))
-    )
+    assert all(float(x) == pytest.approx(0, abs=1e-7) for x in consistency_losses(v, t, v, t, torch.tensor(100.0)))
 
 
 # -- Gaussian prompt aggregation -----------------------------------------------------------------------------

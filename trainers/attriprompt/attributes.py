@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 from torch import Tensor
 
-from dassl_prompts.models.kmeans import kmeans
-from dassl_prompts.models.prompted import Prompts, normalize
+from dassl_prompts.classification.prompted import Prompts, normalize
 
 TOKENS = ("patch", "patch+cls")
 SPACES = ("layer", "joint")
@@ -44,15 +44,28 @@ class AttributeQueries:
         tokens: "patch", or "patch+cls" to cluster the class token, too.
         space: "layer" clusters the block's output, "joint" what the frozen head makes of it.
         method: "kmeans", "mean" (one query: the mean token) or "cls" (one query: the class token).
-        k, iters, metric: see :func:`dassl_prompts.models.kmeans.kmeans`.
+        k, iters, metric: see :func:`dassl_prompts.trainers.attriprompt.kmeans.kmeans`.
         query: "head" sends a centroid through the frozen head (``ln_post`` and projection), "raw" takes it as it is, which
             only learned keys can match.
     """
 
-    def __init__(self, clip, depth: int, *, tokens: str = "patch", space: str = "layer", method: str = "kmeans", k: int = 4,
-                 iters: int = 10, metric: str = "l2", query: str = "head"):
+    def __init__(
+        self,
+        clip,
+        depth: int,
+        *,
+        tokens: str = "patch",
+        space: str = "layer",
+        method: str = "kmeans",
+        k: int = 4,
+        iters: int = 10,
+        metric: str = "l2",
+        query: str = "head",
+    ):
         if not clip.is_vit:
-            raise ValueError("AttriPrompt clusters the patch tokens of a vision transformer: set MODEL.BACKBONE.NAME to a ViT")
+            raise ValueError(
+                "AttriPrompt clusters the patch tokens of a vision transformer: set MODEL.BACKBONE.NAME to a ViT"
+            )
         patches = clip.vision.n_patches + (tokens == "patch+cls")
         if method == "kmeans" and not 1 <= k <= patches:
             raise ValueError(

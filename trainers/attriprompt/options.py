@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dassl_prompts.models import attributes, kmeans, pool
-from dassl_prompts.models.view_cache import DTYPES
+from dassl_prompts.trainers.attriprompt import attributes, kmeans, pool
+
+from dassl_prompts.features.view_cache import DTYPES
 
 NODE = "TRAINER.ATTRIPROMPT"
 #: regularisers and the weight that REG.WEIGHT -1 stands for
@@ -25,8 +26,17 @@ CHOICES = {
     "CACHE.DTYPE": DTYPES,
 }
 POSITIVE = ("CLUSTER.K", "POOL.SIZE", "POOL.LENGTH", "POOL.INIT_STD", "RETRIEVAL.TOP_K", "RETRIEVAL.TEMPERATURE")
-NOT_NEGATIVE = ("CLUSTER.ITERS", "POOL.KEY_LOSS_WEIGHT", "DUAL.WEIGHT", "PROMPT_DEPTH", "N_CTX_VISION",
-                "PROMPT_DEPTH_VISION", "TEXT.CHUNK_TOKENS", "TEXT.MEMO_MB", "CACHE.VIEWS")  # fmt: skip
+NOT_NEGATIVE = (
+    "CLUSTER.ITERS",
+    "POOL.KEY_LOSS_WEIGHT",
+    "DUAL.WEIGHT",
+    "PROMPT_DEPTH",
+    "N_CTX_VISION",
+    "PROMPT_DEPTH_VISION",
+    "TEXT.CHUNK_TOKENS",
+    "TEXT.MEMO_MB",
+    "CACHE.VIEWS",
+)
 
 
 def value(node, key: str):
@@ -56,12 +66,16 @@ def check_options(node) -> None:
     if node.RETRIEVAL.MODE != "static":
         check_retrieval(node)
     if (node.N_CTX_VISION > 0) != (node.PROMPT_DEPTH_VISION > 0):
-        raise ValueError(f"{NODE}: N_CTX_VISION {node.N_CTX_VISION} and PROMPT_DEPTH_VISION {node.PROMPT_DEPTH_VISION} "
-                         "must both be 0 (frozen image tower) or both positive")
+        raise ValueError(
+            f"{NODE}: N_CTX_VISION {node.N_CTX_VISION} and PROMPT_DEPTH_VISION {node.PROMPT_DEPTH_VISION} "
+            "must both be 0 (frozen image tower) or both positive"
+        )
     if node.CACHE.DIR and node.N_CTX_VISION:
         raise ValueError(f"{NODE}.CACHE.DIR needs a frozen image tower: set N_CTX_VISION 0 and PROMPT_DEPTH_VISION 0")
     if node.CACHE.VIEWS and not node.CACHE.DIR:
-        raise ValueError(f"{NODE}.CACHE.VIEWS is {node.CACHE.VIEWS} but CACHE.DIR is empty: say where to keep the views")
+        raise ValueError(
+            f"{NODE}.CACHE.VIEWS is {node.CACHE.VIEWS} but CACHE.DIR is empty: say where to keep the views"
+        )
 
 
 def check_retrieval(node) -> None:
@@ -69,14 +83,22 @@ def check_retrieval(node) -> None:
     clusters = node.CLUSTER.K if node.CLUSTER.METHOD == "kmeans" else 1
     needed = r.TOP_K * (clusters if r.MODE == "union" else 1)
     if p.SIZE < needed:
-        raise ValueError(f"{NODE}.POOL.SIZE is {p.SIZE}, but RETRIEVAL takes {needed} different prompts "
-                         f"(MODE {r.MODE}, TOP_K {r.TOP_K}): enlarge the pool or lower TOP_K")
+        raise ValueError(
+            f"{NODE}.POOL.SIZE is {p.SIZE}, but RETRIEVAL takes {needed} different prompts "
+            f"(MODE {r.MODE}, TOP_K {r.TOP_K}): enlarge the pool or lower TOP_K"
+        )
     if p.KEY == "learned" and r.WEIGHTING == "none" and p.KEY_LOSS_WEIGHT == 0:
-        raise ValueError(f"{NODE}.POOL.KEY is learned, but no gradient would reach the keys: set POOL.KEY_LOSS_WEIGHT above 0 "
-                         "or RETRIEVAL.WEIGHTING sim or softmax")
+        raise ValueError(
+            f"{NODE}.POOL.KEY is learned, but no gradient would reach the keys: set POOL.KEY_LOSS_WEIGHT above 0 "
+            "or RETRIEVAL.WEIGHTING sim or softmax"
+        )
     if r.WEIGHTING == "softmax" and (r.TOP_K != 1 or r.MODE != "per_cluster"):
-        raise ValueError(f"{NODE}.RETRIEVAL.WEIGHTING softmax mixes the whole pool for every cluster: set TOP_K 1 and MODE "
-                         "per_cluster")
+        raise ValueError(
+            f"{NODE}.RETRIEVAL.WEIGHTING softmax mixes the whole pool for every cluster: set TOP_K 1 and MODE "
+            "per_cluster"
+        )
     if r.QUERY == "raw" and (p.KEY != "learned" or node.CLUSTER.SPACE != "layer"):
-        raise ValueError(f"{NODE}.RETRIEVAL.QUERY raw compares tokens of the image tower with keys: set POOL.KEY learned and "
-                         "CLUSTER.SPACE layer")
+        raise ValueError(
+            f"{NODE}.RETRIEVAL.QUERY raw compares tokens of the image tower with keys: set POOL.KEY learned and "
+            "CLUSTER.SPACE layer"
+        )

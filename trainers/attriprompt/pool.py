@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.models.prompted import normalize
+from dassl_prompts.classification.prompted import normalize
 
 KEYS = ("prompt", "learned")
 MODES = ("per_cluster", "union", "static")
@@ -49,8 +49,18 @@ class PromptPool(nn.Module):
     Buffers: ``centre [L, E]``, the mean of all training queries so far, and their number.
     """
 
-    def __init__(self, layers: int, size: int, length: int, width: int, *, per_layer: bool = False, key: str = "prompt",
-                 query_width: int | None = None, std: float = 0.02):
+    def __init__(
+        self,
+        layers: int,
+        size: int,
+        length: int,
+        width: int,
+        *,
+        per_layer: bool = False,
+        key: str = "prompt",
+        query_width: int | None = None,
+        std: float = 0.02,
+    ):
         super().__init__()
         query_width = width if query_width is None else query_width
         if key == "prompt" and query_width != width:
@@ -152,8 +162,11 @@ class PoolUsage:
         """Add the retrievals ``[B, L, S]`` of a batch."""
         hits = (index[..., None] == torch.arange(self.size, device=index.device)).sum(dim=2)  # [B, L, M]
         self.images += len(index)
-        for name, value in (("counts", hits.sum(dim=0)), ("per_layer", (hits > 0).sum(dim=(0, 2))),
-                            ("overall", (hits > 0).any(dim=1).sum())):  # fmt: skip
+        for name, value in (
+            ("counts", hits.sum(dim=0)),
+            ("per_layer", (hits > 0).sum(dim=(0, 2))),
+            ("overall", (hits > 0).any(dim=1).sum()),
+        ):
             setattr(self, name, getattr(self, name).to(index.device) + value)
 
     def entropy(self) -> Tensor:

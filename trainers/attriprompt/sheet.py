@@ -1,4 +1,4 @@
-"""``python -m dassl_prompts.attributes RUN_DIR --class NAME --out sheet.png``: which images retrieve the same prompt.
+"""``python -m dassl_prompts.trainers.attriprompt.sheet RUN_DIR --class NAME --out sheet.png``: which images retrieve the same prompt.
 
 One row per prompt of a trained AttriPrompt pool, most used first; one picture per image of the class that retrieved it, with
 the patches of the retrieving cluster in full colour and the others faded. A row shows what the prompt stands for: its
@@ -31,9 +31,13 @@ class Sighting(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m dassl_prompts.attributes", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.trainers.attriprompt.sheet", description=__doc__.split("\n")[0]
+    )
     p.add_argument("run", type=Path, help="folder of a training run of AttriPrompt")
-    p.add_argument("--class", dest="classes", nargs="+", required=True, metavar="NAME", help="one or several class names")
+    p.add_argument(
+        "--class", dest="classes", nargs="+", required=True, metavar="NAME", help="one or several class names"
+    )
     p.add_argument("--out", type=Path, required=True, help="picture to write, e.g. sheet.png")
     p.add_argument("--layer", type=int, default=0, help="text layer, from 1; default the last one with prompts")
     p.add_argument("--split", choices=("train", "test"), default="test", help="which images (default test)")
@@ -94,7 +98,11 @@ def sightings(model, images: Tensor, pictures: Tensor, layer: int) -> dict[int, 
         grid = labels.view(round(len(labels) ** 0.5), -1).cpu()
         for prompt in index.unique().tolist():
             slots = (index == prompt).nonzero().flatten().cpu()
-            mask = torch.isin(grid, slots // model.options.RETRIEVAL.TOP_K) if per_cluster else torch.ones_like(grid).bool()
+            mask = (
+                torch.isin(grid, slots // model.options.RETRIEVAL.TOP_K)
+                if per_cluster
+                else torch.ones_like(grid).bool()
+            )
             found.setdefault(prompt, []).append(Sighting(picture, mask))
     return dict(sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0])))
 
@@ -111,7 +119,12 @@ def draw(found: dict[int, list[Sighting]], title: str, rows: int, columns: int):
     pen.text((MARGIN, 8), title, fill="black", font=font)
     for row, (prompt, images) in enumerate(found.items()):
         top = 30 + row * step
-        pen.text((MARGIN, top + 30), f"prompt {prompt}\n{len(images)} image{'s' * (len(images) > 1)}", fill="black", font=font)
+        pen.text(
+            (MARGIN, top + 30),
+            f"prompt {prompt}\n{len(images)} image{'s' * (len(images) > 1)}",
+            fill="black",
+            font=font,
+        )
         for column, sighting in enumerate(images[:columns]):
             sheet.paste(cell(sighting), (LABEL + column * step, top))
     return sheet

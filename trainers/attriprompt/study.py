@@ -1,6 +1,6 @@
 """AttriPrompt's ablations: every switch against the full method and against deep language prompting.
 
-``python -m dassl_prompts.run.attriprompt_study --dataset emoji --seed 1 2 3 [--protocol xd] [--rows full floor ...]``
+``python -m dassl_prompts.trainers.attriprompt.study --dataset emoji --seed 1 2 3 [--protocol xd] [--rows full floor ...]``
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from dassl_prompts.engine import config_differences
 from dassl_prompts.engine.resume import flat_config
-from dassl_prompts.report.pages import write_page
+from dassl_prompts.run.execute import execute
+from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.protocols import PROTOCOLS, Job
-from dassl_prompts.run.steps import StepFailed, execute
+from dassl_prompts.run.steps import StepFailed
 from dassl_prompts.run.tables import mean_over_seeds, table
 
 KEY = "TRAINER.ATTRIPROMPT."
@@ -79,7 +80,13 @@ def study(protocol: str, jobs: dict[str, Job], force: bool = False) -> list[dict
 
 def write(args, text: str) -> None:
     """Write the finished study into the Markdown page ``--write``."""
-    parts = ["python -m dassl_prompts.run.attriprompt_study", "--protocol", args.protocol, "--dataset", args.dataset]
+    parts = [
+        "python -m dassl_prompts.trainers.attriprompt.study",
+        "--protocol",
+        args.protocol,
+        "--dataset",
+        args.dataset,
+    ]
     parts += ["--shots", args.shots, "--seed", *args.seed, "--rows", *args.rows, "--write", args.write]
     parts += ["--opts", *args.opts] if args.opts else []
     title = f"AttriPrompt: ablations on {args.dataset}, {args.protocol}"
@@ -89,7 +96,9 @@ def write(args, text: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m dassl_prompts.run.attriprompt_study", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(
+        prog="python -m dassl_prompts.trainers.attriprompt.study", description=__doc__.splitlines()[0]
+    )
     p.add_argument("--protocol", choices=PROTOCOLS, default="base2new")
     p.add_argument("--dataset", default="emoji")
     p.add_argument("--seed", type=int, nargs="+", default=[1])
@@ -109,8 +118,15 @@ def main(argv: list[str] | None = None) -> int:
     rows, kept = [], None
     try:
         for seed in args.seed:
-            base = dict(trainer="AttriPrompt", dataset=args.dataset, seed=seed, shots=args.shots, cfg=args.cfg,
-                        root=args.root, output=args.output)  # fmt: skip
+            base = dict(
+                trainer="AttriPrompt",
+                dataset=args.dataset,
+                seed=seed,
+                shots=args.shots,
+                cfg=args.cfg,
+                root=args.root,
+                output=args.output,
+            )
             jobs = {
                 name: Job(**base, tag="" if name == "full" else name, opts=(*args.opts, *ROWS[name][1]))
                 for name in args.rows

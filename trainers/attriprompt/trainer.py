@@ -12,243 +12,82 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from dassl_prompts.trainers.attriprompt import pool
+from dassl_prompts.trainers.attriprompt.attributes import View
+from dassl_prompts.trainers.attriprompt.model import AttriPromptModel
+from dassl_prompts.trainers.attriprompt.options import NODE, REG_WEIGHTS, check_options
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dassl_prompts.classification.templates import template_for
+from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import add_defaults, compute_accuracy, register_trainer
 from dassl_prompts.engine.loading import count_corrupt
-from dassl_prompts.models import pool
-from dassl_prompts.models.attributes import AttributeQueries, View
-from dassl_prompts.models.attriprompt_options import NODE, REG_WEIGHTS, check_options
-from dassl_prompts.models.pool import PoolUsage, PromptPool, Retrieval, TupleMemo
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts, normalize, place
-from dassl_prompts.models.view_cache import CachedLoader, ViewCache, data_digest, fingerprint, model_digest
-from dassl_prompts.templates import PROMPTSRC_TEMPLATES, template_for
-from dassl_prompts.trainer import ClassificationTrainer, method_node
-from dassl_prompts.trainers.ivlp import check_depth, place_visual_prompts, visual_prompts
+from dassl_prompts.features.view_cache import CachedLoader, ViewCache, data_digest, fingerprint, model_digest
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, NODE, {
-        "PREC": "amp",  # fp16, fp32, amp; clustering, similarities and losses are fp32 in all of them
-        "TEMPLATE": "",  # "" = the dataset's own; its words stand around the class name, e.g. "a photo of a {}."
-        "CTX_INIT": "",  # words between slots and class name instead of the template's
-        "CTX": {"LEARNABLE": False},  # learn these words, too (they start as CTX_INIT, or "a photo of a")
-        "PROMPT_DEPTH": 0,  # text layers that get prompts; 0 = all
-        "COMPOSE": "replace",  # each layer's prompts replace the previous layer's, or (accumulate) stand in front of them
-        "N_CTX_VISION": 0,  # tokens per layer in the image tower
-        "PROMPT_DEPTH_VISION": 0,  # layers of the image tower with tokens; 0 = frozen tower
-        "CLUSTER": {
-            "METHOD": "kmeans",  # kmeans; mean or cls: one query per layer, the mean token or the class token
-            "K": 4,  # clusters per image and layer
-            "ITERS": 10,  # Lloyd iterations
-            "METRIC": "l2",  # l2, cosine
-            "TOKENS": "patch",  # patch, patch+cls
-            "SPACE": "layer",  # cluster the block's output, or (joint) what the frozen head makes of it
+    add_defaults(
+        cfg,
+        NODE,
+        {
+            "PREC": "amp",  # fp16, fp32, amp; clustering, similarities and losses are fp32 in all of them
+            "TEMPLATE": "",  # "" = the dataset's own; its words stand around the class name, e.g. "a photo of a {}."
+            "CTX_INIT": "",  # words between slots and class name instead of the template's
+            "CTX": {"LEARNABLE": False},  # learn these words, too (they start as CTX_INIT, or "a photo of a")
+            "PROMPT_DEPTH": 0,  # text layers that get prompts; 0 = all
+            "COMPOSE": "replace",  # each layer's prompts replace the previous layer's, or (accumulate) stand in front of them
+            "N_CTX_VISION": 0,  # tokens per layer in the image tower
+            "PROMPT_DEPTH_VISION": 0,  # layers of the image tower with tokens; 0 = frozen tower
+            "CLUSTER": {
+                "METHOD": "kmeans",  # kmeans; mean or cls: one query per layer, the mean token or the class token
+                "K": 4,  # clusters per image and layer
+                "ITERS": 10,  # Lloyd iterations
+                "METRIC": "l2",  # l2, cosine
+                "TOKENS": "patch",  # patch, patch+cls
+                "SPACE": "layer",  # cluster the block's output, or (joint) what the frozen head makes of it
+            },
+            "POOL": {
+                "SIZE": 32,  # prompts
+                "LENGTH": 2,  # tokens per prompt
+                "PER_LAYER": False,  # a pool for every layer instead of one
+                "KEY": "prompt",  # prompt: mean token of the prompt itself; learned: own vectors
+                "KEY_LOSS_WEIGHT": 0.5,  # pulls learned keys towards their queries
+                "INIT_STD": 0.02,
+            },
+            "RETRIEVAL": {
+                "MODE": "per_cluster",  # per_cluster; union: distinct prompts; static: no retrieval (deep language prompting)
+                "TOP_K": 1,  # prompts per cluster
+                "QUERY": "head",  # centroids through the frozen head, or raw ones (learned keys only)
+                "CENTER": True,  # subtract the running mean of the training queries
+                "WEIGHTING": "none",  # none; sim: scale prompts by similarity; softmax: mixture of the whole pool
+                "TEMPERATURE": 0.1,  # of softmax weighting
+            },
+            "DUAL": {
+                "MODE": "cls+inst",  # cls+inst, cls_symmetric, prompted+plain, cls_only
+                "WEIGHT": 1.0,  # of the second stream
+            },
+            "REG": {
+                "TYPE": "l1",  # l1, cos, mse, none
+                "WEIGHT": -1.0,  # -1 = 25 for l1, 8 for cos, 1 for mse
+                "SCOPE": "all",  # all classes, or (target) the image's own
+                "TEMPLATES": "single",  # the frozen text: the template, or the mean of 60 (ensemble)
+            },
+            "TEXT": {  # how the text tower runs; none of these changes results
+                "SHARE_PREFIX": True,  # slots and words run once per image instead of once per class
+                "TRIM": True,  # leave out positions behind the end token
+                "MEMO": True,  # images with equal retrievals share their class features
+                "MEMO_MB": 512,  # kept between batches of an evaluation
+                "CHUNK_TOKENS": 0,  # tokens encoded at a time; 0 = the tower's default
+                "CHECKPOINT": False,  # recompute chunks of classes in the backward pass (1000 classes)
+            },
+            "CACHE": {
+                "DIR": "",  # keep image features and queries here; "" = compute them every time
+                "VIEWS": 0,  # train on this many pre-drawn augmentations per image from the cache; 0 = draw afresh
+                "DTYPE": "float32",  # of queries on disk; float16 is half the size and not exact
+            },
         },
-        "POOL": {
-            "SIZE": 32,  # prompts
-            "LENGTH": 2,  # tokens per prompt
-            "PER_LAYER": False,  # a pool for every layer instead of one
-            "KEY": "prompt",  # prompt: mean token of the prompt itself; learned: own vectors
-            "KEY_LOSS_WEIGHT": 0.5,  # pulls learned keys towards their queries
-            "INIT_STD": 0.02,
-        },
-        "RETRIEVAL": {
-            "MODE": "per_cluster",  # per_cluster; union: distinct prompts; static: no retrieval (deep language prompting)
-            "TOP_K": 1,  # prompts per cluster
-            "QUERY": "head",  # centroids through the frozen head, or raw ones (learned keys only)
-            "CENTER": True,  # subtract the running mean of the training queries
-            "WEIGHTING": "none",  # none; sim: scale prompts by similarity; softmax: mixture of the whole pool
-            "TEMPERATURE": 0.1,  # of softmax weighting
-        },
-        "DUAL": {
-            "MODE": "cls+inst",  # cls+inst, cls_symmetric, prompted+plain, cls_only
-            "WEIGHT": 1.0,  # of the second stream
-        },
-        "REG": {
-            "TYPE": "l1",  # l1, cos, mse, none
-            "WEIGHT": -1.0,  # -1 = 25 for l1, 8 for cos, 1 for mse
-            "SCOPE": "all",  # all classes, or (target) the image's own
-            "TEMPLATES": "single",  # the frozen text: the template, or the mean of 60 (ensemble)
-        },
-        "TEXT": {  # how the text tower runs; none of these changes results
-            "SHARE_PREFIX": True,  # slots and words run once per image instead of once per class
-            "TRIM": True,  # leave out positions behind the end token
-            "MEMO": True,  # images with equal retrievals share their class features
-            "MEMO_MB": 512,  # kept between batches of an evaluation
-            "CHUNK_TOKENS": 0,  # tokens encoded at a time; 0 = the tower's default
-            "CHECKPOINT": False,  # recompute chunks of classes in the backward pass (1000 classes)
-        },
-        "CACHE": {
-            "DIR": "",  # keep image features and queries here; "" = compute them every time
-            "VIEWS": 0,  # train on this many pre-drawn augmentations per image from the cache; 0 = draw afresh
-            "DTYPE": "float32",  # of queries on disk; float16 is half the size and not exact
-        },
-    })  # fmt: skip
-
-
-class AttriPromptModel(PromptedCLIP):
-    """Prompt pool, retrieval and composition around a frozen CLIP.
-
-    Args:
-        clip: frozen CLIP; a vision transformer unless retrieval is static.
-        classnames: classes to score.
-        options: cfg.TRAINER.ATTRIPROMPT.
-        template: hand-written text with one ``{}``; its words surround the class name.
-    """
-
-    checkpoint_name = "PromptPool"
-
-    def __init__(self, clip, classnames, options, template="a photo of a {}."):
-        super().__init__(clip, classnames)
-        check_options(options)
-        self.options = options
-        self.depth = options.PROMPT_DEPTH or clip.text.layers
-        check_depth(f"{NODE}.PROMPT_DEPTH", self.depth, clip.text.layers, least=1)
-        # a cached run of the static variant uses the same views, so that the two can be compared
-        self.attributes = None if self.static and not options.CACHE.DIR else self.build_attributes()
-        clusters = options.CLUSTER.K if options.CLUSTER.METHOD == "kmeans" else 1
-        self.slots = clusters * options.RETRIEVAL.TOP_K
-        self.pool = self.build_pool()
-        self.build_words(template)
-        if options.PROMPT_DEPTH_VISION:
-            place_visual_prompts(self, clip, options.N_CTX_VISION, options.PROMPT_DEPTH_VISION, "ATTRIPROMPT")
-        self.usage = PoolUsage(self.depth, self.pool.size)
-        self.memo = TupleMemo(options.TEXT.MEMO_MB << 20)
-        self._text_target = None
-
-    # -- building -------------------------------------------------------------------------------------------------
-
-    @property
-    def static(self) -> bool:
-        """No retrieval: every layer has its own tokens, the same for all images (deep language prompting)."""
-        return self.options.RETRIEVAL.MODE == "static"
-
-    def build_attributes(self) -> AttributeQueries:
-        c = self.options.CLUSTER
-        return AttributeQueries(self.clip, self.depth, tokens=c.TOKENS, space=c.SPACE, method=c.METHOD, k=c.K, iters=c.ITERS,
-                                metric=c.METRIC, query=self.options.RETRIEVAL.QUERY)
-
-    def build_pool(self) -> PromptPool:
-        p, width = self.options.POOL, self.clip.text.width
-        if self.static:  # as many prompts as slots, used in order
-            return PromptPool(self.depth, self.slots, p.LENGTH, width, per_layer=True, std=p.INIT_STD)
-        return PromptPool(self.depth, p.SIZE, p.LENGTH, width, per_layer=p.PER_LAYER, key=p.KEY,
-                          query_width=self.attributes.width, std=p.INIT_STD)
-
-    def build_words(self, template: str) -> None:
-        """The token ids around the slots, with and without prompts; ``words`` holds learnable ones."""
-        if template.count("{}") != 1:
-            raise ValueError(f"{NODE}.TEMPLATE must hold {{}} once for the class name, got {template!r}")
-        before, suffix = template.split("{}")
-        learn = self.options.CTX.LEARNABLE
-        # learned words have to fit every dataset the model is moved to, so they do not follow the dataset's template
-        words = self.options.CTX_INIT.replace("_", " ") or ("a photo of a" if learn else before.strip())
-        n_ctx = self.slots * self.options.POOL.LENGTH
-        text = self.clip.text
-        if learn:
-            place(self, "words", text.embed_words(words))
-        free = n_ctx + len(self.words) if learn else n_ctx
-        try:
-            self.class_prompts = text.class_prompts(self.classnames, free, "" if learn else words, suffix)
-        except ValueError as error:
-            raise ValueError(
-                f"{error} -- AttriPrompt puts {n_ctx} prompt tokens (CLUSTER.K x RETRIEVAL.TOP_K x POOL.LENGTH) in front: lower "
-                f"one of these keys of {NODE}"
-            ) from error
-        self.plain_prompts = text.class_prompts(self.classnames, 0, words, suffix)
-
-    # -- retrieval and composition ------------------------------------------------------------------------------------
-
-    def visual_prompts(self) -> Prompts:
-        vision, deep = visual_prompts(self, self.options.PROMPT_DEPTH_VISION)
-        return Prompts(vision=vision, vision_deep=deep)
-
-    def look(self, images: Tensor | View) -> View:
-        """Feature and attribute queries of images; a view from the cache passes through."""
-        if isinstance(images, View):
-            return images
-        if self.attributes is None:
-            return View(self.encode_images(images, self.visual_prompts()), None)
-        return self.attributes(images, self.visual_prompts())
-
-    def retrieve(self, view: View) -> Retrieval | None:
-        """Prompts for every image and layer; None when static. Training queries enter the running mean first."""
-        if self.static:
-            return None
-        r = self.options.RETRIEVAL
-        if self.training and r.CENTER:
-            self.pool.observe(view.queries)
-        similarity = self.pool.similarity(view.queries, r.CENTER)
-        retrieval = pool.mix(similarity, r.TEMPERATURE) if r.WEIGHTING == "softmax" else (
-            pool.retrieve(similarity, r.TOP_K, r.MODE))
-        self.usage.update(retrieval.index)
-        return retrieval
-
-    def emit(self) -> Prompts:
-        """The prompts of the static variant."""
-        if not self.static:
-            raise ValueError("AttriPrompt composes its prompts per image: call the model, or retrieve() and compose()")
-        return self.text_prompts(self.pool.prompts.flatten(1, 2))
-
-    def compose(self, retrieval: Retrieval) -> Prompts:
-        """Per-image contexts ``[B, 1, n, d]`` for every prompted layer."""
-        return self.text_prompts(self.pool.compose(retrieval, self.options.RETRIEVAL.WEIGHTING)[:, :, None].unbind(1))
-
-    def text_prompts(self, layers) -> Prompts:
-        first, *deep = layers
-        if self.options.CTX.LEARNABLE:
-            first = torch.cat([first, self.words.expand(*first.shape[:-2], -1, -1)], dim=-2)
-        return Prompts(text=first, text_deep=tuple(deep))
-
-    def encode(self, retrieval: Retrieval | None) -> Tensor:
-        """Normalised text features of all classes: ``[B, C, E]``, or ``[C, E]`` when static."""
-        if retrieval is None:
-            return self.encode_classes(self.emit()) if torch.is_grad_enabled() else self.class_features()
-        if not self.options.TEXT.MEMO or self.options.RETRIEVAL.WEIGHTING != "none":
-            return self.encode_classes(self.compose(retrieval))
-        index = retrieval.index
-        if self.options.COMPOSE == "replace":
-            index = pool.order_free(index, self.clip.text.layers)
-        unique, inverse = index.flatten(1).unique(dim=0, return_inverse=True)
-        unique = unique.view(-1, *index.shape[1:])
-        encode = lambda tuples: self.encode_classes(self.compose(Retrieval(tuples, None)))  # noqa: E731
-        if torch.is_grad_enabled():
-            return encode(unique)[inverse]
-        self.memo.images += len(index)
-        version = tuple((p.data_ptr(), p._version) for p in self.prompt_parameters())
-        return self.memo.lookup(unique, encode, version)[inverse]
-
-    def encode_classes(self, prompts: Prompts, index: Tensor | None = None) -> Tensor:
-        t = self.options.TEXT
-        classes = self.class_prompts if index is None else self.class_prompts.select(index)
-        return normalize(self.clip.text(
-            classes, prompts.text, prompts.text_deep, share_prefix=t.SHARE_PREFIX, trim=t.TRIM,
-            chunk_tokens=t.CHUNK_TOKENS or None, checkpoint=t.CHECKPOINT, accumulate=self.options.COMPOSE == "accumulate",
-        ))  # fmt: skip
-
-    def forward(self, images: Tensor | View) -> Tensor:
-        view = self.look(images)
-        return self.logits(view.feature, self.encode(self.retrieve(view)))
-
-    # -- text without retrieval ---------------------------------------------------------------------------------------
-
-    def plain_text(self) -> Tensor:
-        """The unretrieved stream: class features ``[C, E]`` with the mean of the pool in every slot."""
-        return self.encode_classes(self.text_prompts(self.pool.mean_prompt(self.slots)))
-
-    @property
-    def text_target(self) -> Tensor:
-        """Non-prompted class features ``[C, E]`` of the frozen CLIP: the template's, or the mean of PromptSRC's 60."""
-        if self._text_target is None:
-            views = [self.plain_prompts]
-            if self.options.REG.TEMPLATES == "ensemble":
-                texts = ([t.format(name) for name in self.classnames] for t in PROMPTSRC_TEMPLATES)
-                views = [self.clip.text.prompts_from_texts(view) for view in texts]
-            with torch.no_grad(), torch.autocast(self.scale.device.type, enabled=False):
-                self._text_target = normalize(sum(self.clip.text(view) for view in views))
-        return self._text_target
+    )
 
 
 def contrast(similarity: Tensor, labels: Tensor) -> Tensor:
@@ -260,7 +99,9 @@ def contrast(similarity: Tensor, labels: Tensor) -> Tensor:
     """
     same = labels[:, None] == labels
     others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    return F.cross_entropy(similarity.masked_fill(others, float("-inf")), torch.arange(len(labels), device=labels.device))
+    return F.cross_entropy(
+        similarity.masked_fill(others, float("-inf")), torch.arange(len(labels), device=labels.device)
+    )
 
 
 def regulariser(kind: str, text: Tensor, target: Tensor) -> Tensor:
@@ -287,8 +128,10 @@ class AttriPrompt(ClassificationTrainer):
         node = method_node(cfg, self.config_node)
         check_options(node)
         if node.DUAL.MODE in ("cls+inst", "cls_symmetric") and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < 2:
-            raise ValueError(f"{NODE}.DUAL.MODE {node.DUAL.MODE} contrasts the images of a batch, but "
-                             "DATALOADER.TRAIN_X.BATCH_SIZE is 1: enlarge it, or set DUAL.MODE cls_only")
+            raise ValueError(
+                f"{NODE}.DUAL.MODE {node.DUAL.MODE} contrasts the images of a batch, but "
+                "DATALOADER.TRAIN_X.BATCH_SIZE is 1: enlarge it, or set DUAL.MODE cls_only"
+            )
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):
@@ -362,12 +205,19 @@ class AttriPrompt(ClassificationTrainer):
         node = method_node(self.cfg, self.config_node)
         wrapper = loader.dataset
         seeds = torch.randint(2**62, (views,), generator=torch.Generator().manual_seed(self.cfg.SEED)).tolist()
-        name = fingerprint({
-            "model": model_digest(self.model.clip.vision), "precision": self.precision,
-            "transform": str(wrapper.transform), "data": data_digest(wrapper.data_source),
-            "views": seeds if wrapper.is_train else 1, "clusters": str(node.CLUSTER), "query": node.RETRIEVAL.QUERY,
-            "layers": (self.model.attributes.blocks, self.model.attributes.order), "dtype": node.CACHE.DTYPE,
-        })  # fmt: skip
+        name = fingerprint(
+            {
+                "model": model_digest(self.model.clip.vision),
+                "precision": self.precision,
+                "transform": str(wrapper.transform),
+                "data": data_digest(wrapper.data_source),
+                "views": seeds if wrapper.is_train else 1,
+                "clusters": str(node.CLUSTER),
+                "query": node.RETRIEVAL.QUERY,
+                "layers": (self.model.attributes.blocks, self.model.attributes.order),
+                "dtype": node.CACHE.DTYPE,
+            }
+        )
         folder = Path(node.CACHE.DIR).expanduser() / name
         print(f"{'Reading' if folder.is_dir() else 'Writing'} image features and queries: {folder}")
         passes = [partial(self.view_batches, wrapper, seed) for seed in seeds]
@@ -413,13 +263,17 @@ class AttriPrompt(ClassificationTrainer):
             return {}
         summary = usage.summary()
         entropy, unused = summary["entropy"], summary["unused"]
-        print(f"prompt pool, {split}: entropy {min(entropy):.2f} to {max(entropy):.2f} of log {usage.size} per layer, "
-              f"{summary['distinct_per_image']:.1f} distinct prompts per image, at most {max(unused)} unused in a layer")
+        print(
+            f"prompt pool, {split}: entropy {min(entropy):.2f} to {max(entropy):.2f} of log {usage.size} per layer, "
+            f"{summary['distinct_per_image']:.1f} distinct prompts per image, at most {max(unused)} unused in a layer"
+        )
         if memo.images and split != "training":
             summary["texts_encoded"] = memo.encoded
             print(f"text passes: {memo.encoded} retrieved tuples for {memo.images} images")
         if usage.collapsed():
             layers = ", ".join(map(str, usage.collapsed()))
-            print(f"WARNING: retrieval has collapsed in text layers {layers}: nearly all images get the same prompts. Try "
-                  f"{NODE}.RETRIEVAL.CENTER True, RETRIEVAL.MODE union, or POOL.KEY learned with RETRIEVAL.QUERY raw")
+            print(
+                f"WARNING: retrieval has collapsed in text layers {layers}: nearly all images get the same prompts. Try "
+                f"{NODE}.RETRIEVAL.CENTER True, RETRIEVAL.MODE union, or POOL.KEY learned with RETRIEVAL.QUERY raw"
+            )
         return summary

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dassl_prompts.data.caption_negatives import (
+from dassl_prompts.captions.features import encode_texts
+from dassl_prompts.captions.negatives import (
     NegativeGenerator,
     given_negatives,
     swap_table_meta,
@@ -13,7 +14,6 @@ from dassl_prompts.data.caption_negatives import (
     swap_table_uniform,
 )
 from dassl_prompts.engine import read_json
-from dassl_prompts.retrieval.features import encode_texts
 
 
 def negative_captions(node, items, classnames, clip, seed: int) -> list[list[tuple[str, int]]]:
@@ -26,15 +26,12 @@ def negative_captions(node, items, classnames, clip, seed: int) -> list[list[tup
     if node.NEG_SOURCE == "json":
         if not any(item.negatives for item in items):
             raise ValueError(
-                "TRAINER.DCAR.CAA.NEG_SOURCE is json, but the annotation file has no usable negatives: use "
-                "generate"
+                "TRAINER.DCAR.CAA.NEG_SOURCE is json, but the annotation file has no usable negatives: use generate"
             )
         return [given_negatives(d.caption, d.negatives, d.label, classnames)[: node.N_NEG] for d in items]
     if node.SWAP == "meta":
         if not node.META_FILE:
-            raise ValueError(
-                "TRAINER.DCAR.CAA.SWAP meta needs CAA.META_FILE, a JSON file {class: meta-category}"
-            )
+            raise ValueError("TRAINER.DCAR.CAA.SWAP meta needs CAA.META_FILE, a JSON file {class: meta-category}")
         swaps = swap_table_meta(classnames, read_json(node.META_FILE), node.META_FILE)
     elif node.SWAP == "similar":
         swaps = swap_table_similar(
@@ -43,9 +40,7 @@ def negative_captions(node, items, classnames, clip, seed: int) -> list[list[tup
     else:
         swaps = swap_table_uniform(len(classnames))
     captions, labels = [d.caption for d in items], [d.label for d in items]
-    generate = NegativeGenerator(
-        classnames, swaps, captions, labels, node.N_NEG, node.N_ATTR, node.ATTR, seed
-    )
+    generate = NegativeGenerator(classnames, swaps, captions, labels, node.N_NEG, node.N_ATTR, node.ATTR, seed)
     return [generate(i) for i in range(len(items))]
 
 
@@ -63,9 +58,7 @@ class Candidates:
         self.weights[:, 0] += node.ALPHA * node.WEIGHT_POS
         self.valid = torch.zeros(n, 1 + k, dtype=torch.bool, device=positives.device)
         self.valid[:, 0] = True
-        unique = {
-            text: i for i, text in enumerate(dict.fromkeys(text for row in negatives for text, _ in row))
-        }
+        unique = {text: i for i, text in enumerate(dict.fromkeys(text for row in negatives for text, _ in row))}
         encoded = encode_texts(clip, list(unique)) if unique else positives
         for i, row in enumerate(negatives):
             for m, (text, label) in enumerate(row, 1):
@@ -74,9 +67,7 @@ class Candidates:
                 self.valid[i, m] = True
 
 
-def with_batch(
-    candidates: Tensor, weights: Tensor, valid: Tensor, labels: Tensor, groups: Tensor, alpha: float
-):
+def with_batch(candidates: Tensor, weights: Tensor, valid: Tensor, labels: Tensor, groups: Tensor, alpha: float):
     """Candidates ``[B, 1+K, E]`` plus the batch's other captions, weighted by the same rule; equal texts are
     left out.
     """

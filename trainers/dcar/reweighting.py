@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dassl_prompts.data.bpe import word_index
-from dassl_prompts.models.prompted import Prompts, normalize
-from dassl_prompts.retrieval.features import encode_sorted
+from dassl_prompts.captions.bpe import word_index
+from dassl_prompts.captions.features import encode_sorted
+from dassl_prompts.classification.prompted import Prompts, normalize
 
 NORMS = ("mean1", "softmax", "minmax", "residual", "none")
 IMAGE_FEATS = ("global", "patch_max", "patch_mean")
@@ -106,7 +106,7 @@ def place_weights(weights: Tensor, eot: Tensor, n_ctx: int, length: int) -> Tens
     start = 1 + n_ctx
     placed = weights.new_ones(len(weights), length)
     fits = min(weights.shape[1], length - start)
-    placed[:, start:start + fits] = weights[:, :fits]
+    placed[:, start : start + fits] = weights[:, :fits]
     position = torch.arange(length, device=weights.device)
     return torch.where(position < eot[:, None], placed, 1.0)
 
@@ -154,7 +154,7 @@ class TokenReweighter:
     def ids(self, captions) -> Tensor:
         """Content token ids ``[B, L]``, padded with whatever follows."""
         start = 1 + captions.n_ctx
-        return captions.tokens[:, start:start + self.content(captions).shape[1]]
+        return captions.tokens[:, start : start + self.content(captions).shape[1]]
 
     @torch.no_grad()
     def image_features(self, images: Tensor, prompts: Prompts = Prompts()) -> Tensor:
@@ -164,7 +164,7 @@ class TokenReweighter:
                 return normalize(self.clip.vision(images, prompts.vision, prompts.vision_deep))
             return normalize(self.clip.encode_image(images))
         tokens = self.clip.vision(images, prompts.vision, prompts.vision_deep, return_tokens=True)[1]
-        return normalize(tokens[:, 1:1 + self.clip.vision.n_patches])
+        return normalize(tokens[:, 1 : 1 + self.clip.vision.n_patches])
 
     @torch.no_grad()
     def blank_features(self, prompts: Prompts = Prompts()) -> Tensor:
@@ -183,7 +183,7 @@ class TokenReweighter:
             return self._vocabulary(self.ids(captions))
         tokens = self.clip.text(captions, prompts.text, prompts.text_deep, return_tokens=True)[1]
         start = 1 + captions.n_ctx
-        return normalize(tokens[:, start:start + self.content(captions).shape[1]])
+        return normalize(tokens[:, start : start + self.content(captions).shape[1]])
 
     def _vocabulary(self, ids: Tensor) -> Tensor:
         """Features of each token alone, SOT token EOT; computed once per id."""
@@ -210,24 +210,17 @@ class TokenReweighter:
         if node.IMAGE_FEAT == "global":
             delta = similarity(tokens, blank - images).abs()
         else:
-            delta = (
-                similarity(tokens, blank, node.IMAGE_FEAT) - similarity(tokens, images, node.IMAGE_FEAT)
-            ).abs()
+            delta = (similarity(tokens, blank, node.IMAGE_FEAT) - similarity(tokens, images, node.IMAGE_FEAT)).abs()
         if node.GROUP_WORDS:
             delta = group_means(delta, word_index(self.ids(captions)), content)
         scale = float(self.clip.logit_scale.float().exp())
         return token_weights(delta, content, node.NORM, tuple(node.CLAMP), node.BETA, scale)
 
     def pair_weights(self, captions, images: Tensor, prompts: Prompts = Prompts()) -> Tensor:
-        """Pair weights ``[B, L]`` of captions with the images of these features (see :meth:`image_features`).
-        """
-        return self.weights(
-            captions, self.token_features(captions, prompts), images, self.blank_features(prompts)
-        )
+        """Pair weights ``[B, L]`` of captions with the images of these features (see :meth:`image_features`)."""
+        return self.weights(captions, self.token_features(captions, prompts), images, self.blank_features(prompts))
 
-    def all_pair_weights(
-        self, captions, images: Tensor, batch_size: int = 256, prompts: Prompts = Prompts()
-    ) -> Tensor:
+    def all_pair_weights(self, captions, images: Tensor, batch_size: int = 256, prompts: Prompts = Prompts()) -> Tensor:
         """The same for a whole set, in length-sorted batches; ``[N, L]`` with 1 behind shorter captions."""
         length = self.content(captions).shape[1]
 

@@ -10,16 +10,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
-from torch import Tensor
-
-from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.models.prompted import Prompts, normalize
-from dassl_prompts.retrieval import evaluation
-from dassl_prompts.retrieval.candidates import Candidates, negative_captions, with_batch
-from dassl_prompts.retrieval.losses import DIRECTIONS, WEIGHT_MODES, category_loss
-from dassl_prompts.retrieval.model import caa_module
-from dassl_prompts.retrieval.ranking import recall_at, target_ranks
-from dassl_prompts.retrieval.reweighting import (
+from dassl_prompts.trainers.dcar.candidates import Candidates, negative_captions, with_batch
+from dassl_prompts.trainers.dcar.reweighting import (
     BLANKS,
     IMAGE_FEATS,
     NORMS,
@@ -27,75 +19,93 @@ from dassl_prompts.retrieval.reweighting import (
     VocabularyWeights,
     place_weights,
 )
-from dassl_prompts.retrieval.trainer import RetrievalTrainer
-from dassl_prompts.trainers.ivlp import random_tokens
 from dassl_prompts.trainers.itr import MaPLeCaptions
+from dassl_prompts.trainers.ivlp import random_tokens
 from dassl_prompts.trainers.maple import MultiModalPromptLearner
+from torch import Tensor
+
+from dassl_prompts.captions import evaluation
+from dassl_prompts.captions.losses import DIRECTIONS, WEIGHT_MODES, category_loss
+from dassl_prompts.captions.model import caa_module
+from dassl_prompts.captions.trainer import RetrievalTrainer
+from dassl_prompts.classification.prompted import Prompts, normalize
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.ranking.exact import recall_at, target_ranks
 
 
 def extend_cfg(cfg):
     evaluation.extend_cfg(cfg)
-    add_defaults(cfg, "TRAINER.DCAR", {
-        "N_CTX": 4,  # k, prompt vectors per layer in either tower
-        "CTX_INIT": "a photo of a",  # words that start the text prompt
-        "PROMPT_DEPTH": 1,  # layers with own prompts
-        "COUPLING": "linear",  # image prompt from the text prompt: linear, mlp; or independent
-        "PREC": "amp",  # fp16, fp32, amp
-        "DTR": {  # dynamic token re-weighting
-            "ENABLED": True,
-            "TOKEN_FEAT": "context",  # context (of the whole caption) or isolated (each token alone)
-            "IMAGE_FEAT": "global",  # global, patch_max or patch_mean
-            "BLANK": "white",  # blank image: white, black or mean (zeros after normalisation)
-            "NORM": "mean1",  # mean1, softmax, minmax, residual or none
-            "BETA": 1.0,  # factor of residual
-            "CLAMP": (0.2, 3.0),  # bounds of the weights
-            "SOURCE": "frozen",  # frozen towers, or prompted: the current prompts, anew at every step
-            "SCOPE": "pair",  # pair, or vocab: per token id, averaged over the training pairs
-            "PROB": 1.0,  # share of training samples that are weighted
-            "GROUP_WORDS": False,  # pieces of one word share a weight
-            "CACHE": True,  # frozen weights once, from un-augmented images; False: from each step's
+    add_defaults(
+        cfg,
+        "TRAINER.DCAR",
+        {
+            "N_CTX": 4,  # k, prompt vectors per layer in either tower
+            "CTX_INIT": "a photo of a",  # words that start the text prompt
+            "PROMPT_DEPTH": 1,  # layers with own prompts
+            "COUPLING": "linear",  # image prompt from the text prompt: linear, mlp; or independent
+            "PREC": "amp",  # fp16, fp32, amp
+            "DTR": {  # dynamic token re-weighting
+                "ENABLED": True,
+                "TOKEN_FEAT": "context",  # context (of the whole caption) or isolated (each token alone)
+                "IMAGE_FEAT": "global",  # global, patch_max or patch_mean
+                "BLANK": "white",  # blank image: white, black or mean (zeros after normalisation)
+                "NORM": "mean1",  # mean1, softmax, minmax, residual or none
+                "BETA": 1.0,  # factor of residual
+                "CLAMP": (0.2, 3.0),  # bounds of the weights
+                "SOURCE": "frozen",  # frozen towers, or prompted: the current prompts, anew at every step
+                "SCOPE": "pair",  # pair, or vocab: per token id, averaged over the training pairs
+                "PROB": 1.0,  # share of training samples that are weighted
+                "GROUP_WORDS": False,  # pieces of one word share a weight
+                "CACHE": True,  # frozen weights once, from un-augmented images; False: from each step's
+            },
+            "CAA": {  # category-aware augmentation
+                "ENABLED": True,
+                "MODULE": "adapter",  # adapter (residual bottleneck), linear, mlp or none
+                "HIDDEN": 128,  # width of the bottleneck
+                "RATIO": 0.2,  # share of the adapter's output
+                "N_NEG": 4,  # K, negatives per caption
+                "N_ATTR": 1,  # of them: same class, other attributes
+                "ATTR": "caption",  # attribute negatives: another caption of the class; or words swapped
+                "SWAP": "similar",  # classes to swap to: meta (META_FILE), similar (10 nearest names) or uniform
+                "META_FILE": "",  # JSON {class: meta-category}
+                "NEG_SOURCE": "generate",  # generate, or json: the negatives of the annotation file
+                "ALPHA": 0.5,  # weight of same-category captions is 1 + ALPHA
+                "WEIGHT_MODE": "prob",  # where it enters: prob, logit or loss
+                "WEIGHT_POS": True,  # also for the positive caption (prob and logit)
+                "IN_BATCH": False,  # the batch's other captions are candidates too
+            },
+            "LOSS": {
+                "DIRECTION": "both",  # both, i2t or t2i
+                "CATE_WEIGHT": 1.0,  # lambda
+                "DEDUP": True,  # equal captions of a batch are equally right
+            },
+            "TEST": {
+                "BRANCH": "prompt",  # text features: prompt, caa or sum
+                "DTR": "off",  # off, vocab (image-independent) or rerank (pair weights of the first candidates)
+                "RERANK": 50,  # candidates that rerank looks at
+            },
         },
-        "CAA": {  # category-aware augmentation
-            "ENABLED": True,
-            "MODULE": "adapter",  # adapter (residual bottleneck), linear, mlp or none
-            "HIDDEN": 128,  # width of the bottleneck
-            "RATIO": 0.2,  # share of the adapter's output
-            "N_NEG": 4,  # K, negatives per caption
-            "N_ATTR": 1,  # of them: same class, other attributes
-            "ATTR": "caption",  # attribute negatives: another caption of the class; or words swapped
-            "SWAP": "similar",  # classes to swap to: meta (META_FILE), similar (10 nearest names) or uniform
-            "META_FILE": "",  # JSON {class: meta-category}
-            "NEG_SOURCE": "generate",  # generate, or json: the negatives of the annotation file
-            "ALPHA": 0.5,  # weight of same-category captions is 1 + ALPHA
-            "WEIGHT_MODE": "prob",  # where it enters: prob, logit or loss
-            "WEIGHT_POS": True,  # also for the positive caption (prob and logit)
-            "IN_BATCH": False,  # the batch's other captions are candidates too
-        },
-        "LOSS": {
-            "DIRECTION": "both",  # both, i2t or t2i
-            "CATE_WEIGHT": 1.0,  # lambda
-            "DEDUP": True,  # equal captions of a batch are equally right
-        },
-        "TEST": {
-            "BRANCH": "prompt",  # text features: prompt, caa or sum
-            "DTR": "off",  # off, vocab (image-independent) or rerank (pair weights of the first candidates)
-            "RERANK": 50,  # candidates that rerank looks at
-        },
-    })  # fmt: skip
+    )
 
 
 #: closed choices, by key
 CHOICES = {
     "COUPLING": ("linear", "mlp", "independent"),
-    "DTR.TOKEN_FEAT": ("context", "isolated"), "DTR.IMAGE_FEAT": IMAGE_FEATS, "DTR.BLANK": BLANKS,
+    "DTR.TOKEN_FEAT": ("context", "isolated"),
+    "DTR.IMAGE_FEAT": IMAGE_FEATS,
+    "DTR.BLANK": BLANKS,
     "DTR.NORM": NORMS,
-    "DTR.SOURCE": ("frozen", "prompted"), "DTR.SCOPE": ("pair", "vocab"),
-    "CAA.MODULE": ("adapter", "linear", "mlp", "none"), "CAA.ATTR": ("caption", "words"),
-    "CAA.SWAP": ("meta", "similar", "uniform"), "CAA.NEG_SOURCE": ("generate", "json"),
+    "DTR.SOURCE": ("frozen", "prompted"),
+    "DTR.SCOPE": ("pair", "vocab"),
+    "CAA.MODULE": ("adapter", "linear", "mlp", "none"),
+    "CAA.ATTR": ("caption", "words"),
+    "CAA.SWAP": ("meta", "similar", "uniform"),
+    "CAA.NEG_SOURCE": ("generate", "json"),
     "CAA.WEIGHT_MODE": WEIGHT_MODES,
-    "LOSS.DIRECTION": DIRECTIONS, "TEST.BRANCH": ("prompt", "caa", "sum"),
+    "LOSS.DIRECTION": DIRECTIONS,
+    "TEST.BRANCH": ("prompt", "caa", "sum"),
     "TEST.DTR": ("off", "vocab", "rerank"),
-}  # fmt: skip
+}
 
 
 def check_node(node) -> None:
@@ -109,11 +119,7 @@ def check_node(node) -> None:
         for part in key.split("."):
             value = value[part]
         if value not in choices:
-            hint = (
-                " (weights from a caption's own image would give the answer away)"
-                if key == "TEST.DTR"
-                else ""
-            )
+            hint = " (weights from a caption's own image would give the answer away)" if key == "TEST.DTR" else ""
             raise ValueError(f"TRAINER.DCAR.{key} is {value!r}; choose one of {', '.join(choices)}{hint}")
     if not 0 <= node.DTR.PROB <= 1:
         raise ValueError(f"TRAINER.DCAR.DTR.PROB is {node.DTR.PROB}; it is a share between 0 and 1")
@@ -123,15 +129,11 @@ def check_node(node) -> None:
     if not 0 <= low <= high:
         raise ValueError(f"TRAINER.DCAR.DTR.CLAMP is {(low, high)}; give (low, high) with 0 <= low <= high")
     if node.CAA.ENABLED and node.CAA.N_NEG < 1 and not node.CAA.IN_BATCH:
-        raise ValueError(
-            "TRAINER.DCAR.CAA.N_NEG is 0: give negatives, or CAA.IN_BATCH True, or CAA.ENABLED False"
-        )
+        raise ValueError("TRAINER.DCAR.CAA.N_NEG is 0: give negatives, or CAA.IN_BATCH True, or CAA.ENABLED False")
     if node.CAA.ALPHA <= -1:
         raise ValueError(f"TRAINER.DCAR.CAA.ALPHA is {node.CAA.ALPHA}: the weight 1 + ALPHA must be positive")
     if node.TEST.BRANCH != "prompt" and not node.CAA.ENABLED:
-        raise ValueError(
-            f"TRAINER.DCAR.TEST.BRANCH {node.TEST.BRANCH} needs the module that CAA.ENABLED trains"
-        )
+        raise ValueError(f"TRAINER.DCAR.TEST.BRANCH {node.TEST.BRANCH} needs the module that CAA.ENABLED trains")
     if node.TEST.RERANK < 1:
         raise ValueError(f"TRAINER.DCAR.TEST.RERANK is {node.TEST.RERANK}; give at least 1")
 
@@ -161,7 +163,9 @@ def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str) -
     learner = MultiModalPromptLearner(ctx, depth, vision_width)
     if coupling == "mlp":
         width = ctx.shape[1]
-        first, *others = (nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, vision_width)) for _ in range(depth))
+        first, *others = (
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, vision_width)) for _ in range(depth)
+        )
         learner.proj, learner.compound_prompt_projections = first, nn.ModuleList(others)
     return learner
 
@@ -176,9 +180,7 @@ class DCARModel(MaPLeCaptions):
         ctx = self.prompt_learner.ctx.detach()
         self.prompt_learner = coupled_prompts(ctx, node.PROMPT_DEPTH, clip.vision.width, node.COUPLING)
         self.caa = (
-            caa_module(clip.embed_dim, node.CAA.MODULE, node.CAA.HIDDEN, node.CAA.RATIO)
-            if node.CAA.ENABLED
-            else None
+            caa_module(clip.embed_dim, node.CAA.MODULE, node.CAA.HIDDEN, node.CAA.RATIO) if node.CAA.ENABLED else None
         )
 
 
@@ -215,9 +217,7 @@ class DCAR(RetrievalTrainer):
             self.train_weights()
         if node.CAA.ENABLED:
             items, clip = self.dm.dataset.train_x, self.model.clip
-            negatives = negative_captions(
-                node.CAA, items, self.dm.dataset.classnames, clip, max(self.cfg.SEED, 0)
-            )
+            negatives = negative_captions(node.CAA, items, self.dm.dataset.classnames, clip, max(self.cfg.SEED, 0))
             self.candidates = Candidates(
                 clip, self.frozen_captions(), self.captions["train"].labels, negatives, node.CAA
             )
@@ -246,9 +246,7 @@ class DCAR(RetrievalTrainer):
         def compute():
             captions, images, prompts = self.compared("train")
             with self.autocast():
-                return self.reweighter.all_pair_weights(
-                    captions, images, self.cfg.DATALOADER.TEST.BATCH_SIZE, prompts
-                )
+                return self.reweighter.all_pair_weights(captions, images, self.cfg.DATALOADER.TEST.BATCH_SIZE, prompts)
 
         return compute() if self.node.DTR.SOURCE == "prompted" else self._once("pair weights", compute)
 
@@ -283,9 +281,7 @@ class DCAR(RetrievalTrainer):
             )
         if dtr.CACHE or dtr.SCOPE == "vocab":
             return self.train_weights()[index]
-        return self.reweighter.pair_weights(
-            captions.raw.select(index), self.reweighter.image_features(images)
-        )
+        return self.reweighter.pair_weights(captions.raw.select(index), self.reweighter.image_features(images))
 
     def place(self, weights: Tensor, captions) -> Tensor:
         """Content weights at the positions ``[B, 77]`` of prompted captions."""
@@ -296,9 +292,7 @@ class DCAR(RetrievalTrainer):
     def loss(self, images, index):
         weights = None
         if self.node.DTR.ENABLED:
-            weights = self.place(
-                self.step_weights(images, index), self.captions["train"].prompts.select(index)
-            )
+            weights = self.place(self.step_weights(images, index), self.captions["train"].prompts.select(index))
             if self.node.DTR.PROB < 1:
                 chosen = torch.rand(len(weights), 1, device=weights.device) < self.node.DTR.PROB
                 weights = torch.where(chosen, weights, 1.0)
@@ -344,14 +338,16 @@ class DCAR(RetrievalTrainer):
             captions.eot, lambda i: model.encode_captions(captions.select(i), prompts, weights[i])
         )
         results = {}
-        for name, text in (("on", weighted), ("off", self.encode_sorted(
-                captions.eot, lambda i: model.encode_captions(captions.select(i), prompts)))):  # fmt: skip
-            both = [
-                recall_at(target_ranks(*sides, own), (1,))[1] for sides in ((images, text), (text, images))
-            ]
+        for name, text in (
+            ("on", weighted),
+            ("off", self.encode_sorted(captions.eot, lambda i: model.encode_captions(captions.select(i), prompts))),
+        ):
+            both = [recall_at(target_ranks(*sides, own), (1,))[1] for sides in ((images, text), (text, images))]
             results[f"mean_r1_weights_{name}"] = sum(both) / 2
-        print(f"Training pairs, mean R@1 with token weights {results['mean_r1_weights_on']:.2f}%, "
-              f"without {results['mean_r1_weights_off']:.2f}%")  # fmt: skip
+        print(
+            f"Training pairs, mean R@1 with token weights {results['mean_r1_weights_on']:.2f}%, "
+            f"without {results['mean_r1_weights_off']:.2f}%"
+        )
         self.write_results({"train": results})
         return results
 

@@ -1,7 +1,7 @@
 """DPC: dual-prompt collaboration (Li et al., CVPR 2025, arXiv 2503.13443) on the four backbones of the paper, and on a fifth
 that shows what a new backbone takes.
 
-The second stage itself is in dassl_prompts/dpc.py. ``PRESET paper`` is what the paper describes; ``PRESET official`` is what
+The second stage itself is in trainers/dpc/stage2.py. ``PRESET paper`` is what the paper describes; ``PRESET official`` is what
 the released code executes. See docs/dpc.md for the register of their differences; a key left at its "preset" value takes the
 preset's choice.
 """
@@ -11,18 +11,27 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from torch import Tensor
-
-from dassl_prompts.dpc import DPC, symmetric_contrastive
-from dassl_prompts.dpc_settings import extend_cfg
-from dassl_prompts.engine import register_trainer
 from dassl_prompts.trainers.coop import CoOp
+from dassl_prompts.trainers.dpc.settings import extend_cfg
+from dassl_prompts.trainers.dpc.stage2 import DPC, symmetric_contrastive
 from dassl_prompts.trainers.ivlp import IVLP, language_prompt
 from dassl_prompts.trainers.maple import MaPLe
-from dassl_prompts.trainers.promptkd import PromptKD, distillation_loss
+from dassl_prompts.trainers.promptkd.trainer import PromptKD, distillation_loss
 from dassl_prompts.trainers.promptsrc import GaussianAggregation, PromptSRC, consistency_losses
+from torch import Tensor
 
-__all__ = ["DPC", "DPC_CoOp", "DPC_IVLP", "DPC_MaPLe", "DPC_PromptKD", "DPC_PromptSRC", "extend_cfg", "symmetric_contrastive"]
+from dassl_prompts.engine import register_trainer
+
+__all__ = [
+    "DPC",
+    "DPC_CoOp",
+    "DPC_IVLP",
+    "DPC_MaPLe",
+    "DPC_PromptKD",
+    "DPC_PromptSRC",
+    "extend_cfg",
+    "symmetric_contrastive",
+]
 
 
 @register_trainer
@@ -82,9 +91,13 @@ class DPC_PromptKD(DPC):
     own_keys = frozenset({"LOSS.KD_W", "MINER"})
     stage1_data = {"DATASET.SUBSAMPLE_CLASSES": "all", "DATASET.NUM_SHOTS": 0}  # distilled on all unlabelled images
     official_overrides = {
-        "MIX_SCOPE": "text", "NEW_TEXT": "tuned", "DEEP_INIT": "noise", "MINER": "teacher_untuned", "NEG_TRANSFORM": "test",
+        "MIX_SCOPE": "text",
+        "NEW_TEXT": "tuned",
+        "DEEP_INIT": "noise",
+        "MINER": "teacher_untuned",
+        "NEG_TRANSFORM": "test",
         "XD_RULE": "parallel",
-    }  # fmt: skip
+    }
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):
@@ -99,7 +112,9 @@ class DPC_PromptKD(DPC):
 
     def stage1_state(self):
         """The student's tensors, and the teacher's text prompts that the model already holds."""
-        text = {k: v for k, v in self.model.tuned.state_dict().items() if k.startswith(("prompt_learner.", "text_encoder."))}
+        text = {
+            k: v for k, v in self.model.tuned.state_dict().items() if k.startswith(("prompt_learner.", "text_encoder."))
+        }
         return {**super().stage1_state(), **text}
 
     def check_stage1_classes(self, known):

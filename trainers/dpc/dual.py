@@ -13,8 +13,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.func import functional_call
 
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
 from dassl_prompts.engine import learned_tensors
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts
 
 
 def clone_prompts(net: PromptedCLIP) -> PromptedCLIP:

@@ -59,7 +59,9 @@ def hard_negatives(
             negatives = [c for c in negatives if c not in used]
         used.update(negatives)
         if len(negatives) < min_fill:
-            negatives += _fill(min_fill - len(negatives), label, negatives, used, fill_range or (0, n_classes - 1), dedup, rng)
+            negatives += _fill(
+                min_fill - len(negatives), label, negatives, used, fill_range or (0, n_classes - 1), dedup, rng
+            )
             used.update(negatives)
         groups.append(negatives)
     return groups
@@ -220,7 +222,9 @@ def read_official_json(path: str, dataset) -> list:
         table = json.loads(Path(path).read_text(encoding="utf-8"))["train"][0]
         paths = {name.replace("_", " ").lower(): entry[1] for name, entry in table.items()}
     except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path} is not an SPLE file ({{"train": [{{class: [label, [paths]]}}]}}): {error!r}') from error
+        raise ValueError(
+            f'{path} is not an SPLE file ({{"train": [{{class: [label, [paths]]}}]}}): {error!r}'
+        ) from error
     held_out = {os.path.abspath(d.impath) for d in [*(dataset.val or []), *(dataset.test or [])]}
     roots = dict.fromkeys(parent for d in dataset.train_x[:50] for parent in Path(os.path.abspath(d.impath)).parents)
     items = []

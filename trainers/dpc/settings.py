@@ -10,18 +10,38 @@ PRESET = "preset"
 
 PRESETS = {
     "paper": {
-        "PARAM": "parallel", "GRAD_SCALE": 1.0, "TRAIN_FORWARD": "parallel", "EVAL_BASE": "mixed", "MIX_SCOPE": "all",
+        "PARAM": "parallel",
+        "GRAD_SCALE": 1.0,
+        "TRAIN_FORWARD": "parallel",
+        "EVAL_BASE": "mixed",
+        "MIX_SCOPE": "all",
         "NEW_TEXT": "mixed",
-        "DEEP_INIT": "clone", "MINER": "tuned", "NEG_CAP": "k-1", "NEG_MIN_FILL": 0, "NEG_FILL_RANGE": "all",
-        "NEG_TRANSFORM": "train", "PROJECTOR_BN": "frozen", "XD_RULE": "omega_n",
+        "DEEP_INIT": "clone",
+        "MINER": "tuned",
+        "NEG_CAP": "k-1",
+        "NEG_MIN_FILL": 0,
+        "NEG_FILL_RANGE": "all",
+        "NEG_TRANSFORM": "train",
+        "PROJECTOR_BN": "frozen",
+        "XD_RULE": "omega_n",
     },
     "official": {
-        "PARAM": "parallel", "GRAD_SCALE": 0.0, "TRAIN_FORWARD": "parallel", "EVAL_BASE": "parallel", "MIX_SCOPE": "all",
+        "PARAM": "parallel",
+        "GRAD_SCALE": 0.0,
+        "TRAIN_FORWARD": "parallel",
+        "EVAL_BASE": "parallel",
+        "MIX_SCOPE": "all",
         "NEW_TEXT": "mixed",
-        "DEEP_INIT": "clone", "MINER": "tuned", "NEG_CAP": "k", "NEG_MIN_FILL": 2, "NEG_FILL_RANGE": "official",
-        "NEG_TRANSFORM": "train", "PROJECTOR_BN": "train", "XD_RULE": "omega_n",
+        "DEEP_INIT": "clone",
+        "MINER": "tuned",
+        "NEG_CAP": "k",
+        "NEG_MIN_FILL": 2,
+        "NEG_FILL_RANGE": "official",
+        "NEG_TRANSFORM": "train",
+        "PROJECTOR_BN": "train",
+        "XD_RULE": "omega_n",
     },
-}  # fmt: skip
+}
 
 CHOICES = {
     "PRESET": ("paper", "official"),
@@ -46,38 +66,42 @@ CHOICES = {
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.DPC", {
-        "PRESET": "paper",
-        "CKPT_DIR": "",  # run directory of stage 1 (the backbone trained on the same classes, seed and shots)
-        "CKPT_EPOCH": -1,  # -1 = the last one found
-        "OMEGA_B": 0.2,  # weight of P' on base classes, in [0, 1]
-        "OMEGA_N": 0.0,  # weight of P' on new classes; 0.0 returns the backbone bit for bit
-        "TOPK": 8,  # candidates of the negative sampler; 1 = no negatives
-        "PARAM": PRESET,  # which tensor is trained: P' itself (parallel) or theta = F(P') (mixed)
-        "GRAD_SCALE": -1.0,  # factor on the gradient of the prompts that MIX_SCOPE mixes; 0.0 = 1 / OMEGA_B, -1.0 = as the preset
-        "TRAIN_FORWARD": PRESET,
-        "EVAL_BASE": PRESET,
-        "MIX_SCOPE": PRESET,
-        "NEW_TEXT": PRESET,  # tuned: new classes keep the text prompts of P whatever OMEGA_N is
-        "MAPLE_MIX": "tokens",  # leaves: mix the coupling weights instead of the tokens they emit
-        "DEEP_INIT": PRESET,  # noise: deep prompts restart from N(0, 0.02^2), as the released PromptKD code does
-        "MINER": PRESET,  # PromptKD: teacher, or teacher_untuned, whose first text layer lost its tuned context
-        "NEG_POOL": "shots",  # full_train: negatives' images from the whole training split (leaves the few-shot protocol)
-        "NEG_JSON": "",  # official SPLE_<Dataset>.json instead of our own index
-        "NEG_TRANSFORM": PRESET,
-        "NEG_CAP": PRESET,
-        "NEG_DEDUP": True,
-        "NEG_MIN_FILL": -1,
-        "NEG_FILL_RANGE": PRESET,
-        "DUPLICATES": "official",
-        # weights of the objective's terms; -1.0 = as the backbone asks (SCL 1.0 for PromptSRC under preset paper)
-        "LOSS": {"CL_W": 1.0, "CE_W": 0.0, "SCL_W": -1.0, "KD_W": 0.0},
-        "GPA": False,  # PromptSRC: average P' over epochs too
-        "PROJECTOR_BN": PRESET,
-        "XD_RULE": PRESET,
-        "TASK": "auto",
-        "SELECT": "last",
-    })
+    add_defaults(
+        cfg,
+        "TRAINER.DPC",
+        {
+            "PRESET": "paper",
+            "CKPT_DIR": "",  # run directory of stage 1 (the backbone trained on the same classes, seed and shots)
+            "CKPT_EPOCH": -1,  # -1 = the last one found
+            "OMEGA_B": 0.2,  # weight of P' on base classes, in [0, 1]
+            "OMEGA_N": 0.0,  # weight of P' on new classes; 0.0 returns the backbone bit for bit
+            "TOPK": 8,  # candidates of the negative sampler; 1 = no negatives
+            "PARAM": PRESET,  # which tensor is trained: P' itself (parallel) or theta = F(P') (mixed)
+            "GRAD_SCALE": -1.0,  # factor on the gradient of the prompts that MIX_SCOPE mixes; 0.0 = 1 / OMEGA_B, -1.0 = as the preset
+            "TRAIN_FORWARD": PRESET,
+            "EVAL_BASE": PRESET,
+            "MIX_SCOPE": PRESET,
+            "NEW_TEXT": PRESET,  # tuned: new classes keep the text prompts of P whatever OMEGA_N is
+            "MAPLE_MIX": "tokens",  # leaves: mix the coupling weights instead of the tokens they emit
+            "DEEP_INIT": PRESET,  # noise: deep prompts restart from N(0, 0.02^2), as the released PromptKD code does
+            "MINER": PRESET,  # PromptKD: teacher, or teacher_untuned, whose first text layer lost its tuned context
+            "NEG_POOL": "shots",  # full_train: negatives' images from the whole training split (leaves the few-shot protocol)
+            "NEG_JSON": "",  # official SPLE_<Dataset>.json instead of our own index
+            "NEG_TRANSFORM": PRESET,
+            "NEG_CAP": PRESET,
+            "NEG_DEDUP": True,
+            "NEG_MIN_FILL": -1,
+            "NEG_FILL_RANGE": PRESET,
+            "DUPLICATES": "official",
+            # weights of the objective's terms; -1.0 = as the backbone asks (SCL 1.0 for PromptSRC under preset paper)
+            "LOSS": {"CL_W": 1.0, "CE_W": 0.0, "SCL_W": -1.0, "KD_W": 0.0},
+            "GPA": False,  # PromptSRC: average P' over epochs too
+            "PROJECTOR_BN": PRESET,
+            "XD_RULE": PRESET,
+            "TASK": "auto",
+            "SELECT": "last",
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 
+from dassl_prompts.configs.recipes import config_file, stage1_recipe
+
 from dassl_prompts.engine import get_cfg_default, merge_file
 from dassl_prompts.engine.config import flatten
 
@@ -27,18 +29,24 @@ def check_run(run: dict, directory: str, trainer: str, cfg, digest: str) -> None
     noted, name, own = run.get("digests", {}).get("backbone"), run.get("backbone"), cfg.MODEL.BACKBONE.NAME
     if noted and digest:  # tells the same weights under two names, and other weights under one
         if noted != digest:
-            raise ValueError(f"{where} was trained on other weights of the backbone ({name}) than this run loads ({own})")
+            raise ValueError(
+                f"{where} was trained on other weights of the backbone ({name}) than this run loads ({own})"
+            )
     elif name not in (None, own):
         raise ValueError(f"{where} was trained on the backbone {name}, this run has {own}")
 
 
 def warn_of_other_draw(run: dict, directory: str, seed: int, shots: int) -> None:
     """Another seed or number of shots fits, but P has then seen other images than P' will."""
-    all_images = lambda n: max(n, 0)  # noqa: E731  0 and less mean every image
-    for name, own, same in (("seed", seed, run.get("seed") == seed),
-                            ("shots", shots, all_images(run.get("shots", shots)) == all_images(shots))):  # fmt: skip
+    all_images = lambda n: max(n, 0)
+    for name, own, same in (
+        ("seed", seed, run.get("seed") == seed),
+        ("shots", shots, all_images(run.get("shots", shots)) == all_images(shots)),
+    ):
         if name in run and not same:
-            print(f"Warning: TRAINER.DPC.CKPT_DIR {directory} was trained with {name} {run[name]}, stage 2 wants {name} {own}")
+            print(
+                f"Warning: TRAINER.DPC.CKPT_DIR {directory} was trained with {name} {run[name]}, stage 2 wants {name} {own}"
+            )
 
 
 def command(cfg, trainer: str, node: str, data: dict[str, str]) -> str:
@@ -49,7 +57,6 @@ def command(cfg, trainer: str, node: str, data: dict[str, str]) -> str:
             than stage 2 has them.
     """
     import dassl_prompts
-    from dassl_prompts.run.job import config_file, stage1_recipe
 
     recipe = get_cfg_default()
     dassl_prompts.extend_cfg(recipe)

@@ -4,28 +4,30 @@ Stage 1 trains a backbone method as usual and gives P. Stage 2, here, freezes P,
 Dynamic Hard Negative Optimizer: classes that P confuses, one training image for each, and a symmetric contrastive loss.
 At inference base classes use omega_b P' + (1 - omega_b) P, new classes omega_n P' + (1 - omega_n) P.
 
-Nothing here knows a particular backbone; trainers/dpc.py has the combinations.
+Nothing here knows a particular backbone; trainers/dpc/combinations.py has the combinations.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from dassl_prompts.trainers.dpc.dual import DualPrompts, reset_deep_prompts
+from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
+from dassl_prompts.trainers.dpc.settings import Settings
+from dassl_prompts.trainers.dpc.stage1 import check_run, command, warn_of_other_draw
 from torch import Tensor
 
-from dassl_prompts.data.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
-from dassl_prompts.dpc_settings import Settings
-from dassl_prompts.dpc_stage1 import check_run, command, warn_of_other_draw
+from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import DatasetWrapper, build_dataset, build_transform, read_learned
 from dassl_prompts.engine.checkpoint import strip_module
-from dassl_prompts.models.dual import DualPrompts, reset_deep_prompts
-from dassl_prompts.trainer import ClassificationTrainer, method_node
 
 #: before the names of P's tensors in a checkpoint
 TUNED = "tuned."
 
 
-def symmetric_contrastive(images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor, duplicates="official") -> Tensor:
+def symmetric_contrastive(
+    images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor, duplicates="official"
+) -> Tensor:
     """Symmetric InfoNCE over N aligned pairs.
 
     Args:
@@ -44,7 +46,7 @@ def symmetric_contrastive(images: Tensor, texts: Tensor, labels: Tensor, scale: 
         others = same & ~torch.eye(len(labels), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(others, float("-inf"))
     if duplicates == "multipos":
-        nll = lambda s: -(s.log_softmax(1).masked_fill(~same, float("-inf")).logsumexp(1)).mean()  # noqa: E731
+        nll = lambda s: -(s.log_softmax(1).masked_fill(~same, float("-inf")).logsumexp(1)).mean()
         return 0.5 * (nll(logits) + nll(logits.t()))
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
 
@@ -87,11 +89,15 @@ class DPC(ClassificationTrainer):
         super().check_cfg(cfg)
         settings, weights = self.settings(cfg), self.loss_weights(cfg)
         wanted = {
-            "LOSS.SCL_W": weights["SCL_W"] > 0, "LOSS.KD_W": weights["KD_W"] > 0, "GPA": settings.gpa,
+            "LOSS.SCL_W": weights["SCL_W"] > 0,
+            "LOSS.KD_W": weights["KD_W"] > 0,
+            "GPA": settings.gpa,
             "MINER": settings.miner != "tuned",
-        }  # fmt: skip
+        }
         for key in (key for key, asked in wanted.items() if asked and key not in self.own_keys):
-            raise ValueError(f"TRAINER.DPC.{key} asks for something that the backbone {self.backbone.__name__} does not have")
+            raise ValueError(
+                f"TRAINER.DPC.{key} asks for something that the backbone {self.backbone.__name__} does not have"
+            )
         if not any(weight > 0 for weight in weights.values()):
             raise ValueError("all weights under TRAINER.DPC.LOSS are 0: there is nothing to train on")
 
@@ -104,9 +110,17 @@ class DPC(ClassificationTrainer):
         s = cls.settings(cfg)
         task = s.task if s.task != "auto" else {"new": "new"}.get(cfg.DATASET.SUBSAMPLE_CLASSES, "base")
         return DualPrompts(
-            cls.prepare_backbone(cls.backbone.build_net(cfg, classnames, clip)), s.omega_b, s.omega_n, task, s.param,
-            s.train_forward, s.eval_base, s.mix_scope, mix_leaves=s.maple_mix == "leaves", new_text=s.new_text,
-        )  # fmt: skip
+            cls.prepare_backbone(cls.backbone.build_net(cfg, classnames, clip)),
+            s.omega_b,
+            s.omega_n,
+            task,
+            s.param,
+            s.train_forward,
+            s.eval_base,
+            s.mix_scope,
+            mix_leaves=s.maple_mix == "leaves",
+            new_text=s.new_text,
+        )
 
     @classmethod
     def prepare_backbone(cls, net):
@@ -124,7 +138,9 @@ class DPC(ClassificationTrainer):
 
     def register_net(self):
         super().register_net()
-        if self.dpc.grad_scale != 1.0:  # 1 / omega_b is the derivative of the mixture, so what it leaves out keeps factor 1
+        if (
+            self.dpc.grad_scale != 1.0
+        ):  # 1 / omega_b is the derivative of the mixture, so what it leaves out keeps factor 1
             learnable = self.model.learnable()
             for name in self.model.mixed_names(self.dpc.mix_scope):
                 learnable[name].register_hook(lambda grad: grad * self.dpc.grad_scale)
@@ -202,7 +218,9 @@ class DPC(ClassificationTrainer):
         return {**state, **{TUNED + n: tuned[n] for n in self.model.learned_names()}, **theta}
 
     def load_learned_state(self, name, module, state):
-        if not any(key.startswith(TUNED) for key in strip_module(state)):  # of the released code: P is in the stage-1 run
+        if not any(
+            key.startswith(TUNED) for key in strip_module(state)
+        ):  # of the released code: P is in the stage-1 run
             self.load_stage1()
             self.backbone.load_state(self.model.parallel, state, f"the checkpoint of {name}")
             return
@@ -218,7 +236,9 @@ class DPC(ClassificationTrainer):
         state = strip_module(state)
         tuned = {key.removeprefix(TUNED): value for key, value in state.items() if key.startswith(TUNED)}
         if not tuned:
-            raise ValueError(f"{source} holds P' without P, as the released code does: evaluate it with TRAINER.DPC.CKPT_DIR")
+            raise ValueError(
+                f"{source} holds P' without P, as the released code does: evaluate it with TRAINER.DPC.CKPT_DIR"
+            )
         cls.backbone.load_state(model.parallel, {k: v for k, v in state.items() if not k.startswith(TUNED)}, source)
         model.adopt(tuned)
         model.param = "mixed" if "theta_omega" in state else "parallel"
@@ -278,9 +298,15 @@ class DPC(ClassificationTrainer):
             features, scores = self.miner_scores(images.to(self.device))
         last = scores.shape[1] - 1
         negatives = hard_negatives(
-            scores, labels, self.topk, cap=s.neg_cap, dedup=s.neg_dedup, min_fill=s.neg_min_fill,
-            fill_range=(0, last) if s.neg_fill_range == "all" else (1, last - self.official_fill_leaves_out), rng=rng,
-        )  # fmt: skip
+            scores,
+            labels,
+            self.topk,
+            cap=s.neg_cap,
+            dedup=s.neg_dedup,
+            min_fill=s.neg_min_fill,
+            fill_range=(0, last) if s.neg_fill_range == "all" else (1, last - self.official_fill_leaves_out),
+            rng=rng,
+        )
         return negatives, {} if features is None else {"anchor_features": features}
 
     def miner_scores(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -366,6 +392,11 @@ def unique_class_loader(cfg, dm):
     from dassl_prompts.engine.loading import PromptDatasetWrapper
 
     return build_data_loader(
-        cfg, "RandomClassSampler", dm.dataset.train_x, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, n_ins=1,
-        tfm=build_transform(cfg, is_train=True), dataset_wrapper=PromptDatasetWrapper,
-    )  # fmt: skip
+        cfg,
+        "RandomClassSampler",
+        dm.dataset.train_x,
+        cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+        n_ins=1,
+        tfm=build_transform(cfg, is_train=True),
+        dataset_wrapper=PromptDatasetWrapper,
+    )

@@ -1,8 +1,8 @@
 """DPC's studies: accuracy along omega, the ablation table of the paper's poster, and the order of feature channels.
 
-``python -m dassl_prompts.run.dpc_study omega --backbone CoOp --dataset emoji --seed 1``
-``python -m dassl_prompts.run.dpc_study ablation --backbone CoOp --dataset emoji --seed 1 2 3 --common OPTIM.MAX_EPOCH 5``
-``python -m dassl_prompts.run.dpc_study channels --backbone CoOp --dataset emoji --seed 1 2 3``
+``python -m dassl_prompts.trainers.dpc.study omega --backbone CoOp --dataset emoji --seed 1``
+``python -m dassl_prompts.trainers.dpc.study ablation --backbone CoOp --dataset emoji --seed 1 2 3 --common OPTIM.MAX_EPOCH 5``
+``python -m dassl_prompts.trainers.dpc.study channels --backbone CoOp --dataset emoji --seed 1 2 3``
 
 A trained stage 2 serves every omega, so each needs training once and is then only evaluated.
 """
@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl_prompts.report.pages import write_page
+from dassl_prompts.run.execute import execute
+from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, new_step, stage1
-from dassl_prompts.run.steps import Step, StepFailed, execute
+from dassl_prompts.run.steps import Step, StepFailed
 from dassl_prompts.run.sweep import split_opts
 from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, table
 
@@ -33,11 +34,19 @@ OMEGAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 #: how stage 2 is trained in the rows of the ablation
 TRAININGS = {
-    "two_step": ("TRAINER.DPC.TOPK", "1", "TRAINER.DPC.NEG_MIN_FILL", "0",
-                 "TRAINER.DPC.LOSS.CL_W", "0.0", "TRAINER.DPC.LOSS.CE_W", "1.0"),
+    "two_step": (
+        "TRAINER.DPC.TOPK",
+        "1",
+        "TRAINER.DPC.NEG_MIN_FILL",
+        "0",
+        "TRAINER.DPC.LOSS.CL_W",
+        "0.0",
+        "TRAINER.DPC.LOSS.CE_W",
+        "1.0",
+    ),
     "dhno": (),
     "dhno_ce": ("TRAINER.DPC.LOSS.CL_W", "0.0", "TRAINER.DPC.LOSS.CE_W", "1.0"),
-}  # fmt: skip
+}
 
 
 def with_settings(step: Step, model_dir: Path, settings: list[dict], measure: Callable) -> list:
@@ -91,7 +100,9 @@ def ablation(job: Job, force: bool = False) -> list[dict]:
     scores = {}
     for name, opts in TRAININGS.items():
         base, new = trained(replace(job, tag=name if opts else job.tag, opts=job.opts + opts), force)
-        coupled = [{"task": "base", "eval_base": "mixed", "omega_b": w} for w in (1.0, base.config().TRAINER.DPC.OMEGA_B)]
+        coupled = [
+            {"task": "base", "eval_base": "mixed", "omega_b": w} for w in (1.0, base.config().TRAINER.DPC.OMEGA_B)
+        ]
         on_base = evaluate(base, base.output, coupled)
         on_new = evaluate(new, base.output, [*coupled, {"task": "new", "omega_n": 0.0}])
         scores[name] = dict(zip(("p_prime", "mixed"), on_base)), dict(zip(("p_prime", "mixed", "p"), on_new))
@@ -160,7 +171,7 @@ def plot_omega(rows: list[dict], path: Path, title: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m dassl_prompts.run.dpc_study", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m dassl_prompts.trainers.dpc.study", description=__doc__.splitlines()[0])
     p.add_argument("study", choices=STUDIES)
     p.add_argument("--backbone", default="CoOp", help="CoOp, MaPLe, PromptSRC, PromptKD or IVLP")
     p.add_argument("--dataset", default="emoji")
@@ -168,8 +179,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shots", type=int, default=16)
     p.add_argument("--root", default=os.environ.get("DATA", "data"))
     p.add_argument("--output", type=Path, default=Path("output"))
-    p.add_argument("--common", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
-                   help="configuration of every run, stage 1 included")  # fmt: skip
+    p.add_argument(
+        "--common",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="configuration of every run, stage 1 included",
+    )
     p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     return p
@@ -184,8 +201,16 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     try:
         for seed in args.seed:
-            job = Job(f"DPC_{args.backbone}", args.dataset, seed, args.shots, root=args.root, output=args.output,
-                      opts=tuple(opts), common=common)  # fmt: skip
+            job = Job(
+                f"DPC_{args.backbone}",
+                args.dataset,
+                seed,
+                args.shots,
+                root=args.root,
+                output=args.output,
+                opts=tuple(opts),
+                common=common,
+            )
             rows += study(job, args.force)
     except (StepFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -197,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text)
     if args.write:
         title = f"DPC on {args.backbone}, {args.dataset}, {args.shots} shots: {args.study}"
-        command = f"python -m dassl_prompts.run.dpc_study {shlex.join(argv)}"
+        command = f"python -m dassl_prompts.trainers.dpc.study {shlex.join(argv)}"
         try:
             write_page(args.write, f"run.dpc_study {args.study} {args.backbone} {args.dataset}", title, command, text)
         except ValueError as error:

@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 
 import torch
+from dassl_prompts.trainers.ivlp import IVLP, TEXT_CTX, TEXT_DEEP, VISION_CTX, VISION_DEEP, IVLPModel
 from torch import Tensor
 
+from dassl_prompts.classification.trainer import method_node
 from dassl_prompts.engine import DatasetWrapper, build_transform, load_checkpoint
 from dassl_prompts.engine.checkpoint import find_checkpoint, strip_module, write_tensors
 from dassl_prompts.engine.resume import fingerprint
-from dassl_prompts.trainer import method_node
-from dassl_prompts.trainers.ivlp import IVLP, TEXT_CTX, TEXT_DEEP, VISION_CTX, VISION_DEEP, IVLPModel
 
 #: where a teacher's checkpoint may lie below TEACHER_DIR: our runs and the official ones
 TEACHER_FOLDERS = ("VLPromptLearner", "VLPromptLearner_large", "")
@@ -109,7 +109,9 @@ class TeacherCache:
             "images": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
         }
         if self.path.is_dir():
-            raise ValueError(f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} is a folder: name the file that shall hold the features")
+            raise ValueError(
+                f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} is a folder: name the file that shall hold the features"
+            )
         if self.path.exists():
             held = load_checkpoint(self.path)
             different = [key for key, value in wanted.items() if held.get(key) != value]
@@ -133,10 +135,7 @@ class TeacherCache:
             data, batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
         with trainer.autocast():
-            parts = [
-                trainer.model.teacher_image_features(batch["img"].to(trainer.device)).cpu()
-                for batch in loader
-            ]
+            parts = [trainer.model.teacher_image_features(batch["img"].to(trainer.device)).cpu() for batch in loader]
         return torch.cat(parts)
 
 

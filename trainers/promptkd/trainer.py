@@ -11,13 +11,6 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
-
-from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.engine.checkpoint import strip_module
-from dassl_prompts.models.prompted import PromptedCLIP, Prompts, normalize, place
-from dassl_prompts.teacher import TeacherCache, load_teacher
-from dassl_prompts.trainer import ClassificationTrainer, method_node
 from dassl_prompts.trainers.ivlp import (
     TEXT_CTX,
     TEXT_DEEP,
@@ -28,34 +21,49 @@ from dassl_prompts.trainers.ivlp import (
     text_prompts,
     visual_prompts,
 )
+from dassl_prompts.trainers.promptkd.teacher import TeacherCache, load_teacher
+from torch import Tensor
+
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normalize, place
+from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.engine.checkpoint import strip_module
 
 MODALS = ("base2novel", "cross")
 SELECTIONS = ("val", "official_test")
 
 
 def extend_cfg(cfg):
-    add_defaults(cfg, "TRAINER.PROMPTKD", {
-        "N_CTX_VISION": 4,  # student's tokens per layer in the image tower
-        "N_CTX_TEXT": 4,  # kept for official configuration files; the teacher's checkpoint decides
-        "CTX_INIT": "a photo of a",  # likewise
-        "PREC": "amp",  # fp16, fp32, amp
-        "PROMPT_DEPTH_VISION": 9,  # student's layers with own tokens
-        "PROMPT_DEPTH_TEXT": 9,  # kept for official configuration files
-        "TEMPERATURE": 1.0,
-        "KD_WEIGHT": 1000.0,  # 200.0 for FGVCAircraft, OxfordFlowers, DescribableTextures
-        "TEACHER_NAME": "ViT-L/14",  # the teacher's CLIP, as in MODEL.BACKBONE.NAME
-        "TEACHER_DIR": "",  # run folder of the teacher (PromptSRC on TEACHER_NAME) or its checkpoint file
-        "TEACHER_EPOCH": -1,  # -1 = the best one if it was kept, else the newest
-        # File that keeps the teacher's image features between runs. Approximate: the teacher then sees the
-        # test view of each image, not the augmented one that the student gets. "" = off.
-        "TEACHER_CACHE": "",
-        # What TEST.FINAL_MODEL best_val selects the epoch on: val, or official_test = the *test* images (of
-        # the base classes in base2novel), as the official runs do. By default the last epoch counts.
-        "SELECT": "val",
-    })  # fmt: skip
-    add_defaults(cfg, "TRAINER", {
-        "MODAL": "base2novel",  # distil on all classes, score base and new apart; cross: score all together
-    })  # fmt: skip
+    add_defaults(
+        cfg,
+        "TRAINER.PROMPTKD",
+        {
+            "N_CTX_VISION": 4,  # student's tokens per layer in the image tower
+            "N_CTX_TEXT": 4,  # kept for official configuration files; the teacher's checkpoint decides
+            "CTX_INIT": "a photo of a",  # likewise
+            "PREC": "amp",  # fp16, fp32, amp
+            "PROMPT_DEPTH_VISION": 9,  # student's layers with own tokens
+            "PROMPT_DEPTH_TEXT": 9,  # kept for official configuration files
+            "TEMPERATURE": 1.0,
+            "KD_WEIGHT": 1000.0,  # 200.0 for FGVCAircraft, OxfordFlowers, DescribableTextures
+            "TEACHER_NAME": "ViT-L/14",  # the teacher's CLIP, as in MODEL.BACKBONE.NAME
+            "TEACHER_DIR": "",  # run folder of the teacher (PromptSRC on TEACHER_NAME) or its checkpoint file
+            "TEACHER_EPOCH": -1,  # -1 = the best one if it was kept, else the newest
+            # File that keeps the teacher's image features between runs. Approximate: the teacher then sees the
+            # test view of each image, not the augmented one that the student gets. "" = off.
+            "TEACHER_CACHE": "",
+            # What TEST.FINAL_MODEL best_val selects the epoch on: val, or official_test = the *test* images (of
+            # the base classes in base2novel), as the official runs do. By default the last epoch counts.
+            "SELECT": "val",
+        },
+    )
+    add_defaults(
+        cfg,
+        "TRAINER",
+        {
+            "MODAL": "base2novel",  # distil on all classes, score base and new apart; cross: score all together
+        },
+    )
 
 
 class PointwiseConv(nn.Conv2d):
@@ -116,7 +124,9 @@ class PromptKDModel(PromptedCLIP):
                 f"{len(self.classnames)} starting with {self.classnames[:3]}"
             )
         # without visual prompts the student would learn the projector alone, which is another method
-        check_depth("TRAINER.PROMPTKD.PROMPT_DEPTH_VISION", depth_vision, clip.vision.layers if clip.is_vit else 1, least=1)
+        check_depth(
+            "TRAINER.PROMPTKD.PROMPT_DEPTH_VISION", depth_vision, clip.vision.layers if clip.is_vit else 1, least=1
+        )
         self.teacher = teacher.requires_grad_(False)
         self.depth_vision = depth_vision
         self.class_prompts = teacher.class_prompts
@@ -196,13 +206,10 @@ class PromptKD(ClassificationTrainer):
         if cfg.TRAINER.MODAL not in MODALS:
             raise ValueError(f"TRAINER.MODAL is {cfg.TRAINER.MODAL!r}; choose one of {', '.join(MODALS)}")
         if node.SELECT not in SELECTIONS:
-            raise ValueError(
-                f"TRAINER.PROMPTKD.SELECT is {node.SELECT!r}; choose one of {', '.join(SELECTIONS)}"
-            )
+            raise ValueError(f"TRAINER.PROMPTKD.SELECT is {node.SELECT!r}; choose one of {', '.join(SELECTIONS)}")
         if node.SELECT == "official_test" and cfg.TEST.FINAL_MODEL != "best_val":
             raise ValueError(
-                "TRAINER.PROMPTKD.SELECT official_test has no effect without TEST.FINAL_MODEL best_val: "
-                "set both"
+                "TRAINER.PROMPTKD.SELECT official_test has no effect without TEST.FINAL_MODEL best_val: set both"
             )
         if node.TEMPERATURE <= 0:
             raise ValueError(f"TRAINER.PROMPTKD.TEMPERATURE is {node.TEMPERATURE}; it must be positive")
@@ -226,8 +233,7 @@ class PromptKD(ClassificationTrainer):
         cfg, node = self.cfg, method_node(self.cfg, self.config_node)
         if cfg.DATALOADER.TRAIN_X.BATCH_SIZE < 2:
             raise ValueError(
-                "DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2: the projector's BatchNorm needs several "
-                "images"
+                "DATALOADER.TRAIN_X.BATCH_SIZE must be at least 2: the projector's BatchNorm needs several images"
             )
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all" or cfg.DATASET.NUM_SHOTS > 0:
             print(

@@ -19,22 +19,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl_prompts.engine.config import one_of
+
 BLOCKS = ("pre_ln", "paper_literal", "post_ln")
 MASK_MODES = ("bool", "official_bias", "none")
 PROMPT_MODES = ("deep", "shallow", "none")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 SEPARATOR_STD = 1.0  # TransAgg initialises its separator with a standard normal
-
-
-def one_of(value: str, choices, what: str) -> str:
-    """``value`` if it is a valid choice.
-
-    Raises:
-        ValueError: naming ``what`` and the choices.
-    """
-    if value not in choices:
-        raise ValueError(f"{what} is {value!r}; choose one of {', '.join(choices)}")
-    return value
 
 
 class FusionAttention(nn.Module):
@@ -66,9 +57,7 @@ class FusionAttention(nn.Module):
         q, k, v = (self._heads(x) for x in (F.linear(queries, w_q, b_q), k, v))
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -254,9 +243,7 @@ def prompt_depth_of(mode: str, length: int, depth: int, num_layers: int) -> int:
     if length < 0:
         raise ValueError(f"PROMPT.LENGTH is {length}; it cannot be negative")
     if not 0 <= depth <= num_layers:
-        raise ValueError(
-            f"PROMPT.DEPTH is {depth}; it must lie between 0 and FUSION.NUM_LAYERS = {num_layers}"
-        )
+        raise ValueError(f"PROMPT.DEPTH is {depth}; it must lie between 0 and FUSION.NUM_LAYERS = {num_layers}")
     if mode == "none" or length == 0:
         return 0
     return 1 if mode == "shallow" else depth

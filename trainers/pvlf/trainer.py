@@ -12,19 +12,20 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
-
-from dassl_prompts.engine import add_defaults, build_optimizer, register_trainer
-from dassl_prompts.models import resolve_precision
-from dassl_prompts.models.fusion import (
+from dassl_prompts.trainers.pvlf.fusion import (
     AdaptiveAggregation,
     ComposedQueryEncoder,
     FusionTransformer,
     focal_info_nce,
-    one_of,
 )
-from dassl_prompts.models.tokens import TUNING_MODES, TokenEncoder, load_token_encoder
-from dassl_prompts.retrieval.composed_trainer import ComposedTrainer, StepCosine
+from torch import Tensor
+
+from dassl_prompts.composed.trainer import ComposedTrainer, StepCosine
+from dassl_prompts.engine import add_defaults, build_optimizer, register_trainer
+from dassl_prompts.engine.config import one_of
+from dassl_prompts.models import resolve_precision
+from dassl_prompts.models.backbones import load_token_encoder
+from dassl_prompts.models.tokens import TUNING_MODES, TokenEncoder
 
 DEFAULTS = {
     "PREC": "amp",  # fp32 or amp; on CPU always fp32
@@ -153,6 +154,10 @@ class PVLF(ComposedTrainer):
 
     config_node = "PVLF"
 
+    @classmethod
+    def build_net(cls, cfg, device="cpu") -> ComposedModel:
+        return build_composed_model(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[cls.config_node], device)
+
     @property
     def node(self):
         return self.cfg.TRAINER[self.config_node]
@@ -169,7 +174,7 @@ class PVLF(ComposedTrainer):
     def build_model(self):
         node = self.node
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
-        self.model = build_composed_model(self.cfg.MODEL.BACKBONE.NAME, node, self.device)
+        self.model = self.build_net(self.cfg, self.device)
         self.encoder, self.query = self.model.encoder, self.model.query
         self.backbone_digest = self.encoder.digest
         self.check_size()
@@ -177,9 +182,7 @@ class PVLF(ComposedTrainer):
             self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
 
         amp = resolve_precision(node.PREC, self.device) == "amp"
-        self.autocast_dtype = (
-            (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None
-        )
+        self.autocast_dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None
         self.scaler = torch.amp.GradScaler("cuda") if self.autocast_dtype is torch.float16 else None
 
         self.optim = build_optimizer(self.model, self.cfg.OPTIM, param_groups=self.param_groups())
@@ -212,9 +215,7 @@ class PVLF(ComposedTrainer):
 
     def forward_backward(self, batch):
         with self.autocast():
-            references, targets = self.image_side(
-                batch["reference"].to(self.device), batch["target"].to(self.device)
-            )
+            references, targets = self.image_side(batch["reference"].to(self.device), batch["target"].to(self.device))
             queries = self.model(batch["caption"], references)
         targets = F.normalize(targets.float(), dim=-1)
         loss = self.loss(queries, targets, batch["target_id"].to(self.device))

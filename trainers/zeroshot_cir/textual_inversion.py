@@ -65,14 +65,8 @@ def load_inversion(path: str, method: str) -> InversionNetwork:
     # fc_out comes after the numbered layers
     names = sorted(found, key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [1000])
     sizes = [state[f"{name}.weight"].shape for name in names]
-    if (
-        not names
-        or any(f"{n}.bias" not in state for n in names)
-        or any(a[0] != b[1] for a, b in zip(sizes, sizes[1:]))
-    ):
-        raise ValueError(
-            f"{path} holds no {method} network (it holds {', '.join(sorted(map(str, state))[:6])})"
-        )
+    if not names or any(f"{n}.bias" not in state for n in names) or any(a[0] != b[1] for a, b in zip(sizes, sizes[1:])):
+        raise ValueError(f"{path} holds no {method} network (it holds {', '.join(sorted(map(str, state))[:6])})")
     activation = nn.ReLU() if method == "pic2word" else nn.GELU()
     return InversionNetwork([(state[f"{n}.weight"], state[f"{n}.bias"]) for n in names], activation)
 
@@ -99,9 +93,7 @@ def inversion_query(encoder: ClipTokens, network: InversionNetwork, method: str)
 
     def query(captions: Sequence[str], images: Tensor) -> Tensor:
         words = network(images[:, 0].float())
-        prompts = text.prompts_from_texts(
-            [f"{PREFIX} {LINKS[method]} {c}" for c in captions], n_ctx=1, truncate=True
-        )
+        prompts = text.prompts_from_texts([f"{PREFIX} {LINKS[method]} {c}" for c in captions], n_ctx=1, truncate=True)
         # the slot follows what the tower calls the class name: the words of the prefix
         prompts = replace(prompts, name_len=torch.full_like(prompts.name_len, prefix))
         return F.normalize(text(prompts, words[:, None, :], position="front").float(), dim=-1)

@@ -3,11 +3,12 @@ weights, Pic2Word and SEARLE."""
 
 from __future__ import annotations
 
+from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
+
+from dassl_prompts.composed.query import BASELINES, QueryFunction
+from dassl_prompts.composed.trainer import ComposedTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.models.textual_inversion import inversion_query, load_inversion
-from dassl_prompts.models.tokens import load_token_encoder
-from dassl_prompts.retrieval.composed_trainer import ComposedTrainer
-from dassl_prompts.retrieval.query import BASELINES, QueryFunction
+from dassl_prompts.models.backbones import load_token_encoder
 
 
 def extend_cfg(cfg):
@@ -57,7 +58,5 @@ class ZeroshotCIR(ComposedTrainer):
         queries = {name: BASELINES[name](self.encoder) for name in node.QUERIES}
         for method, path in (("pic2word", node.PIC2WORD), ("searle", node.SEARLE)):
             if path:
-                queries[method] = inversion_query(
-                    self.encoder, load_inversion(path, method).to(self.device), method
-                )
+                queries[method] = inversion_query(self.encoder, load_inversion(path, method).to(self.device), method)
         return queries

@@ -1,4 +1,4 @@
-"""``Datum`` and ``DatasetBase``: what a dataset is made of, and few-shot sampling."""
+"""``DatasetBase``: lists of ``Datum``, and few-shot sampling."""
 
 from __future__ import annotations
 
@@ -7,47 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from dassl_prompts.engine.builtin.registry import DATASET_REGISTRY, build_named, check_availability
-
-
-class Datum:
-    """One image with its label.
-
-    Whether the file exists is not checked here (Dassl asserts it, one ``stat`` per image) but when the image
-    is read.
-
-    Args:
-        impath: path of the image.
-        label: class label, 0-based.
-        domain: domain label.
-        classname: class name.
-    """
-
-    def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""):
-        if not isinstance(impath, str):
-            raise TypeError(f"impath must be a string, got {impath!r}")
-        self._impath = impath
-        self._label = label
-        self._domain = domain
-        self._classname = classname
-
-    @property
-    def impath(self) -> str:
-        return self._impath
-
-    @property
-    def label(self) -> int:
-        return self._label
-
-    @property
-    def domain(self) -> int:
-        return self._domain
-
-    @property
-    def classname(self) -> str:
-        return self._classname
-
-    def __repr__(self) -> str:
-        return f"Datum({self.impath!r}, label={self.label}, classname={self.classname!r})"
+from dassl_prompts.engine.datum import Datum
 
 
 class DatasetBase:
@@ -129,9 +89,7 @@ class DatasetBase:
         for domain in (*source_domains, *target_domains):
             check_availability(domain, self.domains)
 
-    def generate_fewshot_dataset(
-        self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False
-    ):
+    def generate_fewshot_dataset(self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False):
         """Draw ``num_shots`` items per class from each source with Python's global generator, as Dassl does.
 
         Args:

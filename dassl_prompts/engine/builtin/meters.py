@@ -52,9 +52,7 @@ class MetricMeter:
         if input_dict is None:
             return
         if not isinstance(input_dict, dict):
-            raise TypeError(
-                f"Input to MetricMeter.update() must be a dictionary, got {type(input_dict).__name__}"
-            )
+            raise TypeError(f"Input to MetricMeter.update() must be a dictionary, got {type(input_dict).__name__}")
         for name, value in input_dict.items():
             self.meters[name].update(value)
 

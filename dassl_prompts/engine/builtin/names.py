@@ -22,8 +22,25 @@ from dassl_prompts.engine.builtin.trainer import (
 from dassl_prompts.engine.builtin.transforms import build_transform
 
 __all__ = [
-    "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "EvaluatorBase",
-    "Registry", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "TrainerXU", "build_dataset",
-    "build_evaluator", "build_optimizer", "build_trainer", "build_transform", "check_availability", "clean_cfg",
+    "DATASET_REGISTRY",
+    "DataManager",
+    "DatasetBase",
+    "DatasetWrapper",
+    "Datum",
+    "EVALUATOR_REGISTRY",
+    "EvaluatorBase",
+    "Registry",
+    "SimpleTrainer",
+    "TRAINER_REGISTRY",
+    "TrainerBase",
+    "TrainerX",
+    "TrainerXU",
+    "build_dataset",
+    "build_evaluator",
+    "build_optimizer",
+    "build_trainer",
+    "build_transform",
+    "check_availability",
+    "clean_cfg",
     "get_cfg_default",
-]  # fmt: skip
+]

@@ -47,9 +47,7 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
         # Dassl's copy of RAdam decays the weights directly
         return RAdam(param_groups, betas=betas, decoupled_weight_decay=True, **common)
     if name == "rmsprop":
-        return torch.optim.RMSprop(
-            param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common
-        )
+        return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
     return torch.optim.SGD(
         param_groups,
         momentum=optim_cfg.MOMENTUM,
@@ -61,9 +59,7 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
 
 def _staged_groups(model: nn.Module, optim_cfg) -> list[dict]:
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            "OPTIM.STAGED_LR: the model given to build_optimizer() must be an instance of nn.Module"
-        )
+        raise TypeError("OPTIM.STAGED_LR: the model given to build_optimizer() must be an instance of nn.Module")
     model = model.module if isinstance(model, nn.DataParallel) else model
     new_layers = optim_cfg.NEW_LAYERS
     new_layers = [new_layers] if isinstance(new_layers, str) else new_layers

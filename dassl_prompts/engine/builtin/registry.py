@@ -82,7 +82,7 @@ def check_availability(requested: str, available: Iterable[str]) -> None:
     if requested in available:
         return
     # "coop" is nearer to CoOp than to CoCoOp, whose letters it matches as often
-    alike = lambda name: difflib.SequenceMatcher(None, str(requested).lower(), name.lower()).ratio()  # noqa: E731
+    alike = lambda name: difflib.SequenceMatcher(None, str(requested).lower(), name.lower()).ratio()
     nearest = max(available, key=alike, default=None)
     raise ValueError(
         f"The requested one is expected to belong to {available}, but got [{requested}] (do you mean [{nearest}]?)"

@@ -38,9 +38,7 @@ class RandomDomainSampler(Sampler):
         self.domains = list(self.domain_dict)
         n_domain = n_domain if n_domain > 0 else len(self.domains)
         if batch_size % n_domain:
-            raise ValueError(
-                f"batch size {batch_size} is not a multiple of the number of domains per batch {n_domain}"
-            )
+            raise ValueError(f"batch size {batch_size} is not a multiple of the number of domains per batch {n_domain}")
         self.n_domain = n_domain
         self.n_img_per_domain = batch_size // n_domain
         self.length = len(list(iter(self)))
@@ -85,17 +83,13 @@ class RandomClassSampler(Sampler):
 
     def __init__(self, data_source: Sequence, batch_size: int, n_ins: int):
         if batch_size < n_ins:
-            raise ValueError(
-                f"batch size {batch_size} is smaller than the number of images per class {n_ins}"
-            )
+            raise ValueError(f"batch size {batch_size} is smaller than the number of images per class {n_ins}")
         self.ncls_per_batch = batch_size // n_ins
         self.n_ins = n_ins
         self.index_dic = _groups(data_source, lambda item: item.label)
         self.labels = list(self.index_dic)
         if len(self.labels) < self.ncls_per_batch:
-            raise ValueError(
-                f"{len(self.labels)} classes cannot fill batches of {self.ncls_per_batch} classes"
-            )
+            raise ValueError(f"{len(self.labels)} classes cannot fill batches of {self.ncls_per_batch} classes")
         self.length = len(list(iter(self)))
 
     def _chunks(self, indices: list[int]) -> list[list[int]]:

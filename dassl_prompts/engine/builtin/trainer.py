@@ -32,9 +32,7 @@ class TrainerBase:
 
     # -- registered models ------------------------------------------------------------------------------
 
-    def register_model(
-        self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None
-    ) -> None:
+    def register_model(self, name: str = "model", model: nn.Module | None = None, optim=None, sched=None) -> None:
         """Make a model part of mode switching, optimisation and checkpoints under ``name``.
 
         Raises:

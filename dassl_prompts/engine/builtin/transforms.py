@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 AVAILABLE = [
-    "random_flip", "random_resized_crop", "normalize", "instance_norm", "random_crop", "random_translation",
-    "center_crop", "cutout", "gaussian_noise", "colorjitter", "randomgrayscale", "gaussian_blur",
-]  # fmt: skip
+    "random_flip",
+    "random_resized_crop",
+    "normalize",
+    "instance_norm",
+    "random_crop",
+    "random_translation",
+    "center_crop",
+    "cutout",
+    "gaussian_noise",
+    "colorjitter",
+    "randomgrayscale",
+    "gaussian_blur",
+]
 #: policy augmentations of Dassl that fail there on current numpy and that no prompt-learning recipe uses
 LEFT_OUT = [
     "imagenet_policy",
@@ -147,9 +157,7 @@ def _train_steps(inp, choices) -> list[tuple]:
     if "random_translation" in choices:
         steps.append(("random translation", Random2DTranslation(size[0], size[1])))
     if "random_crop" in choices:
-        steps.append(
-            (f"random crop (padding = {inp.CROP_PADDING})", T.RandomCrop(size, padding=inp.CROP_PADDING))
-        )
+        steps.append((f"random crop (padding = {inp.CROP_PADDING})", T.RandomCrop(size, padding=inp.CROP_PADDING)))
     if "random_resized_crop" in choices:
         crop = T.RandomResizedCrop(size, scale=inp.RRCROP_SCALE, interpolation=mode)
         steps.append((f"random resized crop (size={size}, scale={inp.RRCROP_SCALE})", crop))
@@ -188,9 +196,7 @@ def _tensor_steps(inp, choices, is_train: bool) -> list[tuple]:
         line = f"normalization (mean={inp.PIXEL_MEAN}, std={inp.PIXEL_STD})"
         steps.append((line, T.Normalize(mean=inp.PIXEL_MEAN, std=inp.PIXEL_STD)))
     if is_train and "gaussian_noise" in choices:
-        steps.append(
-            (f"gaussian noise (mean={inp.GN_MEAN}, std={inp.GN_STD})", GaussianNoise(inp.GN_MEAN, inp.GN_STD))
-        )
+        steps.append((f"gaussian noise (mean={inp.GN_MEAN}, std={inp.GN_STD})", GaussianNoise(inp.GN_MEAN, inp.GN_STD)))
     if "instance_norm" in choices:
         steps.append(("instance normalization", InstanceNormalization()))
     return steps

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_prompts.trainers.attriprompt.attributes import AttributeQueries, matching_layers
+from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 
-from dassl_prompts.models.attributes import AttributeQueries, matching_layers
-from dassl_prompts.models.kmeans import kmeans
-from dassl_prompts.models.prompted import Prompts
+from dassl_prompts.classification.prompted import Prompts
 from tests.tiny import tiny_clip
 
 
@@ -20,10 +20,20 @@ def images(clip):
     return torch.randn(3, 3, clip.image_size, clip.image_size)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"k": 2, "iters": 3, "metric": "cosine"}, {"tokens": "patch+cls"}, {"space": "joint"}, {"query": "raw"},
-    {"method": "mean"}, {"method": "cls"}, {"method": "mean", "space": "joint"}, {"method": "mean", "tokens": "patch+cls"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"k": 2, "iters": 3, "metric": "cosine"},
+        {"tokens": "patch+cls"},
+        {"space": "joint"},
+        {"query": "raw"},
+        {"method": "mean"},
+        {"method": "cls"},
+        {"method": "mean", "space": "joint"},
+        {"method": "mean", "tokens": "patch+cls"},
+    ],
+)
 def test_queries_equal_loops(clip, images, options):
     view = AttributeQueries(clip, depth=2, **options)(images)
     _, blocks = clip.vision(images, return_layers=True)

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from yacs.config import CfgNode
-
-from dassl_prompts.models import load_clip
-from dassl_prompts.models.attributes import View
-from dassl_prompts.models.pool import Retrieval
-from dassl_prompts.models.prompted import normalize
-from dassl_prompts.trainers.attriprompt import AttriPrompt, AttriPromptModel, contrast, extend_cfg, regulariser
+from dassl_prompts.trainers.attriprompt.attributes import View
+from dassl_prompts.trainers.attriprompt.pool import Retrieval
+from dassl_prompts.trainers.attriprompt.trainer import AttriPrompt, AttriPromptModel, contrast, extend_cfg, regulariser
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.promptsrc import consistency_losses
+from yacs.config import CfgNode
+
+from dassl_prompts.classification.prompted import normalize
+from dassl_prompts.models import load_clip
 from tests.trainers import plain
 
 CLASSES = ["red apple", "green pear", "blue plum", "fig", "dark red cherry"]
@@ -71,11 +71,21 @@ def plain_text(model, state, index):
 # -- text path -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"TEXT.MEMO": False}, {"TEXT.SHARE_PREFIX": False}, {"TEXT.TRIM": False, "TEXT.SHARE_PREFIX": False},
-    {"TEXT.CHUNK_TOKENS": 40}, {"TEXT.CHUNK_TOKENS": 40, "TEXT.CHECKPOINT": True}, {"PROMPT_DEPTH": 2}, {"PROMPT_DEPTH": 1},
-    {"CLUSTER.K": 1}, {"CLUSTER.K": 2, "RETRIEVAL.TOP_K": 2, "POOL.LENGTH": 1, "POOL.SIZE": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"TEXT.MEMO": False},
+        {"TEXT.SHARE_PREFIX": False},
+        {"TEXT.TRIM": False, "TEXT.SHARE_PREFIX": False},
+        {"TEXT.CHUNK_TOKENS": 40},
+        {"TEXT.CHUNK_TOKENS": 40, "TEXT.CHECKPOINT": True},
+        {"PROMPT_DEPTH": 2},
+        {"PROMPT_DEPTH": 1},
+        {"CLUSTER.K": 1},
+        {"CLUSTER.K": 2, "RETRIEVAL.TOP_K": 2, "POOL.LENGTH": 1, "POOL.SIZE": 3},
+    ],
+)
 def test_text_equals_the_plain_path_in_value_and_gradient(clip, state, images, changes):
     model = make(clip, {"POOL.SIZE": 6, **LARGE, **changes})
     view = model.look(torch.cat([images, images[:1]]))  # one tuple occurs twice
@@ -190,10 +200,12 @@ def accumulated_text(model, state, layers):
 def test_accumulate_keeps_the_slots_of_all_layers(clip, state, images, share_prefix):
     model = make(clip, {"COMPOSE": "accumulate", "CLUSTER.K": 2, "TEXT.SHARE_PREFIX": share_prefix, **LARGE})
     index = model.retrieve(model.look(images[:2])).index
-    expected = torch.stack([
-        accumulated_text(model, state, [torch.cat([model.pool.prompts[0, m] for m in layer]) for layer in image])
-        for image in index.tolist()
-    ])  # fmt: skip
+    expected = torch.stack(
+        [
+            accumulated_text(model, state, [torch.cat([model.pool.prompts[0, m] for m in layer]) for layer in image])
+            for image in index.tolist()
+        ]
+    )
     text = model.encode(Retrieval(index, None))
     torch.testing.assert_close(text, expected, rtol=0, atol=1e-5)
     weights = torch.randn_like(text)
@@ -214,19 +226,23 @@ def test_non_prompted_text_and_image_are_the_frozen_clip(clip, images):
     texts = [f"a photo of a {name}, a type of fruit." for name in CLASSES]
     expected = F.normalize(clip.encode_text(clip.tokenize(texts)), dim=-1)
     torch.testing.assert_close(model.text_target, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.look(images).feature, F.normalize(clip.encode_image(images), dim=-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        model.look(images).feature, F.normalize(clip.encode_image(images), dim=-1), rtol=0, atol=1e-5
+    )
     ensemble = make(clip, {"REG.TEMPLATES": "ensemble"})
     assert not torch.allclose(ensemble.text_target, expected, atol=1e-3)
     torch.testing.assert_close(ensemble.text_target.norm(dim=-1), torch.ones(len(CLASSES)))
 
 
 def test_words_of_the_template_stand_around_the_class_name(clip):
-    ids = lambda text: clip.tokenize([text])[0]  # noqa: E731
+    ids = lambda text: clip.tokenize([text])[0]
     model = make(clip, {"CLUSTER.K": 1, "POOL.LENGTH": 1}, template="{} texture.")
     tokens = model.class_prompts.tokens[3]
     plain = ids("fig texture.")
     assert tokens[0] == plain[0] and torch.equal(tokens[2:8], plain[1:7])
-    other = make(clip, {"CTX_INIT": "a_drawing_of", "CLUSTER.K": 1, "POOL.LENGTH": 1}, template="a photo of a {}, a fruit.")
+    other = make(
+        clip, {"CTX_INIT": "a_drawing_of", "CLUSTER.K": 1, "POOL.LENGTH": 1}, template="a photo of a {}, a fruit."
+    )
     assert torch.equal(other.class_prompts.tokens[3][2:10], ids("a drawing of fig, a fruit.")[1:9])
 
 
@@ -282,7 +298,9 @@ def test_losses_equal_loops(clip, images, mode, retrieval_mode):
         assert "loss_dual" not in terms
         return
     assert terms["loss_dual"].item() == pytest.approx(0.5 * second.item(), abs=1e-4)
-    assert terms["loss"].item() == pytest.approx(sum(terms[f"loss_{k}"].item() for k in ("cls", "dual", "reg")), abs=1e-4)
+    assert terms["loss"].item() == pytest.approx(
+        sum(terms[f"loss_{k}"].item() for k in ("cls", "dual", "reg")), abs=1e-4
+    )
 
 
 def test_regulariser_is_promptsrcs_text_term():
@@ -290,7 +308,9 @@ def test_regulariser_is_promptsrcs_text_term():
     image = normalize(torch.randn(3, 8))
     expected, _, _ = consistency_losses(image, text, image, target, torch.tensor(100.0))
     torch.testing.assert_close(regulariser("l1", text, target), expected)
-    torch.testing.assert_close(regulariser("cos", text, target), torch.stack([1 - a @ b for a, b in zip(text, target)]).mean())
+    torch.testing.assert_close(
+        regulariser("cos", text, target), torch.stack([1 - a @ b for a, b in zip(text, target)]).mean()
+    )
     torch.testing.assert_close(regulariser("mse", text, target), ((text - target) ** 2).mean())
     assert all(regulariser(kind, text, text).item() == pytest.approx(0, abs=1e-6) for kind in ("l1", "cos", "mse"))
 
@@ -321,9 +341,16 @@ def test_only_retrieved_prompts_get_gradients(clip, images):
     assert all(p.grad is None for p in clip.parameters())
 
 
-@pytest.mark.parametrize("changes", [{}, {"RETRIEVAL.WEIGHTING": "sim", "POOL.KEY_LOSS_WEIGHT": 0.0},
-                                     {"RETRIEVAL.WEIGHTING": "softmax", "POOL.KEY_LOSS_WEIGHT": 0.0},
-                                     {"RETRIEVAL.QUERY": "raw"}, {"RETRIEVAL.MODE": "union"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"RETRIEVAL.WEIGHTING": "sim", "POOL.KEY_LOSS_WEIGHT": 0.0},
+        {"RETRIEVAL.WEIGHTING": "softmax", "POOL.KEY_LOSS_WEIGHT": 0.0},
+        {"RETRIEVAL.QUERY": "raw"},
+        {"RETRIEVAL.MODE": "union"},
+    ],
+)
 def test_learned_keys_get_gradients(clip, images, changes):
     model = make(clip, {"POOL.KEY": "learned", "POOL.PER_LAYER": True, **changes})
     terms = trainer_for(model).loss(images, torch.tensor([1, 3, 2, 0]))
@@ -372,23 +399,26 @@ def test_pool_moves_to_other_classes(clip, images):
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"CLUSTER.K": 17}, "CLUSTER.K is 17, but 32 px images have 16 tokens"),
-    ({"CLUSTER.K": 0}, "CLUSTER.K is 0; it must be positive"),
-    ({"POOL.SIZE": 2, "RETRIEVAL.TOP_K": 3}, "POOL.SIZE is 2, but RETRIEVAL takes 3"),
-    ({"POOL.SIZE": 7, "RETRIEVAL.TOP_K": 2, "RETRIEVAL.MODE": "union"}, "POOL.SIZE is 7, but RETRIEVAL takes 8"),
-    ({"POOL.LENGTH": 18}, "does not fit|fit.*72 prompt tokens"),
-    ({"POOL.KEY": "learned", "POOL.KEY_LOSS_WEIGHT": 0.0}, "no gradient would reach the keys"),
-    ({"RETRIEVAL.QUERY": "raw"}, "set POOL.KEY learned"),
-    ({"RETRIEVAL.WEIGHTING": "softmax", "RETRIEVAL.TOP_K": 2}, "set TOP_K 1"),
-    ({"RETRIEVAL.WEIGHTING": "max"}, "RETRIEVAL.WEIGHTING is 'max'; choose one of none, sim, softmax"),
-    ({"DUAL.MODE": "both"}, "DUAL.MODE is 'both'"),
-    ({"REG.WEIGHT": -2.0}, "REG.WEIGHT is -2.0"),
-    ({"PROMPT_DEPTH": 9}, "PROMPT_DEPTH is 9, but this backbone's tower has 4"),
-    ({"N_CTX_VISION": 2}, "both be 0 .* or both positive"),
-    ({"N_CTX_VISION": 2, "PROMPT_DEPTH_VISION": 1, "CACHE.DIR": "x"}, "CACHE.DIR needs a frozen image tower"),
-    ({"CACHE.VIEWS": 2}, "CACHE.DIR is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"CLUSTER.K": 17}, "CLUSTER.K is 17, but 32 px images have 16 tokens"),
+        ({"CLUSTER.K": 0}, "CLUSTER.K is 0; it must be positive"),
+        ({"POOL.SIZE": 2, "RETRIEVAL.TOP_K": 3}, "POOL.SIZE is 2, but RETRIEVAL takes 3"),
+        ({"POOL.SIZE": 7, "RETRIEVAL.TOP_K": 2, "RETRIEVAL.MODE": "union"}, "POOL.SIZE is 7, but RETRIEVAL takes 8"),
+        ({"POOL.LENGTH": 18}, "does not fit|fit.*72 prompt tokens"),
+        ({"POOL.KEY": "learned", "POOL.KEY_LOSS_WEIGHT": 0.0}, "no gradient would reach the keys"),
+        ({"RETRIEVAL.QUERY": "raw"}, "set POOL.KEY learned"),
+        ({"RETRIEVAL.WEIGHTING": "softmax", "RETRIEVAL.TOP_K": 2}, "set TOP_K 1"),
+        ({"RETRIEVAL.WEIGHTING": "max"}, "RETRIEVAL.WEIGHTING is 'max'; choose one of none, sim, softmax"),
+        ({"DUAL.MODE": "both"}, "DUAL.MODE is 'both'"),
+        ({"REG.WEIGHT": -2.0}, "REG.WEIGHT is -2.0"),
+        ({"PROMPT_DEPTH": 9}, "PROMPT_DEPTH is 9, but this backbone's tower has 4"),
+        ({"N_CTX_VISION": 2}, "both be 0 .* or both positive"),
+        ({"N_CTX_VISION": 2, "PROMPT_DEPTH_VISION": 1, "CACHE.DIR": "x"}, "CACHE.DIR needs a frozen image tower"),
+        ({"CACHE.VIEWS": 2}, "CACHE.DIR is empty"),
+    ],
+)
 def test_bad_settings(clip, changes, message):
     with pytest.raises(ValueError, match=message):
         make(clip, changes)

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
+from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-
-from dassl_prompts.models.kmeans import kmeans
 
 
 def distance(a, b):
@@ -46,7 +45,9 @@ def inertia(points, clusters):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n, dim, k, iters", [(12, 3, 3, 0), (12, 3, 3, 1), (30, 6, 4, 10), (17, 24, 5, 4), (9, 2, 9, 3)])
+@pytest.mark.parametrize(
+    "n, dim, k, iters", [(12, 3, 3, 0), (12, 3, 3, 1), (30, 6, 4, 10), (17, 24, 5, 4), (9, 2, 9, 3)]
+)
 def test_equals_plain_lloyd_on_integer_points(dtype, n, dim, k, iters):
     points = torch.randint(-50, 50, (6, n, dim)).to(dtype)
     clusters = kmeans(points, k, iters)
@@ -89,7 +90,9 @@ def test_order_of_the_points_does_not_matter():
     a, b = kmeans(points, 4), kmeans(shuffled, 4)
     assert torch.equal(a.sizes, b.sizes)
     for p, q in zip(a.centroids, b.centroids):
-        torch.testing.assert_close(torch.cdist(p, q).amin(dim=1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            torch.cdist(p, q).amin(dim=1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-9
+        )
 
 
 def test_flat_images_give_coinciding_clusters_and_nothing_breaks():
@@ -130,10 +133,15 @@ def test_half_precision_is_clustered_in_fp32_also_under_autocast():
     assert torch.equal(clusters.centroids, kmeans(points.float(), 3).centroids)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((5,), "5 clusters cannot be made of 4 points"), ((0,), "choose 1 to 4"), ((2, -1), "negative"),
-    ((2, 3, "l1"), "unknown k-means metric 'l1'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((5,), "5 clusters cannot be made of 4 points"),
+        ((0,), "choose 1 to 4"),
+        ((2, -1), "negative"),
+        ((2, 3, "l1"), "unknown k-means metric 'l1'"),
+    ],
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kmeans(torch.zeros(1, 4, 2), *arguments)

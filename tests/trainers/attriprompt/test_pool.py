@@ -4,8 +4,15 @@ import math
 
 import pytest
 import torch
-
-from dassl_prompts.models.pool import PoolUsage, PromptPool, TupleMemo, key_loss, mix, order_free, retrieve
+from dassl_prompts.trainers.attriprompt.pool import (
+    PoolUsage,
+    PromptPool,
+    TupleMemo,
+    key_loss,
+    mix,
+    order_free,
+    retrieve,
+)
 
 
 def cosine(a, b):

@@ -5,9 +5,9 @@ import os
 
 import pytest
 import torch
+from dassl_prompts.trainers.attriprompt import sheet as attributes
 from PIL import Image
 
-from dassl_prompts import attributes
 from dassl_prompts.engine import build_trainer, load_checkpoint, read_json, register_dataset, set_random_seed
 from tests.trainers import plain
 from tests.trainers.conftest import ToyColours
@@ -127,7 +127,9 @@ def test_cached_evaluation_equals_the_plain_one_and_needs_no_image_tower(train, 
         if number:
             forbid_vision(cached, monkeypatch)
         assert cached.test() == trainer._final_result
-        theirs, ours = (read_json(tmp_path / run / "results.json")["pool"]["test"] for run in ("run", f"cached{number}"))
+        theirs, ours = (
+            read_json(tmp_path / run / "results.json")["pool"]["test"] for run in ("run", f"cached{number}")
+        )
         assert ours == theirs
     assert len(list((tmp_path / "views").iterdir())) == 1
 
@@ -145,8 +147,15 @@ def test_training_on_cached_views(train, make_cfg, cache, tmp_path, monkeypatch)
     assert len(list((tmp_path / "views").iterdir())) == 2  # training and test images, shared by both variants
 
 
-@pytest.mark.parametrize("key, value", [(NODE + "CLUSTER.K", 2), (NODE + "CACHE.DTYPE", "float16"), ("INPUT.INTERPOLATION", "bicubic"),
-                                        ("DATASET.SUBSAMPLE_CLASSES", "base")])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        (NODE + "CLUSTER.K", 2),
+        (NODE + "CACHE.DTYPE", "float16"),
+        ("INPUT.INTERPOLATION", "bicubic"),
+        ("DATASET.SUBSAMPLE_CLASSES", "base"),
+    ],
+)
 def test_other_settings_have_another_cache(make_cfg, cache, tmp_path, key, value):
     for opts in ([], [key, value]):
         trainer = build_trainer(make_cfg("AttriPrompt", *cache, *opts, output=f"run{len(opts)}"))
@@ -194,7 +203,9 @@ def test_sightings_name_the_clusters_that_retrieved_a_prompt(train):
     images = torch.randn(3, 3, 32, 32)
     found = attributes.sightings(model, images, images, layer=1)
     index = model.retrieve(model.look(images)).index[:, 1]
-    assert {p: len(s) for p, s in found.items()} == {p: int((index == p).any(dim=1).sum()) for p in index.unique().tolist()}
+    assert {p: len(s) for p, s in found.items()} == {
+        p: int((index == p).any(dim=1).sum()) for p in index.unique().tolist()
+    }
     _, outputs = model.attributes.outputs(images)
     labels = model.attributes.labels(outputs[1])
     for prompt, seen in found.items():
@@ -204,11 +215,14 @@ def test_sightings_name_the_clusters_that_retrieved_a_prompt(train):
             assert torch.equal(sighting.mask.flatten(), expected)
 
 
-@pytest.mark.parametrize("args, message", [
-    (["--class", "wolf"], "no class 'wolf' among the test images; there are: aeroplane"),
-    (["--class", "dog", "--layer", "9"], "text layers 1 to 4"),
-    (["--class", "dog", "--epoch", "7"], "No model at"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--class", "wolf"], "no class 'wolf' among the test images; there are: aeroplane"),
+        (["--class", "dog", "--layer", "9"], "text layers 1 to 4"),
+        (["--class", "dog", "--epoch", "7"], "No model at"),
+    ],
+)
 def test_the_sheet_refuses_what_it_cannot_draw(sheet, args, message, capsys, tmp_path):
     assert sheet(*args) == 2
     assert message in capsys.readouterr().err

@@ -3,18 +3,27 @@
 import json
 
 import pytest
+from dassl_prompts.trainers.attriprompt import study
 
 from dassl_prompts.engine import TRAINER_REGISTRY
-from dassl_prompts.run import attriprompt_study as study
 from dassl_prompts.run.job import config_file
 from dassl_prompts.train import parser, setup_cfg
 
 
 def config(*opts):
-    return setup_cfg(parser().parse_args([
-        "--trainer", "AttriPrompt", "--config-file", config_file("trainers", "AttriPrompt", "emoji_tiny"),
-        "--dataset-config-file", config_file("datasets", "emoji"), *opts,
-    ]))  # fmt: skip
+    return setup_cfg(
+        parser().parse_args(
+            [
+                "--trainer",
+                "AttriPrompt",
+                "--config-file",
+                config_file("trainers", "AttriPrompt", "emoji_tiny"),
+                "--dataset-config-file",
+                config_file("datasets", "emoji"),
+                *opts,
+            ]
+        )
+    )
 
 
 @pytest.mark.parametrize("row", study.ROWS)
@@ -27,9 +36,14 @@ def test_every_row_changes_the_configuration_and_is_accepted(row):
 
 def test_rows_that_equal_the_recipe_are_left_out(tmp_path, monkeypatch, capsys):
     studied = []
-    monkeypatch.setattr(study, "study", lambda protocol, jobs, force: studied.append(list(jobs)) or [
-        {"seed": job.seed, "variant": name, "Base": 1.0, "New": 1.0, "HM": 1.0} for name, job in jobs.items()
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        study,
+        "study",
+        lambda protocol, jobs, force: (
+            studied.append(list(jobs))
+            or [{"seed": job.seed, "variant": name, "Base": 1.0, "New": 1.0, "HM": 1.0} for name, job in jobs.items()]
+        ),
+    )
     words = ["--seed", "1", "2", "--rows", "full", "k2", "k4", "k8", "--output", str(tmp_path)]
     assert study.main(words) == 0
     assert studied == [["full", "k4", "k8"]] * 2
@@ -52,13 +66,34 @@ def test_table_page_and_skipped_runs(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(study, "execute", pretend)
     page = tmp_path / "docs" / "page.md"
-    code = study.main(["--dataset", "emoji", "--seed", "1", "2", "--rows", "full", "floor", "--output", str(tmp_path / "out"),
-                       "--write", str(page), "--opts", "OPTIM.MAX_EPOCH", "1"])  # fmt: skip
+    code = study.main(
+        [
+            "--dataset",
+            "emoji",
+            "--seed",
+            "1",
+            "2",
+            "--rows",
+            "full",
+            "floor",
+            "--output",
+            str(tmp_path / "out"),
+            "--write",
+            str(page),
+            "--opts",
+            "OPTIM.MAX_EPOCH",
+            "1",
+        ]
+    )
     assert code == 0
     assert len({step.output for step in executed}) == len(executed) == 8
     assert all("OPTIM.MAX_EPOCH" in step.args for step in executed)
     assert sum("TRAINER.ATTRIPROMPT.RETRIEVAL.MODE" in step.args for step in executed) == 4
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line[:1] == "|"
+    ]
     # full: base 10 and 50, new 20 and 60; floor: base 30 and 70, new 40 and 80
     assert rows[2] == ["AttriPrompt", "2", "30.00", "40.00", "34.29"]
     assert rows[3][1:] == ["2", "50.00", "60.00", "54.55"] and rows[3][0].startswith("deep language prompting")

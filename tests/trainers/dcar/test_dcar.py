@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-
-from dassl_prompts.data.bpe import tokenizer
-from dassl_prompts.retrieval.reweighting import blank_image
-from dassl_prompts.retrieval.candidates import negative_captions, with_batch
-from dassl_prompts.trainers.dcar import DCARModel, check_node
+from dassl_prompts.trainers.dcar.candidates import negative_captions, with_batch
+from dassl_prompts.trainers.dcar.reweighting import blank_image
+from dassl_prompts.trainers.dcar.trainer import DCARModel, check_node
 from dassl_prompts.trainers.itr import MaPLeCaptions
+
+from dassl_prompts.captions.bpe import tokenizer
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import config, make_trainer, make_tree
 
@@ -61,14 +61,11 @@ def plain_weighted_text(state, tokens, ctx, weights):
     """77-token text tower with scaled content embeddings."""
     x = state["token_embedding.weight"][tokens] * weights[..., None]
     n = len(ctx)
-    x = torch.cat([x[:, :1], ctx.expand(len(x), n, -1), x[:, 1 + n:]], 1) + state["positional_embedding"]
+    x = torch.cat([x[:, :1], ctx.expand(len(x), n, -1), x[:, 1 + n :]], 1) + state["positional_embedding"]
     mask = torch.full((77, 77), float("-inf")).triu(1)
     for i in range(plain.LAYERS):
         x = plain.block(state, f"transformer.resblocks.{i}.", x, mask)
-    x = (
-        plain.norm(state, "ln_final", x)[torch.arange(len(tokens)), tokens.argmax(-1)]
-        @ state["text_projection"]
-    )
+    x = plain.norm(state, "ln_final", x)[torch.arange(len(tokens)), tokens.argmax(-1)] @ state["text_projection"]
     return F.normalize(x, dim=-1)
 
 
@@ -99,9 +96,7 @@ def plain_objective(trainer, state, clip, batch, negatives):
         delta = [abs(float(F.normalize(hidden[1 + j], dim=0) @ (blank - g))) for j in range(len(ids))]
         weights = torch.ones(1, 77)
         for j, d in enumerate(delta):
-            weights[0, 1 + k + j] = min(
-                max(d / (sum(delta) / len(delta)), node.DTR.CLAMP[0]), node.DTR.CLAMP[1]
-            )
+            weights[0, 1 + k + j] = min(max(d / (sum(delta) / len(delta)), node.DTR.CLAMP[0]), node.DTR.CLAMP[1])
         tokens = clip.tokenize([" ".join(["x"] * k) + " " + item.caption])
         zs.append(plain_weighted_text(state, tokens, ctx, weights)[0])
         us.append(plain.image_features(state, image[None], visual)[0])
@@ -152,9 +147,13 @@ def test_default_parameters_are_prompts_coupling_and_caa(clip):
     model = DCARModel(clip, cfg.TRAINER.DCAR)
     counts = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     t, v, e = clip.text.width, clip.vision.width, clip.embed_dim
-    assert counts == {"prompt_learner.ctx": 4 * t, "prompt_learner.proj.weight": v * t,
+    assert counts == {
+        "prompt_learner.ctx": 4 * t,
+        "prompt_learner.proj.weight": v * t,
         "prompt_learner.proj.bias": v,
-                      "caa.mlp.0.weight": 128 * e, "caa.mlp.2.weight": 128 * e}  # fmt: skip
+        "caa.mlp.0.weight": 128 * e,
+        "caa.mlp.2.weight": 128 * e,
+    }
     assert torch.equal(model.prompt_learner.ctx, clip.text.embed_words("a photo of a"))
 
 
@@ -193,22 +192,46 @@ def test_probability_zero_equals_disabled(make):
 # -- every switch acts ---------------------------------------------------------------------------------------
 
 SWITCHES = [
-    {"DTR.ENABLED": False}, {"DTR.TOKEN_FEAT": "isolated"}, {"DTR.IMAGE_FEAT": "patch_max"},
+    {"DTR.ENABLED": False},
+    {"DTR.TOKEN_FEAT": "isolated"},
+    {"DTR.IMAGE_FEAT": "patch_max"},
     {"DTR.IMAGE_FEAT": "patch_mean"},
-    {"DTR.BLANK": "black"}, {"DTR.BLANK": "mean"}, {"DTR.NORM": "softmax"}, {"DTR.NORM": "minmax"},
+    {"DTR.BLANK": "black"},
+    {"DTR.BLANK": "mean"},
+    {"DTR.NORM": "softmax"},
+    {"DTR.NORM": "minmax"},
     {"DTR.NORM": "residual"},
-    {"DTR.NORM": "none"}, {"DTR.NORM": "residual", "DTR.BETA": 0.5}, {"DTR.CLAMP": (0.9, 1.1)},
+    {"DTR.NORM": "none"},
+    {"DTR.NORM": "residual", "DTR.BETA": 0.5},
+    {"DTR.CLAMP": (0.9, 1.1)},
     {"DTR.SOURCE": "prompted"},
-    {"DTR.SCOPE": "vocab"}, {"DTR.PROB": 0.5}, {"DTR.GROUP_WORDS": True}, {"COUPLING": "mlp"},
+    {"DTR.SCOPE": "vocab"},
+    {"DTR.PROB": 0.5},
+    {"DTR.GROUP_WORDS": True},
+    {"COUPLING": "mlp"},
     {"COUPLING": "independent"},
-    {"PROMPT_DEPTH": 2}, {"N_CTX": 3}, {"CTX_INIT": ""}, {"CAA.ENABLED": False}, {"CAA.MODULE": "linear"},
+    {"PROMPT_DEPTH": 2},
+    {"N_CTX": 3},
+    {"CTX_INIT": ""},
+    {"CAA.ENABLED": False},
+    {"CAA.MODULE": "linear"},
     {"CAA.MODULE": "mlp"},
-    {"CAA.MODULE": "none"}, {"CAA.HIDDEN": 16}, {"CAA.RATIO": 0.5}, {"CAA.N_NEG": 2}, {"CAA.N_ATTR": 3},
+    {"CAA.MODULE": "none"},
+    {"CAA.HIDDEN": 16},
+    {"CAA.RATIO": 0.5},
+    {"CAA.N_NEG": 2},
+    {"CAA.N_ATTR": 3},
     {"CAA.ATTR": "words"},
-    {"CAA.NEG_SOURCE": "json"}, {"CAA.ALPHA": 2.0}, {"CAA.WEIGHT_MODE": "logit"}, {"CAA.WEIGHT_MODE": "loss"},
-    {"CAA.WEIGHT_POS": False}, {"CAA.IN_BATCH": True}, {"LOSS.DIRECTION": "i2t"}, {"LOSS.DIRECTION": "t2i"},
+    {"CAA.NEG_SOURCE": "json"},
+    {"CAA.ALPHA": 2.0},
+    {"CAA.WEIGHT_MODE": "logit"},
+    {"CAA.WEIGHT_MODE": "loss"},
+    {"CAA.WEIGHT_POS": False},
+    {"CAA.IN_BATCH": True},
+    {"LOSS.DIRECTION": "i2t"},
+    {"LOSS.DIRECTION": "t2i"},
     {"LOSS.CATE_WEIGHT": 0.3},
-]  # fmt: skip
+]
 
 
 def test_every_switch_changes_the_loss(make):
@@ -220,9 +243,7 @@ def test_every_switch_changes_the_loss(make):
 
 
 def test_residual_beta_and_swap_tables_act(make, tmp_path):
-    one, half = (
-        first_loss(make(f"b{b}", **{"DTR.NORM": "residual", "DTR.BETA": b}))[0]["loss"] for b in (1.0, 0.5)
-    )
+    one, half = (first_loss(make(f"b{b}", **{"DTR.NORM": "residual", "DTR.BETA": b}))[0]["loss"] for b in (1.0, 0.5))
     assert abs(float(one - half)) > 1e-6
     meta = tmp_path / "meta.json"
     meta.write_text(json.dumps({"ball": "round", "cone": "round", "red_box": "square"}))
@@ -319,9 +340,7 @@ def test_reranking_equals_pair_by_pair_encoding(make):
         for n, (i, t) in enumerate(zip(image, text)):
             weights = trainer.reweighter.pair_weights(captions.raw.select(t[None]), frozen[i[None]])
             prompted = captions.prompts.select(t[None])
-            z = trainer.model.encode_captions(
-                prompted, trainer.model.emit(), trainer.place(weights, prompted)
-            )
+            z = trainer.model.encode_captions(prompted, trainer.model.emit(), trainer.place(weights, prompted))
             assert float(got[n]) == pytest.approx(float(images[i] @ z[0]), abs=1e-5)
     assert size == 3 and 0 <= trainer.test() <= 100
 
@@ -339,9 +358,7 @@ def test_weights_from_prompted_towers_follow_the_prompts_outside_training_too(ma
         index = batch["index"]
         step = trainer.step_weights(batch["img"], index)
         content = trainer.reweighter.content(trainer.captions["train"].prompts.select(index))
-        torch.testing.assert_close(
-            after[index][:, : step.shape[1]][content], step[content], rtol=1e-3, atol=1e-4
-        )
+        torch.testing.assert_close(after[index][:, : step.shape[1]][content], step[content], rtol=1e-3, atol=1e-4)
 
         images, captions = trainer.image_features("test"), trainer.captions["test"].prompts
         prompts = trainer.model.emit()
@@ -357,14 +374,20 @@ def test_weights_from_prompted_towers_follow_the_prompts_outside_training_too(ma
 # -- configuration, runs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("COUPLING", "quadratic", "choose one of linear, mlp, independent"),
-    ("DTR.NORM", "l2", "choose one of mean1"),
-    ("DTR.PROB", 1.5, "share between 0 and 1"), ("DTR.CLAMP", (3.0, 0.2), "0 <= low <= high"), ("CAA.ALPHA", -1.0, "must be positive"),
-    ("CAA.N_NEG", 0, "N_NEG is 0"),
-    ("TEST.RERANK", 0, "RERANK is 0"), ("CAA.SWAP", "random", "choose one of meta"),
-    ("CAA.N_ATTR", 9, "N_ATTR is 9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("COUPLING", "quadratic", "choose one of linear, mlp, independent"),
+        ("DTR.NORM", "l2", "choose one of mean1"),
+        ("DTR.PROB", 1.5, "share between 0 and 1"),
+        ("DTR.CLAMP", (3.0, 0.2), "0 <= low <= high"),
+        ("CAA.ALPHA", -1.0, "must be positive"),
+        ("CAA.N_NEG", 0, "N_NEG is 0"),
+        ("TEST.RERANK", 0, "RERANK is 0"),
+        ("CAA.SWAP", "random", "choose one of meta"),
+        ("CAA.N_ATTR", 9, "N_ATTR is 9"),
+    ],
+)
 def test_wrong_values_name_their_key(make, key, value, message):
     with pytest.raises(ValueError, match=message):
         make(**{key: value}).prepare_training()
@@ -399,6 +422,7 @@ def test_a_step_costs_one_prompted_pass_of_each_tower(make, monkeypatch):
         def wrapped(self, x, prompts=None, *args, **kwargs):
             passes.append((kind, prompts is not None, len(x)))
             return call(self, x, prompts, *args, **kwargs)
+
         return wrapped
 
     for kind, tower in (("image", trainer.model.clip.vision), ("text", trainer.model.clip.text)):

@@ -7,9 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-
-from dassl_prompts.data.bpe import token_texts, tokenizer, word_index
-from dassl_prompts.retrieval.reweighting import (
+from dassl_prompts.trainers.dcar.reweighting import (
     NORMS,
     TokenReweighter,
     VocabularyWeights,
@@ -18,6 +16,8 @@ from dassl_prompts.retrieval.reweighting import (
     place_weights,
     token_weights,
 )
+
+from dassl_prompts.captions.bpe import token_texts, tokenizer, word_index
 from tests.tiny import tiny_clip
 
 CAPTIONS = ["a red fox runs over the snow", "an owl.", "bluish motorcycles, 737-600 and a very long fence"]
@@ -30,9 +30,19 @@ def clip():
 
 
 def node(**changes):
-    base = dict(TOKEN_FEAT="context", IMAGE_FEAT="global", BLANK="white", NORM="mean1", BETA=1.0, CLAMP=(0.2,
-        3.0), SOURCE="frozen",
-                SCOPE="pair", PROB=1.0, GROUP_WORDS=False, CACHE=True)  # fmt: skip
+    base = dict(
+        TOKEN_FEAT="context",
+        IMAGE_FEAT="global",
+        BLANK="white",
+        NORM="mean1",
+        BETA=1.0,
+        CLAMP=(0.2, 3.0),
+        SOURCE="frozen",
+        SCOPE="pair",
+        PROB=1.0,
+        GROUP_WORDS=False,
+        CACHE=True,
+    )
     return SimpleNamespace(**{**base, **changes})
 
 
@@ -43,7 +53,7 @@ def images():
 
 def slow_weights(clip, images, clamp=(0.2, 3.0), isolated=False):
     """One caption, one token, two cosines at a time."""
-    cosine = lambda a, b: float(torch.dot(a, b) / a.norm() / b.norm())  # noqa: E731
+    cosine = lambda a, b: float(torch.dot(a, b) / a.norm() / b.norm())
     blank = blank_image("white", 32, MEAN, STD)
     rows = []
     for text, image in zip(CAPTIONS, images):
@@ -71,7 +81,7 @@ def test_weights_equal_the_loop(clip, images, kind):
     weights = reweighter.pair_weights(captions, reweighter.image_features(images))
     for row, wanted in zip(weights, slow_weights(clip, images, isolated=kind == "isolated")):
         torch.testing.assert_close(row[: len(wanted)], torch.tensor(wanted), rtol=2e-3, atol=2e-4)
-        assert (row[len(wanted):] == 1).all()
+        assert (row[len(wanted) :] == 1).all()
     everything = reweighter.all_pair_weights(captions, reweighter.image_features(images), batch_size=2)
     torch.testing.assert_close(everything, weights, rtol=1e-3, atol=1e-4)
 
@@ -84,10 +94,10 @@ def test_patch_similarities_equal_the_loop(clip, images, kind):
     weights = reweighter.pair_weights(captions, reweighter.image_features(images))
     reduce = max if kind == "patch_max" else (lambda s: sum(s) / len(s))
     hidden = F.normalize(clip.text(captions, return_tokens=True)[1], dim=-1)
-    patches = lambda x: F.normalize(clip.vision(x, return_tokens=True)[1][0, 1:], dim=-1)  # noqa: E731
+    patches = lambda x: F.normalize(clip.vision(x, return_tokens=True)[1][0, 1:], dim=-1)
     blank = patches(blank_image("white", 32, MEAN, STD))
     for i in range(3):
-        own = patches(images[i:i + 1])
+        own = patches(images[i : i + 1])
         for j in range(int(captions.eot[i]) - 1):
             f = hidden[i, 1 + j]
             wanted = abs(reduce([float(f @ p) for p in blank]) - reduce([float(f @ p) for p in own]))
@@ -108,11 +118,16 @@ def test_mean_is_one_before_clamping_and_bounds_hold():
             assert torch.equal(weights[content], delta[content])
 
 
-@pytest.mark.parametrize(("norm", "expected"), [
-    ("mean1", [0.5, 1.0, 1.5]), ("minmax", [0.0, 0.5, 1.0]), ("residual", [1.0, 1.25, 1.5]),
-    ("none", [0.1, 0.2, 0.3]),
-    ("softmax", [3 * w / (1 + 2.718282 + 7.389056) for w in (1, 2.718282, 7.389056)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [
+        ("mean1", [0.5, 1.0, 1.5]),
+        ("minmax", [0.0, 0.5, 1.0]),
+        ("residual", [1.0, 1.25, 1.5]),
+        ("none", [0.1, 0.2, 0.3]),
+        ("softmax", [3 * w / (1 + 2.718282 + 7.389056) for w in (1, 2.718282, 7.389056)]),
+    ],
+)
 def test_normalisations_by_hand(norm, expected):
     delta = torch.tensor([[0.1, 0.2, 0.3, 9.0]])
     content = torch.tensor([[True, True, True, False]])
@@ -132,9 +147,10 @@ def test_blank_image_as_input_gives_ones(clip, kind):
     blank = blank_image(kind, 32, MEAN, STD)
     if kind != "mean":
         level = 1.0 if kind == "white" else 0.0
-        torch.testing.assert_close(blank * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3,
-            1, 1),
-                                   torch.full((1, 3, 32, 32), level))  # fmt: skip
+        torch.testing.assert_close(
+            blank * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1),
+            torch.full((1, 3, 32, 32), level),
+        )
     reweighter = TokenReweighter(clip, node(BLANK=kind), MEAN, STD)
     captions = clip.text.prompts_from_texts(CAPTIONS[:1])
     assert torch.equal(

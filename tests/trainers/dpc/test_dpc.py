@@ -6,12 +6,12 @@ import shlex
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_prompts.trainers.dpc.combinations import DPC, symmetric_contrastive
+from dassl_prompts.trainers.dpc.settings import PRESETS, Settings
+from dassl_prompts.trainers.dpc.stage1 import check_run, warn_of_other_draw
+from dassl_prompts.trainers.dpc.stage1 import command as stage1_command
 
-from dassl_prompts.dpc_settings import PRESETS, Settings
-from dassl_prompts.dpc_stage1 import check_run, warn_of_other_draw
-from dassl_prompts.dpc_stage1 import command as stage1_command
 from dassl_prompts.engine import build_trainer, load_checkpoint, set_random_seed
-from dassl_prompts.trainers.dpc import DPC, symmetric_contrastive
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
 
 BACKBONES = {
@@ -59,7 +59,7 @@ def test_repeated_rows_have_a_floor_that_mask_and_multipos_do_not():
     aligned = F.normalize(torch.eye(3), dim=1)
     y = torch.tensor([0, 0, 1])
     images = texts = aligned[y]
-    loss = lambda how: float(symmetric_contrastive(images, texts, y, SCALE, how))  # noqa: E731
+    loss = lambda how: float(symmetric_contrastive(images, texts, y, SCALE, how))
     assert loss("official") == pytest.approx(2 / 3 * math.log(2), abs=1e-6)
     assert loss("mask") == pytest.approx(0, abs=1e-6)
     assert loss("multipos") == pytest.approx(0, abs=1e-6)
@@ -86,14 +86,17 @@ def test_other_duplicate_policies_against_loops(how):
 # -- configuration ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key, value, message", [
-    ("OMEGA_B", 1.5, r"OMEGA_B must lie in \[0, 1\]"),
-    ("OMEGA_N", -0.1, r"OMEGA_N must lie in \[0, 1\]"),
-    ("TOPK", 0, "TOPK must be at least 1"),
-    ("PRESET", "mine", "choose paper or official"),
-    ("DUPLICATES", "drop", "choose one of official, mask"),
-    ("EVAL_BASE", "other", "choose one of mixed, parallel"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("OMEGA_B", 1.5, r"OMEGA_B must lie in \[0, 1\]"),
+        ("OMEGA_N", -0.1, r"OMEGA_N must lie in \[0, 1\]"),
+        ("TOPK", 0, "TOPK must be at least 1"),
+        ("PRESET", "mine", "choose paper or official"),
+        ("DUPLICATES", "drop", "choose one of official, mask"),
+        ("EVAL_BASE", "other", "choose one of mixed, parallel"),
+    ],
+)
 def test_impossible_settings_name_the_key(make_cfg, key, value, message):
     with pytest.raises(ValueError, match=message):
         build_trainer(make_cfg("DPC_CoOp", f"TRAINER.DPC.{key}", value))
@@ -150,14 +153,16 @@ def test_both_stages_and_both_evaluations(two_stages, make_cfg, images, tmp_path
     tuned = dpc.model.tuned.checkpoint_module.state_dict()
     for key, value in saved.items():
         assert torch.equal(tuned[key], value), key
-    moved = [n for n, p in dpc.model.learnable().items() if not torch.equal(p, dict(dpc.model.tuned.named_parameters())[n])]
+    moved = [
+        n for n, p in dpc.model.learnable().items() if not torch.equal(p, dict(dpc.model.tuned.named_parameters())[n])
+    ]
     assert len(moved) == len(dpc.model.learnable())
 
     # a fresh trainer on the new classes, from the checkpoint alone: equal to the backbone bit for bit
     new = ["DATASET.SUBSAMPLE_CLASSES", "new"]
     fresh = build_trainer(make_cfg(f"DPC_{name}", *opts, *new, output="dpc_new"))
     fresh.load_model(str(tmp_path / "stage2"))
-    alone = build_trainer(make_cfg(name, *BACKBONES[name], *opts[len(BACKBONES[name]):-6], *new, output="alone_new"))
+    alone = build_trainer(make_cfg(name, *BACKBONES[name], *opts[len(BACKBONES[name]) : -6], *new, output="alone_new"))
     alone.load_model(str(tmp_path / "stage1"))
     assert torch.equal(logits(fresh, images), logits(alone, images))
 
@@ -170,8 +175,15 @@ def test_both_stages_and_both_evaluations(two_stages, make_cfg, images, tmp_path
 @pytest.fixture
 def coop_stage1(train, tmp_path):
     train("CoOp", *BACKBONES["CoOp"], "DATASET.SUBSAMPLE_CLASSES", "base", output="stage1")
-    return [*BACKBONES["CoOp"], "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.DPC.CKPT_DIR", str(tmp_path / "stage1"),
-            "TRAINER.DPC.TOPK", 3]  # fmt: skip
+    return [
+        *BACKBONES["CoOp"],
+        "DATASET.SUBSAMPLE_CLASSES",
+        "base",
+        "TRAINER.DPC.CKPT_DIR",
+        str(tmp_path / "stage1"),
+        "TRAINER.DPC.TOPK",
+        3,
+    ]
 
 
 def ready(make_cfg, opts, *more, output):
@@ -213,7 +225,18 @@ def test_training_theta_equals_training_p_prime_with_lr_over_omega_squared(make_
 def test_official_preset_is_semantics_o_over_three_sgd_steps(make_cfg, coop_stage1):
     """The gradient carries 1 / omega_b, the weight decay does not; momentum and decay on (specs/dpc.md 4.8)."""
     lr, momentum, decay, omega = 0.01, 0.9, 5e-4, 0.2
-    sgd = ["OPTIM.NAME", "sgd", "OPTIM.LR", lr, "OPTIM.MOMENTUM", momentum, "OPTIM.WEIGHT_DECAY", decay, "OPTIM.WARMUP_EPOCH", -1]
+    sgd = [
+        "OPTIM.NAME",
+        "sgd",
+        "OPTIM.LR",
+        lr,
+        "OPTIM.MOMENTUM",
+        momentum,
+        "OPTIM.WEIGHT_DECAY",
+        decay,
+        "OPTIM.WARMUP_EPOCH",
+        -1,
+    ]
     trainer = ready(make_cfg, coop_stage1, *sgd, "TRAINER.DPC.PRESET", "official", output="official")
     batch = first_batch(trainer)
     model, start = trainer.model, trainer.model.tuned.prompt_learner.ctx.detach().clone()
@@ -306,7 +329,9 @@ def test_too_large_k_is_clamped_with_a_warning(make_cfg, coop_stage1, capsys):
 
 
 def test_missing_stage_1_says_which_command_makes_it(make_cfg, coop_stage1, tmp_path):
-    trainer = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, "TRAINER.DPC.CKPT_DIR", str(tmp_path / "no"), output="a"))
+    trainer = build_trainer(
+        make_cfg("DPC_CoOp", *coop_stage1, "TRAINER.DPC.CKPT_DIR", str(tmp_path / "no"), output="a")
+    )
     with pytest.raises(FileNotFoundError, match="finished run of CoOp.*--trainer CoOp .*scripts/dpc/base2new.sh"):
         trainer.train()
     empty = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, "TRAINER.DPC.CKPT_DIR", "", output="b"))
@@ -326,14 +351,20 @@ def test_stage_1_of_another_shape_is_refused(make_cfg, coop_stage1):
         trainer.train()
 
 
-@pytest.mark.parametrize("run, message", [
-    ({}, None),  # of official code
-    ({"trainer": "CoOp", "backbone": "ViT-B/16", "seed": 2, "shots": 4}, None),
-    ({"trainer": "DPC_CoOp", "backbone": "ViT-B/16"}, "D is a run of DPC_CoOp, not of CoOp"),
-    ({"trainer": "CoOp", "backbone": "RN50"}, "on the backbone RN50, this run has ViT-B/16"),
-    ({"trainer": "CoOp", "backbone": "/weights/b16.pt", "digests": {"backbone": "own"}}, None),
-    ({"trainer": "CoOp", "backbone": "ViT-B/16", "digests": {"backbone": "other"}}, "other weights of the backbone"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "run, message",
+    [
+        ({}, None),  # of official code
+        ({"trainer": "CoOp", "backbone": "ViT-B/16", "seed": 2, "shots": 4}, None),
+        ({"trainer": "DPC_CoOp", "backbone": "ViT-B/16"}, "D is a run of DPC_CoOp, not of CoOp"),
+        ({"trainer": "CoOp", "backbone": "RN50"}, "on the backbone RN50, this run has ViT-B/16"),
+        ({"trainer": "CoOp", "backbone": "/weights/b16.pt", "digests": {"backbone": "own"}}, None),
+        (
+            {"trainer": "CoOp", "backbone": "ViT-B/16", "digests": {"backbone": "other"}},
+            "other weights of the backbone",
+        ),
+    ],
+)
 def test_stage_1_must_be_of_the_backbone_method_and_clip(make_cfg, run, message):
     cfg = make_cfg("DPC_CoOp", "MODEL.BACKBONE.NAME", "ViT-B/16")
     if message is None:
@@ -342,10 +373,16 @@ def test_stage_1_must_be_of_the_backbone_method_and_clip(make_cfg, run, message)
         check_run(run, "D", "CoOp", cfg, "own")
 
 
-@pytest.mark.parametrize("run, shots, warned", [
-    ({}, 16, []), ({"seed": 1, "shots": 16}, 16, []), ({"seed": 1, "shots": -1}, 0, []),
-    ({"seed": 3, "shots": 16}, 16, ["seed 3"]), ({"seed": 2, "shots": 4}, 16, ["seed 2", "shots 4"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "run, shots, warned",
+    [
+        ({}, 16, []),
+        ({"seed": 1, "shots": 16}, 16, []),
+        ({"seed": 1, "shots": -1}, 0, []),
+        ({"seed": 3, "shots": 16}, 16, ["seed 3"]),
+        ({"seed": 2, "shots": 4}, 16, ["seed 2", "shots 4"]),
+    ],
+)
 def test_stage_1_of_another_draw_is_used_with_a_warning(run, shots, warned, capsys):
     warn_of_other_draw(run, "D", 1, shots)
     lines = capsys.readouterr().out.splitlines()
@@ -374,7 +411,9 @@ def test_wrong_stage_1_is_refused_with_the_command_and_another_seed_warned_of(ma
     trainer.load_stage1(to_train=True)
     assert "was trained with seed 9, stage 2 wants seed 1" in capsys.readouterr().out
     results.write_text(results.read_text().replace('"trainer": "CoOp"', '"trainer": "CoCoOp"'))
-    with pytest.raises(ValueError, match="is a run of CoCoOp, not of CoOp.*`python -m dassl_prompts.train --trainer CoOp"):
+    with pytest.raises(
+        ValueError, match="is a run of CoCoOp, not of CoOp.*`python -m dassl_prompts.train --trainer CoOp"
+    ):
         trainer.load_stage1()
 
 
@@ -384,7 +423,9 @@ def test_released_checkpoint_holds_p_prime_alone_and_finds_p_in_stage_1(make_cfg
     theta = trainer.model.tuned.prompt_learner.ctx + 0.1
     folder = tmp_path / "official" / "prompt_learner"
     folder.mkdir(parents=True)
-    torch.save({"state_dict": {"ctx": theta, "token_prefix": torch.zeros(2, 1, 128)}, "epoch": 20}, folder / "model.pth.tar-20")
+    torch.save(
+        {"state_dict": {"ctx": theta, "token_prefix": torch.zeros(2, 1, 128)}, "epoch": 20}, folder / "model.pth.tar-20"
+    )
     for classes in ("base", "new"):  # stage 1 has the base classes in both
         opts = [*coop_stage1, "DATASET.SUBSAMPLE_CLASSES", classes]
         fresh = build_trainer(make_cfg("DPC_CoOp", *opts, output=f"b_{classes}"))
@@ -406,7 +447,9 @@ def test_all_classes_of_another_dataset_use_the_new_weighting(make_cfg, coop_sta
     other = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, *everything, output="other"))
     other.load_model(str(tmp_path / "all2"))
     assert other.model.task == "new"
-    kept = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, *everything, "TRAINER.DPC.XD_RULE", "parallel", output="kept"))
+    kept = build_trainer(
+        make_cfg("DPC_CoOp", *coop_stage1, *everything, "TRAINER.DPC.XD_RULE", "parallel", output="kept")
+    )
     kept.load_model(str(tmp_path / "all2"))
     assert kept.model.task == "base"
 
@@ -427,14 +470,25 @@ def test_deep_noise_restarts_deep_prompts_only(make_cfg, train, tmp_path):
 def test_projector_statistics(make_cfg, train, teacher_file, teacher_clip, tmp_path, bn):
     opts = [*BACKBONES["PromptKD"], *teacher_options(teacher_file, teacher_clip, tmp_path)]
     train("PromptKD", *opts, output="stage1")
-    dpc = train("DPC_PromptKD", *opts, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.DPC.CKPT_DIR", str(tmp_path / "stage1"),
-                "TRAINER.DPC.TOPK", 3, "TRAINER.DPC.PROJECTOR_BN", bn, output="stage2")  # fmt: skip
+    dpc = train(
+        "DPC_PromptKD",
+        *opts,
+        "DATASET.SUBSAMPLE_CLASSES",
+        "base",
+        "TRAINER.DPC.CKPT_DIR",
+        str(tmp_path / "stage1"),
+        "TRAINER.DPC.TOPK",
+        3,
+        "TRAINER.DPC.PROJECTOR_BN",
+        bn,
+        output="stage2",
+    )
     ours, stage1 = (net.VPT_image_trans.conv1[1].running_mean for net in (dpc.model.parallel, dpc.model.tuned))
     assert torch.equal(ours, stage1) == (bn == "frozen")
 
 
 def test_any_classification_trainer_can_be_a_backbone():
-    from dassl_prompts.trainers.dpc import DPC_IVLP
+    from dassl_prompts.trainers.dpc.combinations import DPC_IVLP
 
     own = {k for k in vars(DPC_IVLP) if not k.startswith("_")}
     assert issubclass(DPC_IVLP, DPC) and own == {"backbone"}

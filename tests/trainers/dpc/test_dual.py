@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-
-from dassl_prompts.models.dual import DualPrompts, clone_prompts
 from dassl_prompts.trainers.coop import CoOpModel
+from dassl_prompts.trainers.dpc.dual import DualPrompts, clone_prompts
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.maple import MaPLeModel
-from dassl_prompts.trainers.promptkd import PromptKDModel
+from dassl_prompts.trainers.promptkd.trainer import PromptKDModel
+
 from tests.tiny import tiny_clip
 
 CLASSES = ["red apple", "green pear", "blue plum", "fig", "dark red cherry"]
@@ -171,6 +171,8 @@ def test_new_classes_may_keep_the_text_of_p():
     ours, own, tuned = dual.emit(), dual.parallel.emit(), dual.tuned.emit()
     assert torch.equal(ours.text, tuned.text)
     assert all(torch.equal(a, b) for a, b in zip(ours.text_deep, tuned.text_deep))
-    for m, a, b in zip((ours.vision, *ours.vision_deep), (own.vision, *own.vision_deep), (tuned.vision, *tuned.vision_deep)):
+    for m, a, b in zip(
+        (ours.vision, *ours.vision_deep), (own.vision, *own.vision_deep), (tuned.vision, *tuned.vision_deep)
+    ):
         torch.testing.assert_close(m, 0.3 * a + 0.7 * b, rtol=0, atol=1e-6)
     assert torch.equal(dual.class_features(), dual.tuned.encode_classes(tuned))

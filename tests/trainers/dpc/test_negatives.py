@@ -5,8 +5,7 @@ import random
 
 import pytest
 import torch
-
-from dassl_prompts.data.negatives import ImagePool, MinedLoader, group_pairs, hard_negatives, read_official_json
+from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, group_pairs, hard_negatives, read_official_json
 
 
 def ranking(*rows):
@@ -124,7 +123,9 @@ def make_loader(seed=1):
         for n in range(4)
     ]
     by_class = [[0, 1], [10, 11, 12], [20], [30, 31]]
-    return MinedLoader(batches, lambda images, labels, rng: ([[1], [3]], {"note": 7}), by_class, ImagePool(Noisy()), seed)
+    return MinedLoader(
+        batches, lambda images, labels, rng: ([[1], [3]], {"note": 7}), by_class, ImagePool(Noisy()), seed
+    )
 
 
 def test_loader_aligns_images_and_classes():
@@ -178,11 +179,14 @@ def test_official_json_resolves_folders_of_different_depth(tmp_path):
     assert [(i.label, i.impath) for i in items] == [(d.label, d.impath) for d in dataset.train_x]
 
 
-@pytest.mark.parametrize("classes, message", [
-    ({"abbey": ["a/abbey/1.jpg"]}, "no images for class 'bow window'"),
-    ({"abbey": ["a/abbey/9.jpg"], "bow_window": ["b/bow_window/indoor/1.jpg"]}, "test image"),
-    ({"abbey": ["x/1.jpg"], "bow_window": ["b/bow_window/indoor/1.jpg"]}, "exists under none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        ({"abbey": ["a/abbey/1.jpg"]}, "no images for class 'bow window'"),
+        ({"abbey": ["a/abbey/9.jpg"], "bow_window": ["b/bow_window/indoor/1.jpg"]}, "test image"),
+        ({"abbey": ["x/1.jpg"], "bow_window": ["b/bow_window/indoor/1.jpg"]}, "exists under none"),
+    ],
+)
 def test_official_json_refuses_what_would_be_wrong(tmp_path, classes, message):
     path = write_json(tmp_path / "SPLE_SUN397.json", **classes)
     with pytest.raises(ValueError, match=message):

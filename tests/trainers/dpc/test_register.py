@@ -1,7 +1,7 @@
 """The register of disagreements between DPC's paper and its released code (docs/dpc.md): every switch does what its row says.
 
 Rows whose effect is tested elsewhere: D2 and D3 (semantics of training), D9 (loss), D10, D13, D17, D24 in test_dpc.py, D14 and
-MaPLe's mixing in tests/models/test_dual.py, the sampler's own rules in tests/data/test_negatives.py.
+MaPLe's mixing in tests/trainers/dpc/test_dual.py, the sampler's own rules in tests/trainers/dpc/test_negatives.py.
 """
 
 import json
@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from dassl_prompts.trainers.promptkd.trainer import distillation_loss
+from dassl_prompts.trainers.promptsrc import consistency_losses
 
 from dassl_prompts.engine import build_trainer, load_checkpoint
-from dassl_prompts.trainers.promptkd import distillation_loss
-from dassl_prompts.trainers.promptsrc import consistency_losses
 from tests.conftest import ROOT
 from tests.trainers import plain
+from tests.trainers.dpc.test_dpc import BACKBONES, PLAIN_SGD, coop_stage1, first_batch, ready, steps  # noqa: F401
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
-from tests.trainers.test_dpc import BACKBONES, PLAIN_SGD, coop_stage1, first_batch, ready, steps  # noqa: F401
 
 BASE = ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.DPC.TOPK", 3]
 
@@ -57,14 +57,17 @@ def moved(trainer):
 # -- D1 to D5: prompts ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("opts, weight", [
-    ([], 0.2),
-    (["TRAINER.DPC.OMEGA_B", 0.7], 0.7),
-    (["TRAINER.DPC.EVAL_BASE", "parallel"], 1.0),
-    (["TRAINER.DPC.PRESET", "official"], 1.0),
-    (["TRAINER.DPC.TASK", "new"], 0.0),
-    (["TRAINER.DPC.TASK", "new", "TRAINER.DPC.OMEGA_N", 0.3], 0.3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "opts, weight",
+    [
+        ([], 0.2),
+        (["TRAINER.DPC.OMEGA_B", 0.7], 0.7),
+        (["TRAINER.DPC.EVAL_BASE", "parallel"], 1.0),
+        (["TRAINER.DPC.PRESET", "official"], 1.0),
+        (["TRAINER.DPC.TASK", "new"], 0.0),
+        (["TRAINER.DPC.TASK", "new", "TRAINER.DPC.OMEGA_N", 0.3], 0.3),
+    ],
+)
 def test_d1_d4_d5_weight_of_p_prime_at_inference(make_cfg, coop_stage1, opts, weight):  # noqa: F811
     model = moved(ready(make_cfg, coop_stage1, *opts, output="a"))
     wanted = weight * model.parallel.prompt_learner.ctx + (1 - weight) * model.tuned.prompt_learner.ctx
@@ -179,11 +182,14 @@ def mined(trainer, scores, labels, rng=None):
     return trainer.mine(torch.zeros(len(labels), 3, 32, 32), labels, rng or random.Random(0))[0]
 
 
-@pytest.mark.parametrize("opts, wanted", [
-    ([], [[3, 2], []]),  # at most K - 1, none twice in the step
-    (["TRAINER.DPC.NEG_CAP", "k"], [[3, 2, 1], []]),  # the truth is not among the K best of the first anchor
-    (["TRAINER.DPC.NEG_DEDUP", False], [[3, 2], [3, 2]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "opts, wanted",
+    [
+        ([], [[3, 2], []]),  # at most K - 1, none twice in the step
+        (["TRAINER.DPC.NEG_CAP", "k"], [[3, 2, 1], []]),  # the truth is not among the K best of the first anchor
+        (["TRAINER.DPC.NEG_DEDUP", False], [[3, 2], [3, 2]]),
+    ],
+)
 def test_d7_number_of_negatives(make_cfg, coop_stage1, opts, wanted):  # noqa: F811
     trainer = ready(make_cfg, coop_stage1, *opts, output="a")
     assert trainer.topk == 3 and len(trainer.model.classnames) == 4
@@ -201,7 +207,9 @@ def test_d7_d8_random_fill_and_its_range(make_cfg, coop_stage1, fill_range, reac
 
 
 def test_d8_promptkd_draws_the_last_class_but_not_the_first(make_cfg, kd_stage1):
-    trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "official", "TRAINER.DPC.TOPK", 1, output="a")
+    trainer = make(
+        make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "official", "TRAINER.DPC.TOPK", 1, output="a"
+    )
     draws = [mined(trainer, torch.tensor([[0.0, 1, 2, 3]]), [3], random.Random(i))[0] for i in range(60)]
     assert {c for draw in draws for c in draw} == {1, 2}
     draws = [mined(trainer, torch.tensor([[0.0, 3, 2, 1]]), [1], random.Random(i))[0] for i in range(60)]
@@ -222,7 +230,7 @@ def test_d9_duplicate_policies_reach_the_step(make_cfg, coop_stage1):  # noqa: F
 
 
 def test_similarities_stay_fp32_under_autocast():
-    from dassl_prompts.trainers.dpc import symmetric_contrastive
+    from dassl_prompts.trainers.dpc.combinations import symmetric_contrastive
 
     images, texts = (F.normalize(torch.randn(6, 16, generator=torch.Generator().manual_seed(i)), dim=1) for i in (0, 1))
     args = images, texts, torch.tensor([0, 1, 2, 0, 3, 4]), torch.tensor(100.0)
@@ -259,9 +267,12 @@ def test_d11_promptsrc_keeps_its_consistency_terms_on_the_anchors(make_cfg, src_
     with torch.no_grad():
         prompts, anchors = model.parallel.emit(), batch["img"][batch["anchors"]]
         d_text, d_image, kl = consistency_losses(
-            model.encode_images(anchors, prompts), model.encode_classes(prompts),
-            F.normalize(model.clip.encode_image(anchors), dim=-1), model.tuned.text_target, model.scale,
-        )  # fmt: skip
+            model.encode_images(anchors, prompts),
+            model.encode_classes(prompts),
+            F.normalize(model.clip.encode_image(anchors), dim=-1),
+            model.tuned.text_target,
+            model.scale,
+        )
     torch.testing.assert_close(terms["loss_scl"], 25 * d_text + 10 * d_image + kl, rtol=1e-4, atol=1e-5)
     official = make(make_cfg, "DPC_PromptSRC", src_stage1, "TRAINER.DPC.PRESET", "official", output="b")
     assert official.loss(*official.parse_batch_train(first_batch(official))).keys() == {"loss", "loss_cl"}
@@ -282,12 +293,21 @@ def test_d11_d12_promptkd_drops_the_distillation_unless_weighted(make_cfg, kd_st
     torch.testing.assert_close(terms["loss_kd"], wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name, key, value", [
-    ("DPC_CoOp", "LOSS.KD_W", 1.0), ("DPC_MaPLe", "LOSS.SCL_W", 1.0), ("DPC_PromptKD", "LOSS.SCL_W", 1.0),
-    ("DPC_PromptSRC", "LOSS.KD_W", 1.0), ("DPC_IVLP", "GPA", True), ("DPC_PromptSRC", "MINER", "teacher"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("DPC_CoOp", "LOSS.KD_W", 1.0),
+        ("DPC_MaPLe", "LOSS.SCL_W", 1.0),
+        ("DPC_PromptKD", "LOSS.SCL_W", 1.0),
+        ("DPC_PromptSRC", "LOSS.KD_W", 1.0),
+        ("DPC_IVLP", "GPA", True),
+        ("DPC_PromptSRC", "MINER", "teacher"),
+    ],
+)
 def test_what_a_backbone_does_not_have_is_refused_at_once(make_cfg, name, key, value):
-    with pytest.raises(ValueError, match=f"TRAINER.DPC.{key} asks for something that the backbone {name[4:]} does not have"):
+    with pytest.raises(
+        ValueError, match=f"TRAINER.DPC.{key} asks for something that the backbone {name[4:]} does not have"
+    ):
         build_trainer(make_cfg(name, f"TRAINER.DPC.{key}", value))
 
 
@@ -303,8 +323,14 @@ def test_official_preset_of_promptkd(make_cfg, kd_stage1):
     trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "official", output="a")
     s, model = trainer.dpc, trainer.model
     assert (s.miner, s.mix_scope, s.deep_init, s.neg_transform, s.projector_bn, s.xd_rule, s.grad_scale) == (
-        "teacher_untuned", "text", "noise", "test", "train", "parallel", 5.0,
-    )  # fmt: skip
+        "teacher_untuned",
+        "text",
+        "noise",
+        "test",
+        "train",
+        "parallel",
+        5.0,
+    )
     ours, tuned = model.parallel.emit(), model.tuned.emit()
     assert torch.equal(ours.text, tuned.text) and torch.equal(ours.vision, tuned.vision)
     for a, b in zip((*ours.text_deep, *ours.vision_deep), (*tuned.text_deep, *tuned.vision_deep)):
@@ -313,7 +339,9 @@ def test_official_preset_of_promptkd(make_cfg, kd_stage1):
 
 
 def test_p_stays_in_evaluation_mode(make_cfg, kd_stage1):
-    model = build_trainer(make_cfg("DPC_PromptKD", *kd_stage1, "TRAINER.DPC.PROJECTOR_BN", "train", output="a")).model.train()
+    model = build_trainer(
+        make_cfg("DPC_PromptKD", *kd_stage1, "TRAINER.DPC.PROJECTOR_BN", "train", output="a")
+    ).model.train()
     batch_norms = [net.VPT_image_trans.conv1[1].training for net in (model.parallel, model.tuned)]
     assert batch_norms == [True, False]
 
@@ -352,7 +380,7 @@ def test_d16_source_of_negatives(make_cfg, coop_stage1, monkeypatch, tmp_path): 
         asked.append((cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES))
         return SimpleNamespace(train_x=["the whole split"])
 
-    monkeypatch.setattr("dassl_prompts.dpc.build_dataset", whole_split)
+    monkeypatch.setattr("dassl_prompts.trainers.dpc.stage2.build_dataset", whole_split)
     shots = ready(make_cfg, coop_stage1, output="a")
     assert shots.negative_items() is shots.dm.dataset.train_x and not asked
     monkeypatch.setattr(shots, "dpc", SimpleNamespace(neg_json="", neg_pool="full_train"))
@@ -450,5 +478,8 @@ def test_a_resumed_second_stage_equals_an_uninterrupted_one(train, make_cfg, coo
     with pytest.raises(KeyboardInterrupt):
         first.train()
     train("DPC_CoOp", *opts, output="parts")
-    a, b = (load_checkpoint(tmp_path / run / "prompt_learner" / "model.pth.tar-3")["state_dict"] for run in ("whole", "parts"))
+    a, b = (
+        load_checkpoint(tmp_path / run / "prompt_learner" / "model.pth.tar-3")["state_dict"]
+        for run in ("whole", "parts")
+    )
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

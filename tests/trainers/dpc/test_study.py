@@ -6,17 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dassl_prompts.trainers.dpc import study as dpc_study
 from torch import nn
 
-from dassl_prompts.run import dpc_study
 from dassl_prompts.run.job import Job
-from tests.trainers.test_dpc import coop_stage1  # noqa: F401
+from tests.trainers.dpc.test_dpc import coop_stage1  # noqa: F401
 
 
 @pytest.fixture
 def weights(train, make_cfg, coop_stage1, tmp_path, monkeypatch):  # noqa: F811
     """Evaluations return 100 w for prompts w P' + (1 - w) P, plus 0.5 where the rest of the model is that of P."""
-    from dassl_prompts.dpc import DPC
+    from dassl_prompts.trainers.dpc.stage2 import DPC
 
     train("DPC_CoOp", *coop_stage1, output="stage2")
 
@@ -73,10 +73,13 @@ def test_rows_of_the_ablation(weights):
     rows = {row["row"][0]: (row["Base"], row["New"]) for row in dpc_study.ablation(JOB)}
     assert rows == {
         "0": (7.0, 7.0),
-        "1": (100.0, 100.0), "2": (100.0, 100.0),  # no weighting, no decoupling
+        "1": (100.0, 100.0),
+        "2": (100.0, 100.0),  # no weighting, no decoupling
         "3": (20.0, 20.0),  # weighting, no decoupling
-        "4": (20.0, 0.5), "5": (20.0, 0.5), "6": (20.0, 0.5),  # new classes: P with all that belongs to it
-    }  # fmt: skip
+        "4": (20.0, 0.5),
+        "5": (20.0, 0.5),
+        "6": (20.0, 0.5),  # new classes: P with all that belongs to it
+    }
     opts = {job.tag: job.opts[2:] for job in weights}
     assert opts == {"two_step": dpc_study.TRAININGS["two_step"], "": (), "dhno_ce": dpc_study.TRAININGS["dhno_ce"]}
     assert all(job.opts[:2] == JOB.opts for job in weights)
@@ -97,8 +100,11 @@ def test_plain_cloning_trains_with_cross_entropy_alone(make_cfg, coop_stage1):  
 def test_plot_shows_both_curves_over_omega_as_means_over_seeds(tmp_path, monkeypatch):
     from matplotlib import pyplot as plt
 
-    rows = [{"seed": seed, "omega": w, "base at omega_b": 50 + 10 * w + seed, "new at omega_n": 40 - 20 * w + seed}
-            for seed in (1, 3) for w in dpc_study.OMEGAS]  # fmt: skip
+    rows = [
+        {"seed": seed, "omega": w, "base at omega_b": 50 + 10 * w + seed, "new at omega_n": 40 - 20 * w + seed}
+        for seed in (1, 3)
+        for w in dpc_study.OMEGAS
+    ]
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)
     picture = tmp_path / "new folder" / "omega.png"
@@ -117,7 +123,19 @@ def test_command_line_passes_options_on(monkeypatch, tmp_path, capsys):
     jobs = []
     row = {"seed": 1, "row": "0 backbone", "Base": 1.0, "New": 1.0, "HM": 1.0}
     monkeypatch.setitem(dpc_study.STUDIES, "ablation", (lambda job, force: jobs.append(job) or [row], "row"))
-    argv = ["ablation", "--seed", "1", "2", "--output", str(tmp_path), "--common", "OPTIM.MAX_EPOCH", "3", "TRAINER.DPC.TOPK", "4"]
+    argv = [
+        "ablation",
+        "--seed",
+        "1",
+        "2",
+        "--output",
+        str(tmp_path),
+        "--common",
+        "OPTIM.MAX_EPOCH",
+        "3",
+        "TRAINER.DPC.TOPK",
+        "4",
+    ]
     assert dpc_study.main(argv) == 0 and "0 backbone" in capsys.readouterr().out
     assert [(job.seed, job.opts, job.common) for job in jobs] == [
         (seed, ("TRAINER.DPC.TOPK", "4"), ("OPTIM.MAX_EPOCH", "3")) for seed in (1, 2)

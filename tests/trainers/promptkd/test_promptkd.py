@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn as nn
-
-from dassl_prompts.teacher import build_teacher, find_teacher, teacher_sizes
 from dassl_prompts.trainers.ivlp import IVLPModel
-from dassl_prompts.trainers.promptkd import Projector, PromptKDModel, distillation_loss
+from dassl_prompts.trainers.promptkd.teacher import build_teacher, find_teacher, teacher_sizes
+from dassl_prompts.trainers.promptkd.trainer import Projector, PromptKDModel, distillation_loss
+
 from tests.trainers import plain
 
 NAMES = [n.replace("_", " ") for n in plain.CLASSES]
@@ -38,9 +38,7 @@ def test_a_student_without_visual_prompts_is_refused(clip, teacher):
 def convolutional(projector):
     """The official module with the same weights, on images of one pixel."""
     n_out, n_in = projector.conv1[0].weight.shape[:2]
-    net = nn.Sequential(
-        nn.Conv2d(n_in, n_out, 1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.Conv2d(n_out, n_out, 1)
-    )
+    net = nn.Sequential(nn.Conv2d(n_in, n_out, 1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.Conv2d(n_out, n_out, 1))
     net.load_state_dict(projector.conv1.state_dict())
     return net
 
@@ -63,9 +61,7 @@ def test_projector_equals_the_linear_form_with_gradients():
     first, batch_norm, _, last = projector.conv1
     x = torch.randn(5, 6)
     h = x @ first.weight[:, :, 0, 0].t() + first.bias
-    h = (h - batch_norm.running_mean) / (
-        batch_norm.running_var + 1e-5
-    ).sqrt() * batch_norm.weight + batch_norm.bias
+    h = (h - batch_norm.running_mean) / (batch_norm.running_var + 1e-5).sqrt() * batch_norm.weight + batch_norm.bias
     wanted = h.relu() @ last.weight[:, :, 0, 0].t() + last.bias
     torch.testing.assert_close(projector(x), wanted, rtol=1e-5, atol=1e-6)
     parameters = list(projector.parameters())
@@ -105,9 +101,7 @@ def test_objective_and_gradients_equal_the_plain_formulas(
     t = teacher.emit()
     with torch.no_grad():
         g = plain_teacher_text(teacher, teacher_state, clip)
-        z_t = plain.logits(
-            teacher_state, plain.image_features(teacher_state, images, t.vision, t.vision_deep), g
-        )
+        z_t = plain.logits(teacher_state, plain.image_features(teacher_state, images, t.vision, t.vision_deep), g)
     v = plain.image_features(state, images, prompts.vision, prompts.vision_deep, normalise=False)
     v = convolutional(model.VPT_image_trans).train()(v[:, :, None, None])[:, :, 0, 0]
     z_s = plain.logits(state, v / v.norm(dim=-1, keepdim=True), g)

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
-from dassl_prompts.models.fusion import (
+from dassl_prompts.trainers.pvlf.fusion import (
     AdaptiveAggregation,
     ComposedQueryEncoder,
     FusionBlock,
@@ -54,8 +53,7 @@ def attention(rows, keys, bias, hidden, attn):
             ks = [(w[D : 2 * D] @ key + b[D : 2 * D])[part] for key in keys]
             vs = [(w[2 * D :] @ key + b[2 * D :])[part] for key in keys]
             scores = [
-                torch.exp(q @ k / math.sqrt(size) + bias[j]) * (0.0 if hidden[j] else 1.0)
-                for j, k in enumerate(ks)
+                torch.exp(q @ k / math.sqrt(size) + bias[j]) * (0.0 if hidden[j] else 1.0) for j, k in enumerate(ks)
             ]
             heads.append(sum(s * v for s, v in zip(scores, vs)) / sum(scores))
         result.append(attn.out_proj.weight @ torch.cat(heads) + attn.out_proj.bias)
@@ -101,8 +99,10 @@ def slow_fusion(fusion, text, text_row, pad, image):
             rows = [x + fusion.type_embed[k] for x, k in zip(rows, kinds)]
         if fusion.text_pos is not None:
             where = len(t) + len(middle)
-            rows = [x + fusion.text_pos[i] if i < len(t) else x + fusion.image_pos[i - where] if i >= where else x
-                    for i, x in enumerate(rows)]  # fmt: skip
+            rows = [
+                x + fusion.text_pos[i] if i < len(t) else x + fusion.image_pos[i - where] if i >= where else x
+                for i, x in enumerate(rows)
+            ]
         for index, layer in enumerate(fusion.layers):
             if 0 < index < len(fusion.prompts):
                 start = len(t) + n_sep
@@ -125,9 +125,7 @@ def compare(fusion, inputs, atol=1e-9):
         out = torch.stack(run(text_in, row, pad, image_in))
         leaves = [text_in, image_in, *fusion.parameters()]
         grads = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
-        results.append(
-            (out.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)])
-        )
+        results.append((out.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)]))
     (ours, our_grads), (slow, slow_grads) = results
     torch.testing.assert_close(ours, slow, atol=atol, rtol=0)
     for a, b in zip(our_grads, slow_grads):
@@ -140,18 +138,21 @@ def test_equals_plain_formulas(block, mask_mode):
     compare(build(block=block, mask_mode=mask_mode), tokens())
 
 
-@pytest.mark.parametrize("options", [
-    {"prompt_mode": "shallow"},
-    {"prompt_mode": "none", "separator": True},
-    {"prompt_mode": "none"},
-    {"separator": True},
-    {"num_layers": 3, "prompt_depth": 2},
-    {"num_layers": 1, "prompt_depth": 1},
-    {"act": "relu"},
-    {"final_norm": True},
-    {"type_embed": True},
-    {"pos_embed": True, "max_text": 9, "max_image": 5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_mode": "shallow"},
+        {"prompt_mode": "none", "separator": True},
+        {"prompt_mode": "none"},
+        {"separator": True},
+        {"num_layers": 3, "prompt_depth": 2},
+        {"num_layers": 1, "prompt_depth": 1},
+        {"act": "relu"},
+        {"final_norm": True},
+        {"type_embed": True},
+        {"pos_embed": True, "max_text": 9, "max_image": 5},
+    ],
+)
 def test_options_equal_plain_formulas(options):
     compare(build(**options), tokens())
 
@@ -251,9 +252,7 @@ def test_order_of_tokens_does_not_matter():
     )
     zero = torch.zeros(3, dtype=torch.long)
     no_pad = torch.zeros(image.shape[:2], dtype=torch.bool)
-    text_first = torch.stack(
-        [torch.roll(t, -int(r), 0) for t, r in zip(text, row)]
-    )  # the global text row comes first
+    text_first = torch.stack([torch.roll(t, -int(r), 0) for t, r in zip(text, row)])  # the global text row comes first
     h_image, h_text = fusion(image, zero, no_pad, text_first)
     torch.testing.assert_close((h_text, h_image), expected, atol=1e-12, rtol=0)
 
@@ -264,9 +263,7 @@ def test_padding_is_invisible_only_in_bool_mode():
     for mode, equal in (("bool", True), ("official_bias", False), ("none", False)):
         fusion = build(mask_mode=mode)
         difference = (
-            (torch.stack(fusion(text, row, pad, image)) - torch.stack(fusion(other, row, pad, image)))
-            .abs()
-            .max()
+            (torch.stack(fusion(text, row, pad, image)) - torch.stack(fusion(other, row, pad, image))).abs().max()
         )
         assert (difference < 1e-12) == equal, mode
 
@@ -295,9 +292,10 @@ def test_places_of_dropout(monkeypatch):
     """As torch's layer: on attention's probabilities and output, inside the feed-forward and on its output."""
     seen, attention = [], F.scaled_dot_product_attention
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention",
+        F,
+        "scaled_dot_product_attention",
         lambda *args, dropout_p, **more: (seen.append(("attention", dropout_p)), attention(*args, **more))[1],
-    )  # fmt: skip
+    )
     block = FusionBlock(D, HEADS, FF, 0.3, "gelu", "pre_ln")
     block.dropout.register_forward_hook(lambda module, args, out: seen.append((out.shape[-1], module.p)))
     block(torch.randn(2, 3, D))
@@ -329,10 +327,18 @@ def slow_aggregation(agg, h_t, h_v, t, v):
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"mlp_input": "encoder"}, {"residual": "fused"}, {"weight_act": "softmax"}, {"weight_act": "sigmoid"},
-    {"normalize_inputs": True}, {"hidden_mult": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mlp_input": "encoder"},
+        {"residual": "fused"},
+        {"weight_act": "softmax"},
+        {"weight_act": "sigmoid"},
+        {"normalize_inputs": True},
+        {"hidden_mult": 2},
+    ],
+)
 def test_aggregation_equals_plain_formula(options):
     agg = AdaptiveAggregation(D, dropout=0.0, **options).double()
     inputs = [torch.randn(3, D, dtype=torch.float64, requires_grad=True) for _ in range(4)]
@@ -358,9 +364,14 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize(("width", "total_transagg", "total_pvlf"), [
-    (512, 12_602_883, 12_627_971), (768, 25_193_731, 25_231_363), (256, 4_206_339, 4_218_883),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "total_transagg", "total_pvlf"),
+    [
+        (512, 12_602_883, 12_627_971),
+        (768, 25_193_731, 25_231_363),
+        (256, 4_206_339, 4_218_883),
+    ],
+)
 def test_parameter_counts_of_the_published_sizes(width, total_transagg, total_pvlf):
     aggregation = AdaptiveAggregation(width)
     transagg = FusionTransformer(width, prompt_mode="none", separator=True)
@@ -390,8 +401,11 @@ def unit(*shape):
 def slow_focal(query, target, tau, alpha, gamma, ids=None):
     total = 0
     for i in range(len(query)):
-        scores = [torch.exp(query[i] @ target[j] / tau) for j in range(len(target))
-                  if j == i or ids is None or ids[j] != ids[i]]  # fmt: skip
+        scores = [
+            torch.exp(query[i] @ target[j] / tau)
+            for j in range(len(target))
+            if j == i or ids is None or ids[j] != ids[i]
+        ]
         p = torch.exp(query[i] @ target[i] / tau) / sum(scores)
         total = total - alpha * (1 - p) ** gamma * torch.log(p)
     return total / len(query)
@@ -441,11 +455,20 @@ def test_focal_is_finite_for_certain_rows(gamma, sign):
 # -- bad input -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("options", "key"), [
-    ({"block": "pre"}, "FUSION.BLOCK"), ({"mask_mode": "float"}, "FUSION.MASK_MODE"), ({"act": "tanh"}, "FUSION.ACT"),
-    ({"prompt_mode": "all"}, "PROMPT.MODE"), ({"prompt_depth": 3}, "PROMPT.DEPTH"), ({"prompt_length": -1}, "PROMPT.LENGTH"),
-    ({"num_layers": 0, "prompt_depth": 0}, "FUSION.NUM_LAYERS"), ({"heads": 3}, "FUSION.HEADS"), ({"pos_embed": True}, "POS_EMBED"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"block": "pre"}, "FUSION.BLOCK"),
+        ({"mask_mode": "float"}, "FUSION.MASK_MODE"),
+        ({"act": "tanh"}, "FUSION.ACT"),
+        ({"prompt_mode": "all"}, "PROMPT.MODE"),
+        ({"prompt_depth": 3}, "PROMPT.DEPTH"),
+        ({"prompt_length": -1}, "PROMPT.LENGTH"),
+        ({"num_layers": 0, "prompt_depth": 0}, "FUSION.NUM_LAYERS"),
+        ({"heads": 3}, "FUSION.HEADS"),
+        ({"pos_embed": True}, "POS_EMBED"),
+    ],
+)
 def test_wrong_options_name_their_key(options, key):
     with pytest.raises(ValueError, match=key):
         FusionTransformer(**{"width": D, "heads": HEADS, **options})

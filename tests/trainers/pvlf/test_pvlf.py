@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from dassl_prompts import extend_cfg
-from dassl_prompts.data.images import read_image
+from dassl_prompts.composed.query import BASELINES, mean_over_wordings
+from dassl_prompts.composed.trainer import StepCosine
 from dassl_prompts.engine import build_trainer, get_cfg_default, merge_opts
+from dassl_prompts.images import read_image
 from dassl_prompts.models.tokens import TokenEncoder
-from dassl_prompts.retrieval.composed_trainer import StepCosine
-from dassl_prompts.retrieval.query import BASELINES, mean_over_wordings
 from tests.datasets import cir_trees
 from tests.models.test_blip import write_tiny_blip
 
@@ -35,16 +35,53 @@ def config(trainer, blip, data, output, *opts, evaluate='["CIRR"]', dataset="Lai
     cfg = get_cfg_default()
     extend_cfg(cfg)
     node = {"PVLF": "PVLF", "TransAgg": "TRANSAGG"}.get(trainer)
-    small = [f"TRAINER.{node}.{k}" if k.isupper() else k for k in (
-        "FUSION.FF_DIM", "24", "FUSION.HEADS", "2", "AGG.HIDDEN_MULT", "2")] if node else []  # fmt: skip
+    small = (
+        [
+            f"TRAINER.{node}.{k}" if k.isupper() else k
+            for k in ("FUSION.FF_DIM", "24", "FUSION.HEADS", "2", "AGG.HIDDEN_MULT", "2")
+        ]
+        if node
+        else []
+    )
     if trainer == "PVLF":
         small += ["TRAINER.PVLF.PROMPT.LENGTH", "3"]
-    merge_opts(cfg, [
-        "TRAINER.NAME", trainer, "DATASET.NAME", dataset, "CIR.EVAL", evaluate, "DATASET.ROOT", str(data), "OUTPUT_DIR", str(output),
-        "MODEL.BACKBONE.NAME", str(blip), "OPTIM.NAME", "adamw", "OPTIM.LR", "1e-3", "OPTIM.WEIGHT_DECAY", "0.05",
-        "OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "DATALOADER.TEST.BATCH_SIZE", "5",
-        "DATALOADER.NUM_WORKERS", "0", "SEED", "1", "INPUT.SIZE", "(32, 32)", *small, *opts,
-    ])  # fmt: skip
+    merge_opts(
+        cfg,
+        [
+            "TRAINER.NAME",
+            trainer,
+            "DATASET.NAME",
+            dataset,
+            "CIR.EVAL",
+            evaluate,
+            "DATASET.ROOT",
+            str(data),
+            "OUTPUT_DIR",
+            str(output),
+            "MODEL.BACKBONE.NAME",
+            str(blip),
+            "OPTIM.NAME",
+            "adamw",
+            "OPTIM.LR",
+            "1e-3",
+            "OPTIM.WEIGHT_DECAY",
+            "0.05",
+            "OPTIM.MAX_EPOCH",
+            "2",
+            "DATALOADER.TRAIN_X.BATCH_SIZE",
+            "4",
+            "DATALOADER.TEST.BATCH_SIZE",
+            "5",
+            "DATALOADER.NUM_WORKERS",
+            "0",
+            "SEED",
+            "1",
+            "INPUT.SIZE",
+            "(32, 32)",
+            *small,
+            *opts,
+        ],
+    )
     torch.manual_seed(1)
     return cfg
 
@@ -61,9 +98,7 @@ def count_images(monkeypatch):
 
     seen = []
     original = BlipTokens.image_tokens
-    monkeypatch.setattr(
-        BlipTokens, "image_tokens", lambda self, x: (seen.append(len(x)), original(self, x))[1]
-    )
+    monkeypatch.setattr(BlipTokens, "image_tokens", lambda self, x: (seen.append(len(x)), original(self, x))[1])
     return seen
 
 
@@ -88,8 +123,20 @@ def test_training_and_results(blip, data, tmp_path, trainer, tune):
 
 def test_cache_leaves_no_image_pass_for_training(blip, data, tmp_path, monkeypatch):
     seen = count_images(monkeypatch)
-    built = build_trainer(config("PVLF", blip, data, tmp_path, "TRAINER.PVLF.BACKBONE.TUNE", "text", "TEST.NO_TEST", "True",
-                                 "OPTIM.MAX_EPOCH", "3"))  # fmt: skip
+    built = build_trainer(
+        config(
+            "PVLF",
+            blip,
+            data,
+            tmp_path,
+            "TRAINER.PVLF.BACKBONE.TUNE",
+            "text",
+            "TEST.NO_TEST",
+            "True",
+            "OPTIM.MAX_EPOCH",
+            "3",
+        )
+    )
     built.train()
     assert sum(seen) == 6 + 6  # references and targets of the triplets, once
     seen.clear()
@@ -99,8 +146,21 @@ def test_cache_leaves_no_image_pass_for_training(blip, data, tmp_path, monkeypat
 
 
 def one_step(blip, data, output, *opts):
-    built = build_trainer(config("PVLF", blip, data, output, "TRAINER.PVLF.FUSION.DROPOUT", "0.0", "TRAINER.PVLF.AGG.DROPOUT", "0.0",
-                                 "TRAINER.PVLF.BACKBONE.TEXT_DROPOUT", "0.0", *opts))  # fmt: skip
+    built = build_trainer(
+        config(
+            "PVLF",
+            blip,
+            data,
+            output,
+            "TRAINER.PVLF.FUSION.DROPOUT",
+            "0.0",
+            "TRAINER.PVLF.AGG.DROPOUT",
+            "0.0",
+            "TRAINER.PVLF.BACKBONE.TEXT_DROPOUT",
+            "0.0",
+            *opts,
+        )
+    )
     built.before_train()
     built.set_model_mode("train")
     return built
@@ -110,8 +170,17 @@ def test_cached_step_equals_live_step(blip, data, tmp_path):
     """The same batch from the cache (fp32) and from images gives the same loss and gradients."""
     results = []
     for cache in ("True", "False"):
-        built = one_step(blip, data, tmp_path / cache, "CIR.CACHE", cache, "CIR.CACHE_DTYPE", "fp32",
-                         "TRAINER.PVLF.BACKBONE.TUNE", "text")  # fmt: skip
+        built = one_step(
+            blip,
+            data,
+            tmp_path / cache,
+            "CIR.CACHE",
+            cache,
+            "CIR.CACHE_DTYPE",
+            "fp32",
+            "TRAINER.PVLF.BACKBONE.TUNE",
+            "text",
+        )
         triplets = built.dm.dataset.train_x[:4]
         images = {
             k: torch.stack([built.transform(read_image(getattr(t, k))) for t in triplets])
@@ -119,15 +188,15 @@ def test_cached_step_equals_live_step(blip, data, tmp_path):
         }
         if cache == "True":
             loader, rows = built.train_loader_x, built.train_loader_x.rows[:4]
-            images = {"reference": torch.from_numpy(np.array(loader.references[[r for r, _, _ in rows]])),
-                      "target": torch.from_numpy(np.array(loader.targets[[t for _, t, _ in rows]]))}  # fmt: skip
+            images = {
+                "reference": torch.from_numpy(np.array(loader.references[[r for r, _, _ in rows]])),
+                "target": torch.from_numpy(np.array(loader.targets[[t for _, t, _ in rows]])),
+            }
         reference, target = built.image_side(images["reference"], images["target"])
         queries = built.model([t.caption for t in triplets], reference)
         loss = built.loss(queries, F.normalize(target, dim=-1), torch.arange(4))
         loss.backward()
-        results.append(
-            (loss.detach(), {n: p.grad for n, p in built.model.named_parameters() if p.requires_grad})
-        )
+        results.append((loss.detach(), {n: p.grad for n, p in built.model.named_parameters() if p.requires_grad}))
     (a, grads_a), (b, grads_b) = results
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     assert grads_a.keys() == grads_b.keys() and "head.fusion.prompts.1" in grads_a
@@ -148,23 +217,17 @@ def test_gradient_reaches_targets_unless_stopped(blip, data, tmp_path):
 
 def test_one_adamw_step_equals_plain_formula(blip, data, tmp_path):
     """D13: two groups, decay on everything, clipped gradient, first step of the cosine."""
-    built = one_step(
-        blip, data, tmp_path, "TRAINER.PVLF.BACKBONE.TUNE", "text", "TRAINER.PVLF.OPTIM.GRAD_CLIP", "0.5"
-    )
+    built = one_step(blip, data, tmp_path, "TRAINER.PVLF.BACKBONE.TUNE", "text", "TRAINER.PVLF.OPTIM.GRAD_CLIP", "0.5")
     before = {n: p.detach().clone() for n, p in built.model.named_parameters() if p.requires_grad}
     batch = next(iter(built.train_loader_x))
     built.forward_backward(batch)
     grads = {n: p.grad for n, p in built.model.named_parameters() if p.requires_grad}
-    assert math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values())) == pytest.approx(
-        0.5, rel=1e-4
-    )
+    assert math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values())) == pytest.approx(0.5, rel=1e-4)
     for name, parameter in built.model.named_parameters():
         if name in before:
             lr = 1e-6 if name.startswith("encoder.") else 1e-3
             g = grads[name]
-            expected = before[name] * (1 - lr * 0.05) - lr * g / (
-                g.abs() + 1e-8
-            )  # Adam's first step, bias-corrected
+            expected = before[name] * (1 - lr * 0.05) - lr * g / (g.abs() + 1e-8)  # Adam's first step, bias-corrected
             torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=0)
 
 
@@ -173,18 +236,17 @@ def test_exempting_norms_biases_and_prompts(blip, data, tmp_path):
     names = {id(p): n for n, p in built.model.named_parameters()}
     groups = built.optim.param_groups
     assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.05, 0.0]
-    assert all("bias" in n or "norm" in n or "prompts" in n or "embedding" in n.lower() or "LayerNorm" in n
-               for g in groups[1::2] for n in (names[id(p)] for p in g["params"]))  # fmt: skip
-    assert {id(p) for g in groups for p in g["params"]} == {
-        id(p) for p in built.model.parameters() if p.requires_grad
-    }
+    assert all(
+        "bias" in n or "norm" in n or "prompts" in n or "embedding" in n.lower() or "LayerNorm" in n
+        for g in groups[1::2]
+        for n in (names[id(p)] for p in g["params"])
+    )
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in built.model.parameters() if p.requires_grad}
 
 
 def test_cosine_per_step():
     head, tower = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
-    optim = torch.optim.AdamW(
-        [{"params": [head], "lr": 1e-4}, {"params": [tower], "lr": 1e-6, "constant": True}]
-    )
+    optim = torch.optim.AdamW([{"params": [head], "lr": 1e-4}, {"params": [tower], "lr": 1e-6, "constant": True}])
     sched = StepCosine(optim, epochs=3, steps=7)
     for step in range(21):
         expected = 1e-6 + (1e-4 - 1e-6) * (1 + math.cos(math.pi * (step / 7) / 3)) / 2
@@ -212,10 +274,7 @@ def test_resumed_run_equals_uninterrupted(blip, data, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert type(built).after_epoch is after_epoch
     _, resumed = run("PVLF", blip, data, tmp_path / "b", "TRAINER.PVLF.BACKBONE.TUNE", "text")
-    states = [
-        torch.load(tmp_path / d / "composed" / "model.pth.tar-2", weights_only=True)["state_dict"]
-        for d in "ab"
-    ]
+    states = [torch.load(tmp_path / d / "composed" / "model.pth.tar-2", weights_only=True)["state_dict"] for d in "ab"]
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name]), name
     assert straight["last CIRR val"] == resumed["last CIRR val"]
@@ -232,13 +291,12 @@ def test_evaluation_of_a_checkpoint_on_both_benchmarks(blip, data, tmp_path):
     opts = ("TRAINER.PVLF.BACKBONE.TUNE", "both")
     _, results = run("PVLF", blip, data, tmp_path / "train", *opts, evaluate='["CIRR", "FashionIQ"]')
     assert set(results["last FashionIQ val"]) == {"mean", "R@10", "R@50"} | {
-        f"{c} R@{k}" for c in ("dress", "shirt", "toptee") for k in (10, 50)}  # fmt: skip
+        f"{c} R@{k}" for c in ("dress", "shirt", "toptee") for k in (10, 50)
+    }
     built = build_trainer(config("PVLF", blip, data, tmp_path / "eval", *opts, dataset="CIRR", evaluate="[]"))
     built.load_model(tmp_path / "train")
     assert built.test() == results["last CIRR val"]["mean"]
-    assert (
-        json.loads((tmp_path / "eval" / "results.json").read_text())["CIRR val"] == results["last CIRR val"]
-    )
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["CIRR val"] == results["last CIRR val"]
 
 
 def test_features_equal_a_plain_loop(blip, data, tmp_path):
@@ -248,9 +306,7 @@ def test_features_equal_a_plain_loop(blip, data, tmp_path):
     )
     built.set_model_mode("eval")
     for name, task in (("CIRR", 0), ("FashionIQ", 1)):
-        dataset = build_trainer(
-            config("PVLF", blip, data, tmp_path / name, dataset=name, evaluate="[]")
-        ).dm.dataset
+        dataset = build_trainer(config("PVLF", blip, data, tmp_path / name, dataset=name, evaluate="[]")).dm.dataset
         dataset.cfg = built.cfg
         task = dataset.tasks("val")[task]
         queries, gallery = built.task_features(task)
@@ -270,8 +326,18 @@ def test_transagg_equals_shallow_pvlf(blip, data, tmp_path):
     """D3 as trainers: the same weights give the same queries, and cross-entropy is focal loss with gamma
     0."""
     transagg = one_step_of("TransAgg", blip, data, tmp_path / "t")
-    pvlf = one_step_of("PVLF", blip, data, tmp_path / "p", "TRAINER.PVLF.PROMPT.MODE", "shallow", "TRAINER.PVLF.PROMPT.LENGTH", "1",
-                       "TRAINER.PVLF.LOSS.GAMMA", "0.0")  # fmt: skip
+    pvlf = one_step_of(
+        "PVLF",
+        blip,
+        data,
+        tmp_path / "p",
+        "TRAINER.PVLF.PROMPT.MODE",
+        "shallow",
+        "TRAINER.PVLF.PROMPT.LENGTH",
+        "1",
+        "TRAINER.PVLF.LOSS.GAMMA",
+        "0.0",
+    )
     state = transagg.model.head.state_dict()
     state["fusion.prompts.0"] = state.pop("fusion.sep_token")[0]
     pvlf.model.head.load_state_dict(state)
@@ -295,8 +361,12 @@ def test_official_checkpoint_of_transagg(blip, data, tmp_path):
 
     built = one_step_of("TransAgg", blip, data, tmp_path / "t", "TRAINER.TRANSAGG.BACKBONE.TUNE", "none")
     head = built.model.head.state_dict()
-    official = {name.removeprefix("aggregation.") if "aggregation" in name else
-                name.replace("fusion.sep_token", "sep_token"): torch.randn_like(t) for name, t in head.items()}  # fmt: skip
+    official = {
+        name.removeprefix("aggregation.")
+        if "aggregation" in name
+        else name.replace("fusion.sep_token", "sep_token"): torch.randn_like(t)
+        for name, t in head.items()
+    }
     official["pretrained_model.visual_encoder.cls_token"] = torch.zeros(1)
     save_checkpoint({"state_dict": official, "epoch": 1}, tmp_path / "official" / "composed")
     built.load_model(tmp_path / "official")
@@ -310,10 +380,24 @@ def test_official_checkpoint_of_transagg(blip, data, tmp_path):
 
 def test_presets_and_ablation_keys(blip, data, tmp_path):
     """Every key of the register reaches the model."""
-    opts = {"FUSION.NUM_LAYERS": 3, "FUSION.BLOCK": "post_ln", "FUSION.FINAL_NORM": True, "FUSION.MASK_MODE": "official_bias",
-            "FUSION.SEPARATOR": True, "FUSION.TYPE_EMBED": True, "FUSION.POS_EMBED": True, "FUSION.ACT": "relu", "PROMPT.DEPTH": 1,
-            "PROMPT.INIT_STD": 2.0, "AGG.MLP_INPUT": "encoder", "AGG.RESIDUAL": "fused", "AGG.WEIGHT_ACT": "softmax",
-            "AGG.WEIGHT_BIAS_INIT": "[1., 0., 1.]", "AGG.NORMALIZE_INPUTS": True, "AGG.DROPOUT": 0.25}  # fmt: skip
+    opts = {
+        "FUSION.NUM_LAYERS": 3,
+        "FUSION.BLOCK": "post_ln",
+        "FUSION.FINAL_NORM": True,
+        "FUSION.MASK_MODE": "official_bias",
+        "FUSION.SEPARATOR": True,
+        "FUSION.TYPE_EMBED": True,
+        "FUSION.POS_EMBED": True,
+        "FUSION.ACT": "relu",
+        "PROMPT.DEPTH": 1,
+        "PROMPT.INIT_STD": 2.0,
+        "AGG.MLP_INPUT": "encoder",
+        "AGG.RESIDUAL": "fused",
+        "AGG.WEIGHT_ACT": "softmax",
+        "AGG.WEIGHT_BIAS_INIT": "[1., 0., 1.]",
+        "AGG.NORMALIZE_INPUTS": True,
+        "AGG.DROPOUT": 0.25,
+    }
     flat = [x for k, v in opts.items() for x in (f"TRAINER.PVLF.{k}", str(v))]
     head = one_step_of("PVLF", blip, data, tmp_path, *flat).model.head
     f, a = head.fusion, head.aggregation
@@ -337,27 +421,55 @@ def test_presets_and_ablation_keys(blip, data, tmp_path):
 
 #: the table of specs/pvlf.md 1.10 and 1.11: key -> default
 REGISTER = {
-    "FUSION": {"NUM_LAYERS": 2, "HEADS": 8, "FF_DIM": 2048, "DROPOUT": 0.5, "ACT": "gelu", "BLOCK": "pre_ln", "FINAL_NORM": False,
-               "MASK_MODE": "bool", "SEPARATOR": False, "TYPE_EMBED": False, "POS_EMBED": False},
+    "FUSION": {
+        "NUM_LAYERS": 2,
+        "HEADS": 8,
+        "FF_DIM": 2048,
+        "DROPOUT": 0.5,
+        "ACT": "gelu",
+        "BLOCK": "pre_ln",
+        "FINAL_NORM": False,
+        "MASK_MODE": "bool",
+        "SEPARATOR": False,
+        "TYPE_EMBED": False,
+        "POS_EMBED": False,
+    },
     "PROMPT": {"LENGTH": 25, "MODE": "deep", "DEPTH": 2, "INIT_STD": 0.02},
-    "AGG": {"HIDDEN_MULT": 8, "DROPOUT": 0.5, "MLP_INPUT": "fused", "RESIDUAL": "encoder", "WEIGHT_ACT": "none",
-            "WEIGHT_BIAS_INIT": [], "NORMALIZE_INPUTS": False},
-    "LOSS": {"NAME": "focal", "ALPHA": 1.0, "GAMMA": 2.0, "TAU": 0.01, "SYMMETRIC": False, "MASK_DUP_TARGETS": False,
-             "STOPGRAD_TARGET": False},
+    "AGG": {
+        "HIDDEN_MULT": 8,
+        "DROPOUT": 0.5,
+        "MLP_INPUT": "fused",
+        "RESIDUAL": "encoder",
+        "WEIGHT_ACT": "none",
+        "WEIGHT_BIAS_INIT": [],
+        "NORMALIZE_INPUTS": False,
+    },
+    "LOSS": {
+        "NAME": "focal",
+        "ALPHA": 1.0,
+        "GAMMA": 2.0,
+        "TAU": 0.01,
+        "SYMMETRIC": False,
+        "MASK_DUP_TARGETS": False,
+        "STOPGRAD_TARGET": False,
+    },
     "BACKBONE": {"TUNE": "both", "LR": 1e-6, "TEXT_DROPOUT": 0.1},
     "OPTIM": {"ETA_MIN_RATIO": 0.01, "GRAD_CLIP": 5.0, "DECAY_ALL": True},
     "PREC": "amp",
-}  # fmt: skip
+}
 
 
 def test_defaults_are_those_of_the_register():
-    from dassl_prompts.trainers import pvlf, transagg
+    from dassl_prompts.trainers.pvlf import trainer as pvlf
+    from dassl_prompts.trainers.pvlf import transagg
 
     assert pvlf.DEFAULTS == REGISTER
     changed = {
-        "FUSION": {"SEPARATOR": True}, "PROMPT": {"MODE": "none", "LENGTH": 0, "DEPTH": 0}, "LOSS": {"NAME": "ce"},
+        "FUSION": {"SEPARATOR": True},
+        "PROMPT": {"MODE": "none", "LENGTH": 0, "DEPTH": 0},
+        "LOSS": {"NAME": "ce"},
         "BACKBONE": {"TUNE": "text"},
-    }  # fmt: skip
+    }
     expected = {k: v | changed.get(k, {}) if isinstance(v, dict) else v for k, v in REGISTER.items()}
     assert transagg.DEFAULTS == expected
 
@@ -372,10 +484,20 @@ def test_shipped_presets(trainer, backbone):
     from dassl_prompts.train import parser, setup_cfg
 
     default, repro = (
-        setup_cfg(parser().parse_args(["--trainer", trainer, "--config-file", config_file("trainers", trainer, name),
-                                       "--dataset-config-file", config_file("datasets", "laion_cir")]))
+        setup_cfg(
+            parser().parse_args(
+                [
+                    "--trainer",
+                    trainer,
+                    "--config-file",
+                    config_file("trainers", trainer, name),
+                    "--dataset-config-file",
+                    config_file("datasets", "laion_cir"),
+                ]
+            )
+        )
         for name in (backbone, f"{backbone}_repro")
-    )  # fmt: skip
+    )
     node = trainer.upper()
     differences = " ".join(config_differences(flat_config(default), repro))
     assert len(config_differences(flat_config(default), repro)) == 2, differences
@@ -388,26 +510,47 @@ def test_shipped_presets(trainer, backbone):
         assert cfg.DATALOADER.TRAIN_X.BATCH_SIZE == 64 and cfg.CIR.TARGETPAD_RATIO == 1.25
 
 
-@pytest.mark.parametrize(("key", "value", "read", "expected"), [
-    ("FUSION.HEADS", 4, lambda t: t.model.head.fusion.layers[0].self_attn.heads, 4),
-    ("FUSION.FF_DIM", 20, lambda t: t.model.head.fusion.layers[1].linear1.out_features, 20),
-    ("FUSION.DROPOUT", 0.3, lambda t: {t.model.head.fusion.layers[1].dropout.p, t.model.head.fusion.layers[1].self_attn.dropout}, {0.3}),
-    ("PROMPT.LENGTH", 5, lambda t: [len(p) for p in t.model.head.fusion.prompts], [5, 5]),
-    ("PROMPT.MODE", "none", lambda t: len(t.model.head.fusion.prompts), 0),
-    ("PROMPT.MODE", "shallow", lambda t: len(t.model.head.fusion.prompts), 1),
-    ("AGG.HIDDEN_MULT", 3, lambda t: t.model.head.aggregation.combiner_layer.out_features, 3 * 16),
-    ("BACKBONE.LR", 1e-5, lambda t: t.optim.param_groups[-1]["lr"], 1e-5),
-    ("BACKBONE.TEXT_DROPOUT", 0.2, lambda t: {m.p for m in t.encoder.text_encoder.modules() if isinstance(m, torch.nn.Dropout)}, {0.2}),
-    ("OPTIM.ETA_MIN_RATIO", 0.05, lambda t: t.sched.end_ratio, 0.05),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "read", "expected"),
+    [
+        ("FUSION.HEADS", 4, lambda t: t.model.head.fusion.layers[0].self_attn.heads, 4),
+        ("FUSION.FF_DIM", 20, lambda t: t.model.head.fusion.layers[1].linear1.out_features, 20),
+        (
+            "FUSION.DROPOUT",
+            0.3,
+            lambda t: {t.model.head.fusion.layers[1].dropout.p, t.model.head.fusion.layers[1].self_attn.dropout},
+            {0.3},
+        ),
+        ("PROMPT.LENGTH", 5, lambda t: [len(p) for p in t.model.head.fusion.prompts], [5, 5]),
+        ("PROMPT.MODE", "none", lambda t: len(t.model.head.fusion.prompts), 0),
+        ("PROMPT.MODE", "shallow", lambda t: len(t.model.head.fusion.prompts), 1),
+        ("AGG.HIDDEN_MULT", 3, lambda t: t.model.head.aggregation.combiner_layer.out_features, 3 * 16),
+        ("BACKBONE.LR", 1e-5, lambda t: t.optim.param_groups[-1]["lr"], 1e-5),
+        (
+            "BACKBONE.TEXT_DROPOUT",
+            0.2,
+            lambda t: {m.p for m in t.encoder.text_encoder.modules() if isinstance(m, torch.nn.Dropout)},
+            {0.2},
+        ),
+        ("OPTIM.ETA_MIN_RATIO", 0.05, lambda t: t.sched.end_ratio, 0.05),
+    ],
+)
 def test_keys_that_set_sizes_and_rates(blip, data, tmp_path, key, value, read, expected):
     assert read(one_step_of("PVLF", blip, data, tmp_path, f"TRAINER.PVLF.{key}", str(value))) == expected
 
 
-@pytest.mark.parametrize(("opts", "options"), [
-    ({}, {}), ({"NAME": "ce"}, {"gamma": 0.0}), ({"GAMMA": 1.0}, {"gamma": 1.0}), ({"ALPHA": 0.5}, {"alpha": 0.5}),
-    ({"TAU": 0.2}, {"tau": 0.2}), ({"SYMMETRIC": True}, {"symmetric": True}), ({"MASK_DUP_TARGETS": True}, {"masked": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("opts", "options"),
+    [
+        ({}, {}),
+        ({"NAME": "ce"}, {"gamma": 0.0}),
+        ({"GAMMA": 1.0}, {"gamma": 1.0}),
+        ({"ALPHA": 0.5}, {"alpha": 0.5}),
+        ({"TAU": 0.2}, {"tau": 0.2}),
+        ({"SYMMETRIC": True}, {"symmetric": True}),
+        ({"MASK_DUP_TARGETS": True}, {"masked": True}),
+    ],
+)
 def test_keys_of_the_loss(blip, data, tmp_path, opts, options):
     """Each key against a loop over rows; it must differ from the default's value."""
     flat = [x for k, v in opts.items() for x in (f"TRAINER.PVLF.LOSS.{k}", str(v))]
@@ -422,7 +565,9 @@ def test_keys_of_the_loss(blip, data, tmp_path, opts, options):
             total = 0.0
             for i in range(4):
                 kept = [j for j in range(4) if j == i or not masked or ids[i] != ids[j]]
-                logp = (a[i] @ b[i] / tau).double() - torch.stack([(a[i] @ b[j] / tau).double() for j in kept]).logsumexp(0)
+                logp = (a[i] @ b[i] / tau).double() - torch.stack(
+                    [(a[i] @ b[j] / tau).double() for j in kept]
+                ).logsumexp(0)
                 total -= alpha * (1 - float(logp.exp())) ** gamma * float(logp)
             return total / 4
 
@@ -459,8 +604,12 @@ class FixedEncoder(TokenEncoder):
 def test_baseline_queries():
     images = torch.tensor([[[0.0, 3.0, 4.0], [9.0, 9.0, 9.0]]])
     t, v = torch.tensor([2.0, 1.0, 2.0]), torch.tensor([0.0, 3.0, 4.0])
-    expected = {"image": v / 5, "text": t / 3, "image+text": (t + v) / (t + v).norm(),
-                "image+text, normalised": (t / 3 + v / 5) / (t / 3 + v / 5).norm()}  # fmt: skip
+    expected = {
+        "image": v / 5,
+        "text": t / 3,
+        "image+text": (t + v) / (t + v).norm(),
+        "image+text, normalised": (t / 3 + v / 5) / (t / 3 + v / 5).norm(),
+    }
     for name, value in expected.items():
         torch.testing.assert_close(BASELINES[name](FixedEncoder())(["ab"], images)[0], value)
     two = mean_over_wordings(BASELINES["text"](FixedEncoder()), [("ab", "abcd")], images)[0]
@@ -487,15 +636,19 @@ def test_submission_from_a_run(blip, data, tmp_path, capsys):
         content = json.loads((tmp_path / f"cirr_{metric}.json").read_text())
         assert len(content) == 6 + 2 and all(len(content[str(100 + i)]) == length for i in range(6))
     with pytest.raises(ValueError, match="no test server"):
-        build_trainer(
-            config("PVLF", blip, data, tmp_path / "f", "CIR.SPLIT", "test", evaluate='["FashionIQ"]')
-        ).test()
+        build_trainer(config("PVLF", blip, data, tmp_path / "f", "CIR.SPLIT", "test", evaluate='["FashionIQ"]')).test()
 
 
-@pytest.mark.parametrize(("evaluate", "final", "match"), [
-    ('["FashionIQ"]', "last_step", "no test server"), ('["CIRR"]', "best_val", "best_val cannot choose an epoch"),
-])  # fmt: skip
-def test_evaluation_that_cannot_be_scored_is_refused_before_training(blip, data, tmp_path, monkeypatch, evaluate, final, match):
+@pytest.mark.parametrize(
+    ("evaluate", "final", "match"),
+    [
+        ('["FashionIQ"]', "last_step", "no test server"),
+        ('["CIRR"]', "best_val", "best_val cannot choose an epoch"),
+    ],
+)
+def test_evaluation_that_cannot_be_scored_is_refused_before_training(
+    blip, data, tmp_path, monkeypatch, evaluate, final, match
+):
     seen = count_images(monkeypatch)
     with pytest.raises(ValueError, match=match):
         run("PVLF", blip, data, tmp_path, "CIR.SPLIT", "test", "TEST.FINAL_MODEL", final, evaluate=evaluate)
@@ -545,12 +698,19 @@ def test_missing_image_in_evaluation(blip, tmp_path):
         build_trainer(config("PVLF", blip, tmp_path, tmp_path / "out")).test()
 
 
-@pytest.mark.parametrize(("opts", "match"), [
-    (("TRAINER.PVLF.LOSS.NAME", "hinge"), "TRAINER.PVLF.LOSS.NAME"), (("TRAINER.PVLF.BACKBONE.TUNE", "image"), "BACKBONE.TUNE"),
-    (("TRAINER.PVLF.PREC", "fp8"), "TRAINER.PVLF.PREC"), (("CIR.CACHE_DTYPE", "int8"), "CIR.CACHE_DTYPE"),
-    (("TRAINER.PVLF.PROMPT.DEPTH", "3"), "PROMPT.DEPTH"), (("TRAINER.PVLF.LOSS.TAU", "0.0"), "LOSS.TAU"),
-    (("TRAINER.PVLF.AGG.WEIGHT_BIAS_INIT", "[1.0]"), "WEIGHT_BIAS_INIT"), (("INPUT.SIZE", "(224, 224)"), "INPUT.SIZE .* 32 px"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("opts", "match"),
+    [
+        (("TRAINER.PVLF.LOSS.NAME", "hinge"), "TRAINER.PVLF.LOSS.NAME"),
+        (("TRAINER.PVLF.BACKBONE.TUNE", "image"), "BACKBONE.TUNE"),
+        (("TRAINER.PVLF.PREC", "fp8"), "TRAINER.PVLF.PREC"),
+        (("CIR.CACHE_DTYPE", "int8"), "CIR.CACHE_DTYPE"),
+        (("TRAINER.PVLF.PROMPT.DEPTH", "3"), "PROMPT.DEPTH"),
+        (("TRAINER.PVLF.LOSS.TAU", "0.0"), "LOSS.TAU"),
+        (("TRAINER.PVLF.AGG.WEIGHT_BIAS_INIT", "[1.0]"), "WEIGHT_BIAS_INIT"),
+        (("INPUT.SIZE", "(224, 224)"), "INPUT.SIZE .* 32 px"),
+    ],
+)
 def test_wrong_keys(blip, data, tmp_path, opts, match):
     with pytest.raises(ValueError, match=match):
         build_trainer(config("PVLF", blip, data, tmp_path, *opts))

@@ -4,24 +4,37 @@ step."""
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
 
 from dassl_prompts.models.clip_tokens import ClipTokens
-from dassl_prompts.models.textual_inversion import inversion_query, load_inversion
 from tests.tiny import tiny_clip
 
 D = 64
 
 
 def pic2word_state():
-    return {f"module.{name}": value for name, value in {
-        "layers.0.0.weight": torch.randn(32, D), "layers.0.0.bias": torch.randn(32), "layers.1.0.weight": torch.randn(32, 32),
-        "layers.1.0.bias": torch.randn(32), "fc_out.weight": torch.randn(D, 32), "fc_out.bias": torch.randn(D),
-    }.items()}  # fmt: skip
+    return {
+        f"module.{name}": value
+        for name, value in {
+            "layers.0.0.weight": torch.randn(32, D),
+            "layers.0.0.bias": torch.randn(32),
+            "layers.1.0.weight": torch.randn(32, 32),
+            "layers.1.0.bias": torch.randn(32),
+            "fc_out.weight": torch.randn(D, 32),
+            "fc_out.bias": torch.randn(D),
+        }.items()
+    }
 
 
 def searle_state():
-    return {"layers.0.weight": torch.randn(40, D), "layers.0.bias": torch.randn(40), "layers.3.weight": torch.randn(40, 40),
-            "layers.3.bias": torch.randn(40), "layers.6.weight": torch.randn(D, 40), "layers.6.bias": torch.randn(D)}  # fmt: skip
+    return {
+        "layers.0.weight": torch.randn(40, D),
+        "layers.0.bias": torch.randn(40),
+        "layers.3.weight": torch.randn(40, 40),
+        "layers.3.bias": torch.randn(40),
+        "layers.6.weight": torch.randn(D, 40),
+        "layers.6.bias": torch.randn(D),
+    }
 
 
 def save(tmp_path, method):

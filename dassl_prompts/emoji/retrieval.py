@@ -13,8 +13,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from dassl_prompts.data import emoji
-from dassl_prompts.data.emoji import Picture
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.emoji.archives import Picture
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 HAIR_CODES = ("1f9b0", "1f9b1", "1f9b2", "1f9b3", "1f471")
@@ -59,9 +59,7 @@ def attribute_negatives(picture: Picture, relatives: list, rng: random.Random) -
         wrong.append(emoji.caption(picture, what=emoji.description(rng.choice(others))))
     own = c.colours[picture.style]
     if own:
-        wrong.append(
-            emoji.caption(picture, colours=rng.sample([w for w in COLOURS if w not in own], len(own)))
-        )
+        wrong.append(emoji.caption(picture, colours=rng.sample([w for w in COLOURS if w not in own], len(own))))
     wrong.append(emoji.caption(picture, style=rng.choice([s for s in emoji.STYLES if s != picture.style])))
     return wrong
 
@@ -184,11 +182,7 @@ class Changes:
         found = [r for r in self.relatives(p, gender=1, hair=1) if r.facing != p.concept.facing]
         if not found:
             return None
-        words = (
-            ("facing right", "turned to the right")
-            if found[0].facing
-            else ("facing left", "turned to the left")
-        )
+        words = ("facing right", "turned to the right") if found[0].facing else ("facing left", "turned to the left")
         return Picture(found[0], p.style, p.tone), rng.choice(words)
 
     def colour(self, p, rng):
@@ -204,16 +198,12 @@ class Changes:
             return None
         target = rng.choice(found)
         word = wanted[target.name]
-        return Picture(target, p.style), rng.choice(
-            (f"make it {word}", f"{word} instead of {own[0]}", f"in {word}")
-        )
+        return Picture(target, p.style), rng.choice((f"make it {word}", f"{word} instead of {own[0]}", f"in {word}"))
 
     def concept(self, p, rng):
         if p.concept.tones:
             return None
-        found = [
-            c for c in self.by_subgroup[p.concept.subgroup] if c.family != p.concept.family and not c.tones
-        ]
+        found = [c for c in self.by_subgroup[p.concept.subgroup] if c.family != p.concept.family and not c.tones]
         if not found:
             return None
         target = rng.choice(found)

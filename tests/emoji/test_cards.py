@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dassl_prompts.data import emoji_cards
+from dassl_prompts.emoji import cards as emoji_cards
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "emoji.md").read_text(encoding="utf-8")
 

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dassl_prompts.data import emoji
-from dassl_prompts.data.images import read_image
-from dassl_prompts.emoji import main
-from dassl_prompts.datasets.emoji_retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
+from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.emoji.__main__ import main
+from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
+from dassl_prompts.images import read_image
 
 TONES = {
     "1f3fb": "light",
@@ -54,9 +54,7 @@ def test_fdrd_records_have_the_fields_of_the_format():
     for key, r in records.items():
         assert r["file_name"] == key and isinstance(r["positive"], str) and r["class_name"] in r["positive"]
         assert len(r["negative"]) == len(set(r["negative"])) == 4 and r["positive"] not in r["negative"]
-    assert len({r["positive"] for r in records.values()}) == len(
-        records
-    )  # every picture has a right answer of its own
+    assert len({r["positive"] for r in records.values()}) == len(records)  # every picture has a right answer of its own
     json.dumps(records)
 
 
@@ -98,9 +96,7 @@ def test_fdrd_is_deterministic_and_reads_other_styles():
 def test_measured_colours_are_right_where_the_name_tells():
     checked = 0
     for c in emoji.concepts():
-        if c.name.startswith(("red ", "blue ", "green ", "purple ")) and (
-            "heart" in c.name or "circle" in c.name
-        ):
+        if c.name.startswith(("red ", "blue ", "green ", "purple ")) and ("heart" in c.name or "circle" in c.name):
             checked += 1
             assert all(c.colours[style][0] == c.name.split()[0] for style in emoji.STYLES), c
     assert checked >= 8
@@ -117,7 +113,14 @@ def test_annotations_are_those_that_the_tables_were_measured_on(cirr):
     """The same on every machine; who changes them on purpose measures the pages' tables again."""
     fdrd = {f"{s} {k}": {**r, "file_path": ""} for s in ("train", "val", "test") for k, r in emoji_fdrd(s).items()}
     laion = emoji_laion_cir()
-    parts = fdrd, cirr["captions"], cirr["captions_ext"], list(cirr["image_splits"]), laion["triplets"], list(laion["images"])
+    parts = (
+        fdrd,
+        cirr["captions"],
+        cirr["captions_ext"],
+        list(cirr["image_splits"]),
+        laion["triplets"],
+        list(laion["images"]),
+    )
     assert [hashlib.sha256(json.dumps(part).encode()).hexdigest()[:12] for part in parts] == DIGESTS
 
 
@@ -156,15 +159,11 @@ def test_cirr_changes_are_what_the_text_says(cirr, kinds):
         if kind == "tone":
             assert untoned(ref) == untoned(tgt) and tone(ref) != tone(tgt)
             words = tone(tgt)
-            assert words is None or (
-                words in q["caption"] and ("medium" in q["caption"]) == ("medium" in words)
-            )
+            assert words is None or (words in q["caption"] and ("medium" in q["caption"]) == ("medium" in words))
         if kind in ("gender", "hair", "facing"):
             assert tone(ref) == tone(tgt)
             assert getattr(before, kind) != getattr(after, kind)
-            assert all(
-                getattr(before, k) == getattr(after, k) for k in ("gender", "hair", "facing") if k != kind
-            )
+            assert all(getattr(before, k) == getattr(after, k) for k in ("gender", "hair", "facing") if k != kind)
         if kind == "hair":
             assert after.hair in q["caption"]
         if kind == "concept":
@@ -180,9 +179,7 @@ def test_cirr_changes_are_what_the_text_says(cirr, kinds):
 def test_laion_triplets_use_only_seen_styles_and_training_concepts(cirr):
     data = emoji_laion_cir()
     by_code = {c.id: c for c in emoji.concepts()} | {t: c for c in emoji.concepts() for t in c.tones.values()}
-    asked = {
-        by_code["-".join(codes(q[k]))].family for q in cirr["captions"] for k in ("reference", "target_hard")
-    }
+    asked = {by_code["-".join(codes(q[k]))].family for q in cirr["captions"] for k in ("reference", "target_hard")}
     for t in data["triplets"]:
         assert t.keys() == {"ref_image_id", "relative_cap", "tgt_image_id"} and t["relative_cap"]
         assert t["ref_image_id"] != t["tgt_image_id"]

@@ -1,0 +1,67 @@
+"""Which file of configs/trainers is a method's recipe, by protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: default configuration file per trainer and protocol; "*" serves every other protocol
+RECIPES: dict[str, dict[str, str]] = {
+    "ZeroshotCLIP": {"*": "vit_b16"},
+    "ZeroshotCLIP2": {"*": "vit_b16"},
+    "CoOp": {"base2new": "vit_b16_ctxv1", "xd": "vit_b16_ep50_ctxv1", "dg": "vit_b16_ep50_ctxv1", "*": "vit_b16"},
+    "CoCoOp": {"*": "vit_b16_c4_ep10_batch1_ctxv1"},
+    "IVLP": {"xd": "vit_b16_c2_ep2_batch4_2+2ctx_cross_datasets", "dg": "vit_b16_c2_ep2_batch4_2+2ctx_cross_datasets",
+             "*": "vit_b16_c2_ep5_batch4_2+2ctx"},
+    "MaPLe": {"xd": "vit_b16_c2_ep5_batch4_2ctx_cross_datasets", "dg": "vit_b16_c2_ep5_batch4_2ctx_cross_datasets",
+              "*": "vit_b16_c2_ep5_batch4_2ctx"},
+    "PromptSRC": {"xd": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets", "dg": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+                  "fewshot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot", "*": "vit_b16_c2_ep20_batch4_4+4ctx"},
+    "PromptKD": {"xd": "vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets", "dg": "vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets",
+                 "*": "vit_b16_c2_ep20_batch8_4+4ctx"},
+    "AttriPrompt": {"xd": "vit_b16_ep5_batch4_cross_datasets", "dg": "vit_b16_ep5_batch4_cross_datasets",
+                    "fewshot": "vit_b16_ep50_batch4_few_shot", "*": "vit_b16_ep20_batch4"},
+    "DPC_CoOp": {"xd": "vit_b16_ep20_xd", "dg": "vit_b16_ep20_xd", "*": "vit_b16_ep20"},
+    "DPC_MaPLe": {"xd": "vit_b16_ep20_xd", "dg": "vit_b16_ep20_xd", "*": "vit_b16_ep20"},
+    "DPC_PromptSRC": {"xd": "vit_b16_ep20_xd", "dg": "vit_b16_ep20_xd", "*": "vit_b16_ep20"},
+    "DPC_PromptKD": {"*": "vit_b16_ep20"},
+    "DPC_IVLP": {"xd": "vit_b16_ep20_xd", "dg": "vit_b16_ep20_xd", "*": "vit_b16_ep20"},
+}  # fmt: skip
+#: the recipe with which a backbone is trained as stage 1 of DPC (specs/dpc.md 4.9); across datasets it is the backbone's own
+STAGE1_RECIPES = {
+    "CoOp": "vit_b16_ep20_lr35",
+    "MaPLe": "vit_b16_c2_ep20_batch32_2ctx",
+    "PromptSRC": "vit_b16_c2_ep20_batch32_4+4ctx",
+    "PromptKD": "vit_b16_c2_ep20_batch32_4+4ctx",
+    "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx",
+}
+EMOJI_STAGE1_RECIPES = {"CoOp": "emoji_tiny_stage1"}
+
+
+def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new") -> str:
+    """The recipe of a backbone that DPC builds on; ``protocol`` "transfer" is cross-dataset or domain generalisation.
+
+    Raises:
+        ValueError: no such backbone.
+    """
+    if dataset.startswith("emoji"):
+        return EMOJI_STAGE1_RECIPES.get(trainer, "emoji_tiny")
+    if trainer not in STAGE1_RECIPES:
+        raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
+    return RECIPES[trainer]["xd"] if protocol == "transfer" else STAGE1_RECIPES[trainer]
+
+
+def config_file(*parts: str) -> str:
+    """Path of a shipped YAML file, or of a user's own.
+
+    Raises:
+        ValueError: listing what there is.
+    """
+    own = Path(parts[-1])
+    if own.suffix == ".yaml" and own.is_file():
+        return str(own)
+    folder = Path(__file__).parent.joinpath(*parts[:-1])
+    path = folder / f"{parts[-1]}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml")) if folder.is_dir() else []
+        raise ValueError(f"no configuration {path}; known: {', '.join(known) or 'none'}")
+    return str(path)

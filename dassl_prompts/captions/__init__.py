@@ -1,0 +1,1 @@
+"""Image-text retrieval: captioned images, their trainer, recall in both directions. Import the submodules."""

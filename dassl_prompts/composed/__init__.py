@@ -1,0 +1,1 @@
+"""Composed image retrieval: triplets, queries, metrics, submission files, search. Import the submodules."""

@@ -1,0 +1,1 @@
+"""The embedded emoji data: archives of drawings, their tables and contact sheets. Import the submodules."""

@@ -1,0 +1,1 @@
+"""Exact ranking by score, and pictures of ranked answers. Import the submodules."""
