@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.attriprompt.pool import Retrieval
-from dassl_prompts.trainers.attriprompt.trainer import AttriPromptModel, extend_cfg
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
@@ -24,6 +22,8 @@ from benchmarks.methods import NOUNS
 from benchmarks.pages import DOCS, conditions, device_name, write_section
 from dassl_prompts.classification.prompted import normalize
 from dassl_prompts.models import build_clip
+from dassl_prompts.trainers.attriprompt.pool import Retrieval
+from dassl_prompts.trainers.attriprompt.trainer import AttriPromptModel, extend_cfg
 
 DOC = DOCS / "attriprompt.md"
 VIT_B16 = {

@@ -61,15 +61,14 @@ def search(args) -> list[dict]:
 
 def step(args, batch: int = 8) -> list[dict]:
     """Forward, backward and AdamW step of PVLF at L/14 shape, image tokens from the cache or from the tower."""
+    from dassl_prompts.models import build_clip
+    from dassl_prompts.models.clip_tokens import ClipTokens
     from dassl_prompts.trainers.pvlf.fusion import (
         AdaptiveAggregation,
         ComposedQueryEncoder,
         FusionTransformer,
         focal_info_nce,
     )
-
-    from dassl_prompts.models import build_clip
-    from dassl_prompts.models.clip_tokens import ClipTokens
 
     encoder = ClipTokens(build_clip(L14, seed=0)).to(args.device)
     head = ComposedQueryEncoder(FusionTransformer(encoder.width), AdaptiveAggregation(encoder.width)).to(args.device)

@@ -32,13 +32,12 @@ GROUP = 8  # an anchor and its K - 1 negatives
 
 def make_net(name: str, classes: int, device: str):
     """A backbone's model with the prompts of its DPC recipe (specs/dpc.md 4.9)."""
+    from dassl_prompts.models import build_clip
     from dassl_prompts.trainers.coop import CoOpModel
     from dassl_prompts.trainers.ivlp import IVLPModel
     from dassl_prompts.trainers.maple import MaPLeModel
     from dassl_prompts.trainers.promptkd.trainer import PromptKDModel
     from dassl_prompts.trainers.promptsrc import PromptSRCModel
-
-    from dassl_prompts.models import build_clip
 
     clip = build_clip("ViT-B/16", seed=0, device=device)
     names = (NOUNS * (1 + classes // len(NOUNS)))[:classes]

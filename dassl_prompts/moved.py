@@ -30,6 +30,7 @@ MOVED = {
     f"{P}.data.target_pad": f"{P}.composed.target_pad",
     f"{P}.data.triplet_loading": f"{P}.composed.loading",
     f"{P}.data.triplets": f"{P}.composed.triplets",
+    f"{P}.datasets.emoji_retrieval": f"{P}.emoji.retrieval",
     f"{P}.dpc": f"{P}.trainers.dpc.stage2",
     f"{P}.dpc_settings": f"{P}.trainers.dpc.settings",
     f"{P}.dpc_stage1": f"{P}.trainers.dpc.stage1",

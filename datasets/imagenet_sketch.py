@@ -1,5 +1,4 @@
 from dassl_prompts.datasets.imagenet import ImageNetShift
-
 from dassl_prompts.engine import register_dataset
 
 

@@ -54,7 +54,7 @@ def read_csv(text):
 
 
 @pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "MaPLe", "IVLP", "PromptSRC"])
-def test_scores_are_those_of_the_trainer(train, trainer):  # noqa: F811
+def test_scores_are_those_of_the_trainer(train, trainer):
     built = train(trainer, *SHALLOW)
     run = load_run(built.output_dir, device="cpu")
     assert run.classnames == run.trained == list(plain.CLASSES) or run.classnames == CLASSES
@@ -71,7 +71,7 @@ def test_scores_are_those_of_the_trainer(train, trainer):  # noqa: F811
     assert 100 * correct / total == pytest.approx(run.results["test"]["accuracy"])
 
 
-def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train, pictures):  # noqa: F811
+def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train, pictures):
     first = train("CoOp", output="stage1")
     second = train("DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2")
     image = [Image.open(pictures / "0.png").convert("RGB")]
@@ -87,7 +87,7 @@ def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train
     )
 
 
-def test_labels_for_classes_never_trained_on(train, pictures, capsys):  # noqa: F811
+def test_labels_for_classes_never_trained_on(train, pictures, capsys):
     folder = train("CoOp").output_dir
     capsys.readouterr()
     words = [
@@ -113,7 +113,7 @@ def test_labels_for_classes_never_trained_on(train, pictures, capsys):  # noqa: 
     assert "5/5" in err and "Loading weights" in err
 
 
-def test_files_and_their_formats(train, pictures, tmp_path, capsys):  # noqa: F811
+def test_files_and_their_formats(train, pictures, tmp_path, capsys):
     folder = train("CoOp").output_dir
     (pictures / "broken.png").write_bytes(b"no picture")
     names = tmp_path / "classes.txt"
@@ -144,7 +144,7 @@ def test_images_are_read_batch_by_batch():
     assert list(stream)[-1] == [9]
 
 
-def test_the_stream_never_holds_more_than_a_batch(train, pictures, monkeypatch):  # noqa: F811
+def test_the_stream_never_holds_more_than_a_batch(train, pictures, monkeypatch):
     run = load_run(train("CoOp").output_dir, device="cpu")
     alive, most = set(), []
 
@@ -165,7 +165,7 @@ def test_the_stream_never_holds_more_than_a_batch(train, pictures, monkeypatch):
     assert max(most) <= 8  # the batch at work and the one before it
 
 
-def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeypatch, capsys):
     run = load_run(train("CoOp", *CLIP_PIXELS).output_dir, ["polar bear", "violin", "zebra"], device="cpu")
     files = export(run, tmp_path / "exported", with_backbone=True)
     assert {f.name for f in files} == {
@@ -191,7 +191,7 @@ def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeyp
     assert float(said[-1]) == pytest.approx(scores.max().item(), abs=1e-4)
 
 
-def test_the_card_says_what_the_files_cannot_do_alone(train, tmp_path):  # noqa: F811
+def test_the_card_says_what_the_files_cannot_do_alone(train, tmp_path):
     expected = {
         "CoOp": ("fixed", "frozen"),
         "MaPLe": ("fixed", "prompted"),
@@ -205,7 +205,7 @@ def test_the_card_says_what_the_files_cannot_do_alone(train, tmp_path):  # noqa:
         assert (tmp_path / trainer / "classes.safetensors").exists() == (kind[0] == "fixed")
 
 
-def test_nearest_words_find_the_words_a_context_started_from(train, capsys):  # noqa: F811
+def test_nearest_words_find_the_words_a_context_started_from(train, capsys):
     built = train("CoOp", "TRAINER.COOP.CTX_INIT", "a photo of a", "OPTIM.LR", 1e-12)
     rows = nearest_words(load_run(built.output_dir, device="cpu"), 2)
     assert [row["words"][0][0] for row in rows] == ["a", "photo", "of", "a"]
@@ -215,7 +215,7 @@ def test_nearest_words_find_the_words_a_context_started_from(train, capsys):  # 
     assert "| photo (0.000)" in capsys.readouterr().out
 
 
-def test_other_weights_than_at_training_are_told(train, state, clip_file, tmp_path):  # noqa: F811
+def test_other_weights_than_at_training_are_told(train, state, clip_file, tmp_path):
     folder = train("CoOp").output_dir
     same = tmp_path / "same.pt"
     same.write_bytes(clip_file.read_bytes())
@@ -228,7 +228,7 @@ def test_other_weights_than_at_training_are_told(train, state, clip_file, tmp_pa
         load_run(folder, device="cpu", backbone=str(other))
 
 
-def test_class_specific_contexts_have_words_per_class_and_refuse_other_classes(train):  # noqa: F811
+def test_class_specific_contexts_have_words_per_class_and_refuse_other_classes(train):
     folder = train("CoOp", "TRAINER.COOP.CSC", True).output_dir
     rows = nearest_words(load_run(folder, device="cpu"), 1)
     assert len(rows) == 16 * len(CLASSES) and rows[0]["class"] == CLASSES[0]
@@ -236,7 +236,7 @@ def test_class_specific_contexts_have_words_per_class_and_refuse_other_classes(t
         load_run(folder, ["zebra"], device="cpu")
 
 
-def test_the_configuration_comes_back_from_results_json(make_cfg):  # noqa: F811
+def test_the_configuration_comes_back_from_results_json(make_cfg):
     from dassl_prompts.engine.config import flatten
 
     cfg = make_cfg("CoOp", "TRAINER.COOP.CSC", True, "INPUT.TRANSFORMS", ("normalize",))
@@ -246,7 +246,7 @@ def test_the_configuration_comes_back_from_results_json(make_cfg):  # noqa: F811
         read_config({**flat, "TRAINER.GONE.KEY": "1"})
 
 
-def test_wrong_input_is_one_line_and_code_2(train, pictures, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_wrong_input_is_one_line_and_code_2(train, pictures, tmp_path, capsys, monkeypatch):
     folder = train("CoOp").output_dir
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
@@ -292,7 +292,7 @@ class Harmful:
         return print, ("the checkpoint's code ran",)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused_in_one_line(train, pictures, capsys):  # noqa: F811
+def test_a_checkpoint_that_would_run_code_is_refused_in_one_line(train, pictures, capsys):
     folder = Path(train("CoOp").output_dir)
     for checkpoint in (folder / "prompt_learner").glob("model*"):
         torch.save({"state_dict": {}, "epoch": 2, "extra": Harmful()}, checkpoint)

@@ -1,5 +1,7 @@
 """Build the embedded `emoji` data: drawings of the same concepts by four artists, 64 px, with annotation.
 
+One file: a script that is run as it is, without the package.
+
     pip install resvg-py && python tools/build_emoji.py            # writes dassl_prompts/assets/emoji/
 
 The npm packages of SOURCES are fetched with `npm pack` into --cache and checked by sha256. Each artist gets

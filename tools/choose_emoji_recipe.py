@@ -20,11 +20,10 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-from dassl_prompts.datasets.emoji import Emoji
-
 import dassl_prompts
 from dassl_prompts.classification.splits import subsample_classes
 from dassl_prompts.classification.templates import CUSTOM_TEMPLATES
+from dassl_prompts.datasets.emoji import Emoji
 from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.emoji.splits import read_splits
 from dassl_prompts.engine import (

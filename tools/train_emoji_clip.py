@@ -1,5 +1,7 @@
 """Train the embedded backbones on the emoji styles that are not held out.
 
+One file: a script with its recipes, read from top to bottom.
+
     python tools/train_emoji_clip.py emoji-tiny
     python tools/train_emoji_clip.py emoji-base
 

@@ -7,12 +7,12 @@ from collections import OrderedDict
 
 import torch
 import torch.nn as nn
-from dassl_prompts.trainers.coop import initial_context
 from torch import Tensor
 
 from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
 from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.trainers.coop import initial_context
 
 
 def extend_cfg(cfg):

@@ -8,15 +8,14 @@ a caption takes the place of "a photo of a <class>.", and cross-entropy runs ove
 
 from __future__ import annotations
 
-from dassl_prompts.trainers.coop import PromptLearner, initial_context
-from dassl_prompts.trainers.ivlp import check_depth, random_tokens
-from dassl_prompts.trainers.maple import MultiModalPromptLearner
-
 from dassl_prompts.captions import evaluation
 from dassl_prompts.captions.model import ResidualAdapter, RetrievalModel
 from dassl_prompts.captions.trainer import RetrievalTrainer
 from dassl_prompts.classification.prompted import Prompts
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.trainers.coop import PromptLearner, initial_context
+from dassl_prompts.trainers.ivlp import check_depth, random_tokens
+from dassl_prompts.trainers.maple import MultiModalPromptLearner
 
 
 def extend_cfg(cfg):

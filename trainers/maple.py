@@ -6,11 +6,11 @@ import copy
 
 import torch
 import torch.nn as nn
-from dassl_prompts.trainers.ivlp import check_depth, language_prompt, random_tokens, refuse_unused_prompts
 
 from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
 from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.trainers.ivlp import check_depth, language_prompt, random_tokens, refuse_unused_prompts
 
 
 def extend_cfg(cfg):

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.ivlp import IVLP, IVLPModel, ivlp_arguments
 from torch import Tensor
 
 from dassl_prompts.classification.prompted import normalize
 from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
 from dassl_prompts.classification.trainer import method_node
 from dassl_prompts.engine import add_defaults, compute_accuracy, register_trainer
+from dassl_prompts.trainers.ivlp import IVLP, IVLPModel, ivlp_arguments
 
 
 def extend_cfg(cfg):

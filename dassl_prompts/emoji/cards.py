@@ -14,7 +14,7 @@ from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
 from dassl_prompts.emoji.splits import read_splits
 from dassl_prompts.images import read_image
-from dassl_prompts.models.clip import EMBEDDED
+from dassl_prompts.models.weights import EMBEDDED
 
 MODELS = emoji.ASSETS.parent / "models"
 CONFIGS = Path(configs.__path__[0])

@@ -2,7 +2,7 @@
 
 It keeps Dassl's hooks, attributes and printed lines, and owns what stock Dassl gets wrong or lacks: safe and
 atomic checkpoints of the learned tensors, exact resume, results.json, a test loop that stops on NaN, data
-errors with a name.
+errors with a name. One file: it is one class, the life of a run from start to results.
 """
 
 from __future__ import annotations

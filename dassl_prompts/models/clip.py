@@ -15,7 +15,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.models.text import ClassPrompts, TextTower
+from dassl_prompts.models.class_prompts import ClassPrompts
+from dassl_prompts.models.text import TextTower
 from dassl_prompts.models.vision import ResNetTower, VisionTower
 from dassl_prompts.models.weights import (
     SCALARS,

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.datasets.cirr import CIRR
-from dassl_prompts.datasets.fashioniq import FashionIQ
 
 from dassl_prompts import extend_cfg
 from dassl_prompts.composed import cirr_submission
 from dassl_prompts.composed.metrics import best, evaluate, summarise
 from dassl_prompts.composed.triplets import ImageFolder, Query, RetrievalTask
+from dassl_prompts.datasets.cirr import CIRR
+from dassl_prompts.datasets.fashioniq import FashionIQ
 from dassl_prompts.engine import get_cfg_default, merge_opts
 
 

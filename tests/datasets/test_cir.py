@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from dassl_prompts.datasets.cirr import CIRR
-from dassl_prompts.datasets.fashioniq import FashionIQ, join_captions
-from dassl_prompts.datasets.laion_cir import LaionCIR, read_info
 
 from dassl_prompts import extend_cfg
 from dassl_prompts.composed import data_report as cir_report
 from dassl_prompts.composed.data_report import describe_task, describe_triplets, id_types
 from dassl_prompts.composed.triplets import ImageFolder, NoImages, Query, RetrievalTask
+from dassl_prompts.datasets.cirr import CIRR
+from dassl_prompts.datasets.fashioniq import FashionIQ, join_captions
+from dassl_prompts.datasets.laion_cir import LaionCIR, read_info
 from dassl_prompts.engine import DATASET_REGISTRY, get_cfg_default, merge_opts
 from tests.datasets import cir_trees
 

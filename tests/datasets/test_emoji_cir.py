@@ -1,7 +1,6 @@
 """The embedded composed-retrieval data as a dataset."""
 
 from dassl_prompts.datasets.emoji_cir import EmojiCIR
-
 from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_laion_cir
 from dassl_prompts.images import missing_images
 from tests.datasets.test_cir import config

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from dassl_prompts.datasets import fdrd
 from PIL import Image
 
 from dassl_prompts.captions.data import CaptionDatum, CaptionWrapper
+from dassl_prompts.datasets import fdrd
 from dassl_prompts.engine import add_defaults, build_dataset, get_cfg_default, merge_opts
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dassl_prompts.trainers.attriprompt.attributes import View
 
 from dassl_prompts.features.view_cache import CachedLoader, ViewCache, data_digest, fingerprint, model_digest
+from dassl_prompts.trainers.attriprompt.attributes import View
 
 N, VIEWS = 7, 3
 

@@ -49,8 +49,9 @@ def images(count=8):
 
 
 def test_open_clip_gives_the_same_features(name):
-    import dassl_prompts.configs
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    import dassl_prompts.configs
 
     config = json.loads((Path(dassl_prompts.configs.__path__[0]) / "backbones" / f"{name}.json").read_text())
     theirs = CLIP(

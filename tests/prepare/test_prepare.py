@@ -1,4 +1,7 @@
-"""The command end to end against a local server, its checks, and the table of sources."""
+"""The command end to end against a local server, its checks, and the table of sources.
+
+One file: its cases share one local server and the archives that it serves.
+"""
 
 import collections
 import dataclasses

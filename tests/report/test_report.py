@@ -1,4 +1,7 @@
-"""Finding runs, statistics over seeds, tables, published numbers, notes, plots."""
+"""Finding runs, statistics over seeds, tables, published numbers, notes, plots.
+
+One file: all of it reads the same written runs.
+"""
 
 import csv
 import io

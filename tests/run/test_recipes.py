@@ -1,13 +1,13 @@
 """What a protocol sets for a method: every plan on the embedded data merges, and per-dataset settings arrive."""
 
 import pytest
-from dassl_prompts.trainers.dpc.stage1 import SHAPE_KEYS
 
 from dassl_prompts.engine import TRAINER_REGISTRY
 from dassl_prompts.engine.config import flatten
 from dassl_prompts.run import protocols
 from dassl_prompts.run.job import RECIPES, Job
 from dassl_prompts.run.protocols import PROTOCOLS
+from dassl_prompts.trainers.dpc.stage1 import SHAPE_KEYS
 
 CLASSIFICATION = ("base2new", "fewshot", "xd", "dg")
 #: PromptKD distils on unlabelled images of every target, which some protocols have no use for

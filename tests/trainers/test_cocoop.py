@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.cocoop import CoCoOpModel
 
+from dassl_prompts.trainers.cocoop import CoCoOpModel
 from tests.trainers import plain
 
 

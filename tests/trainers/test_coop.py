@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.coop import CoOpModel
-from dassl_prompts.trainers.zsclip import ZeroshotModel
 
 from dassl_prompts.classification.templates import ENSEMBLE_TEMPLATES
 from dassl_prompts.engine import build_trainer, load_checkpoint
+from dassl_prompts.trainers.coop import CoOpModel
+from dassl_prompts.trainers.zsclip import ZeroshotModel
 from tests.trainers import plain
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.itr import CLIPAdapter, CoOpCaptions, MaPLeCaptions, caption_context
 
 from dassl_prompts.captions.model import RetrievalModel
+from dassl_prompts.trainers.itr import CLIPAdapter, CoOpCaptions, MaPLeCaptions, caption_context
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import make_trainer, make_tree
 

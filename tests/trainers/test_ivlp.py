@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.ivlp import IVLPModel, language_prompt
 
+from dassl_prompts.trainers.ivlp import IVLPModel, language_prompt
 from tests.trainers import plain
 
 DEPTHS = [1, 3, plain.LAYERS]

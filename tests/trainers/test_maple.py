@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.maple import MaPLeModel
 
+from dassl_prompts.trainers.maple import MaPLeModel
 from tests.trainers import plain
 
 

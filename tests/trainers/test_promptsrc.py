@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.promptsrc import GaussianAggregation, PromptSRCModel, consistency_losses
 
 from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
+from dassl_prompts.trainers.promptsrc import GaussianAggregation, PromptSRCModel, consistency_losses
 from tests.trainers import plain
 
 NAMES = [n.replace("_", " ") for n in plain.CLASSES]

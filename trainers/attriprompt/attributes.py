@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 from torch import Tensor
 
 from dassl_prompts.classification.prompted import Prompts, normalize
+from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 
 TOKENS = ("patch", "patch+cls")
 SPACES = ("layer", "joint")

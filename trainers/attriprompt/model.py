@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normalize, place
+from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
 from dassl_prompts.trainers.attriprompt import pool
 from dassl_prompts.trainers.attriprompt.attributes import AttributeQueries, View
 from dassl_prompts.trainers.attriprompt.options import NODE, check_options
 from dassl_prompts.trainers.attriprompt.pool import PoolUsage, PromptPool, Retrieval, TupleMemo
 from dassl_prompts.trainers.ivlp import check_depth, place_visual_prompts, visual_prompts
-from torch import Tensor
-
-from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normalize, place
-from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
 
 
 class AttriPromptModel(PromptedCLIP):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dassl_prompts.trainers.attriprompt import attributes, kmeans, pool
-
 from dassl_prompts.features.view_cache import DTYPES
+from dassl_prompts.trainers.attriprompt import attributes, kmeans, pool
 
 NODE = "TRAINER.ATTRIPROMPT"
 #: regularisers and the weight that REG.WEIGHT -1 stands for

@@ -12,10 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.attriprompt import pool
-from dassl_prompts.trainers.attriprompt.attributes import View
-from dassl_prompts.trainers.attriprompt.model import AttriPromptModel
-from dassl_prompts.trainers.attriprompt.options import NODE, REG_WEIGHTS, check_options
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,6 +20,10 @@ from dassl_prompts.classification.trainer import ClassificationTrainer, method_n
 from dassl_prompts.engine import add_defaults, compute_accuracy, register_trainer
 from dassl_prompts.engine.loading import count_corrupt
 from dassl_prompts.features.view_cache import CachedLoader, ViewCache, data_digest, fingerprint, model_digest
+from dassl_prompts.trainers.attriprompt import pool
+from dassl_prompts.trainers.attriprompt.attributes import View
+from dassl_prompts.trainers.attriprompt.model import AttriPromptModel
+from dassl_prompts.trainers.attriprompt.options import NODE, REG_WEIGHTS, check_options
 
 
 def extend_cfg(cfg):

@@ -10,6 +10,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
+from torch import Tensor
+
+from dassl_prompts.captions import evaluation
+from dassl_prompts.captions.losses import DIRECTIONS, WEIGHT_MODES, category_loss
+from dassl_prompts.captions.model import caa_module
+from dassl_prompts.captions.trainer import RetrievalTrainer
+from dassl_prompts.classification.prompted import Prompts, normalize
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.ranking.exact import recall_at, target_ranks
 from dassl_prompts.trainers.dcar.candidates import Candidates, negative_captions, with_batch
 from dassl_prompts.trainers.dcar.reweighting import (
     BLANKS,
@@ -22,15 +31,6 @@ from dassl_prompts.trainers.dcar.reweighting import (
 from dassl_prompts.trainers.itr import MaPLeCaptions
 from dassl_prompts.trainers.ivlp import random_tokens
 from dassl_prompts.trainers.maple import MultiModalPromptLearner
-from torch import Tensor
-
-from dassl_prompts.captions import evaluation
-from dassl_prompts.captions.losses import DIRECTIONS, WEIGHT_MODES, category_loss
-from dassl_prompts.captions.model import caa_module
-from dassl_prompts.captions.trainer import RetrievalTrainer
-from dassl_prompts.classification.prompted import Prompts, normalize
-from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.ranking.exact import recall_at, target_ranks
 
 
 def extend_cfg(cfg):

@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
+from torch import Tensor
+
+from dassl_prompts.engine import register_trainer
 from dassl_prompts.trainers.coop import CoOp
 from dassl_prompts.trainers.dpc.settings import extend_cfg
 from dassl_prompts.trainers.dpc.stage2 import DPC, symmetric_contrastive
@@ -18,9 +21,6 @@ from dassl_prompts.trainers.ivlp import IVLP, language_prompt
 from dassl_prompts.trainers.maple import MaPLe
 from dassl_prompts.trainers.promptkd.trainer import PromptKD, distillation_loss
 from dassl_prompts.trainers.promptsrc import GaussianAggregation, PromptSRC, consistency_losses
-from torch import Tensor
-
-from dassl_prompts.engine import register_trainer
 
 __all__ = [
     "DPC",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 from dassl_prompts.configs.recipes import config_file, stage1_recipe
-
 from dassl_prompts.engine import get_cfg_default, merge_file
 from dassl_prompts.engine.config import flatten
 

@@ -2,6 +2,7 @@
 
 Stage 1 trains a backbone method as usual and gives P. Stage 2, here, freezes P, clones it into P' and trains P' alone with the
 Dynamic Hard Negative Optimizer: classes that P confuses, one training image for each, and a symmetric contrastive loss.
+One file: the stage is one class whose losses, data and checkpoint belong together.
 At inference base classes use omega_b P' + (1 - omega_b) P, new classes omega_n P' + (1 - omega_n) P.
 
 Nothing here knows a particular backbone; trainers/dpc/combinations.py has the combinations.
@@ -11,15 +12,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.dpc.dual import DualPrompts, reset_deep_prompts
-from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
-from dassl_prompts.trainers.dpc.settings import Settings
-from dassl_prompts.trainers.dpc.stage1 import check_run, command, warn_of_other_draw
 from torch import Tensor
 
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import DatasetWrapper, build_dataset, build_transform, read_learned
 from dassl_prompts.engine.checkpoint import strip_module
+from dassl_prompts.trainers.dpc.dual import DualPrompts, reset_deep_prompts
+from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
+from dassl_prompts.trainers.dpc.settings import Settings
+from dassl_prompts.trainers.dpc.stage1 import check_run, command, warn_of_other_draw
 
 #: before the names of P's tensors in a checkpoint
 TUNED = "tuned."

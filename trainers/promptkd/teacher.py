@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 
 import torch
-from dassl_prompts.trainers.ivlp import IVLP, TEXT_CTX, TEXT_DEEP, VISION_CTX, VISION_DEEP, IVLPModel
 from torch import Tensor
 
 from dassl_prompts.classification.trainer import method_node
 from dassl_prompts.engine import DatasetWrapper, build_transform, load_checkpoint
 from dassl_prompts.engine.checkpoint import find_checkpoint, strip_module, write_tensors
 from dassl_prompts.engine.resume import fingerprint
+from dassl_prompts.trainers.ivlp import IVLP, TEXT_CTX, TEXT_DEEP, VISION_CTX, VISION_DEEP, IVLPModel
 
 #: where a teacher's checkpoint may lie below TEACHER_DIR: our runs and the official ones
 TEACHER_FOLDERS = ("VLPromptLearner", "VLPromptLearner_large", "")

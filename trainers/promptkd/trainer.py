@@ -11,6 +11,12 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
+
+from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normalize, place
+from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.trainers.ivlp import (
     TEXT_CTX,
     TEXT_DEEP,
@@ -22,12 +28,6 @@ from dassl_prompts.trainers.ivlp import (
     visual_prompts,
 )
 from dassl_prompts.trainers.promptkd.teacher import TeacherCache, load_teacher
-from torch import Tensor
-
-from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normalize, place
-from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
-from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.engine.checkpoint import strip_module
 
 MODALS = ("base2novel", "cross")
 SELECTIONS = ("val", "official_test")

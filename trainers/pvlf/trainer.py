@@ -12,12 +12,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from dassl_prompts.trainers.pvlf.fusion import (
-    AdaptiveAggregation,
-    ComposedQueryEncoder,
-    FusionTransformer,
-    focal_info_nce,
-)
 from torch import Tensor
 
 from dassl_prompts.composed.trainer import ComposedTrainer, StepCosine
@@ -26,6 +20,12 @@ from dassl_prompts.engine.config import one_of
 from dassl_prompts.models import resolve_precision
 from dassl_prompts.models.backbones import load_token_encoder
 from dassl_prompts.models.tokens import TUNING_MODES, TokenEncoder
+from dassl_prompts.trainers.pvlf.fusion import (
+    AdaptiveAggregation,
+    ComposedQueryEncoder,
+    FusionTransformer,
+    focal_info_nce,
+)
 
 DEFAULTS = {
     "PREC": "amp",  # fp32 or amp; on CPU always fp32

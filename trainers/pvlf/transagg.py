@@ -9,11 +9,11 @@ import copy
 import re
 from collections.abc import Mapping
 
-from dassl_prompts.trainers.pvlf.trainer import DEFAULTS as PVLF_DEFAULTS
-from dassl_prompts.trainers.pvlf.trainer import PVLF
 from torch import Tensor, nn
 
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.trainers.pvlf.trainer import DEFAULTS as PVLF_DEFAULTS
+from dassl_prompts.trainers.pvlf.trainer import PVLF
 
 DEFAULTS = copy.deepcopy(PVLF_DEFAULTS)
 DEFAULTS["FUSION"]["SEPARATOR"] = True

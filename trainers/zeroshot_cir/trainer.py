@@ -3,12 +3,11 @@ weights, Pic2Word and SEARLE."""
 
 from __future__ import annotations
 
-from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
-
 from dassl_prompts.composed.query import BASELINES, QueryFunction
 from dassl_prompts.composed.trainer import ComposedTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.models.backbones import load_token_encoder
+from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
 
 
 def extend_cfg(cfg):

@@ -1,4 +1,7 @@
-"""Trainers: the life cycle with its hooks in Dassl's order."""
+"""Trainers: the life cycle with its hooks in Dassl's order.
+
+One file: the four classes inherit from each other and are read together, as Dassl keeps them.
+"""
 
 from __future__ import annotations
 

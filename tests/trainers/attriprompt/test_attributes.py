@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.attriprompt.attributes import AttributeQueries, matching_layers
-from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 
 from dassl_prompts.classification.prompted import Prompts
+from dassl_prompts.trainers.attriprompt.attributes import AttributeQueries, matching_layers
+from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 from tests.tiny import tiny_clip
 
 

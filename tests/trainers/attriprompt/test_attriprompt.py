@@ -1,19 +1,22 @@
-"""AttriPrompt's model and losses against the plain 77-token path, loops, IVLP and PromptSRC."""
+"""AttriPrompt's model and losses against the plain 77-token path, loops, IVLP and PromptSRC.
+
+One file: its cases share the plain text path at its head.
+"""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from yacs.config import CfgNode
+
+from dassl_prompts.classification.prompted import normalize
+from dassl_prompts.models import load_clip
 from dassl_prompts.trainers.attriprompt.attributes import View
 from dassl_prompts.trainers.attriprompt.pool import Retrieval
 from dassl_prompts.trainers.attriprompt.trainer import AttriPrompt, AttriPromptModel, contrast, extend_cfg, regulariser
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.promptsrc import consistency_losses
-from yacs.config import CfgNode
-
-from dassl_prompts.classification.prompted import normalize
-from dassl_prompts.models import load_clip
 from tests.trainers import plain
 
 CLASSES = ["red apple", "green pear", "blue plum", "fig", "dark red cherry"]

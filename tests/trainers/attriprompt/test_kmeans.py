@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from dassl_prompts.trainers.attriprompt.kmeans import kmeans
 
 
 def distance(a, b):

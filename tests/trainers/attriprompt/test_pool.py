@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from dassl_prompts.trainers.attriprompt.pool import (
     PoolUsage,
     PromptPool,

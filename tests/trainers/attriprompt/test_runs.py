@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from dassl_prompts.trainers.attriprompt import sheet as attributes
 from PIL import Image
 
 from dassl_prompts.engine import build_trainer, load_checkpoint, read_json, register_dataset, set_random_seed
+from dassl_prompts.trainers.attriprompt import sheet as attributes
 from tests.trainers import plain
 from tests.trainers.conftest import ToyColours
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from dassl_prompts.trainers.attriprompt import study
 
 from dassl_prompts.engine import TRAINER_REGISTRY
 from dassl_prompts.run.job import config_file
 from dassl_prompts.train import parser, setup_cfg
+from dassl_prompts.trainers.attriprompt import study
 
 
 def config(*opts):

@@ -1,5 +1,7 @@
 """DCAR: plain formulas with token weights, off-switch identities, every switch acts, no leak at test time,
 learning.
+
+One file: its cases share the plain objective at its head.
 """
 
 import json
@@ -7,12 +9,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+
+from dassl_prompts.captions.bpe import tokenizer
 from dassl_prompts.trainers.dcar.candidates import negative_captions, with_batch
 from dassl_prompts.trainers.dcar.reweighting import blank_image
 from dassl_prompts.trainers.dcar.trainer import DCARModel, check_node
 from dassl_prompts.trainers.itr import MaPLeCaptions
-
-from dassl_prompts.captions.bpe import tokenizer
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import config, make_trainer, make_tree
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+
+from dassl_prompts.captions.bpe import token_texts, tokenizer, word_index
 from dassl_prompts.trainers.dcar.reweighting import (
     NORMS,
     TokenReweighter,
@@ -16,8 +18,6 @@ from dassl_prompts.trainers.dcar.reweighting import (
     place_weights,
     token_weights,
 )
-
-from dassl_prompts.captions.bpe import token_texts, tokenizer, word_index
 from tests.tiny import tiny_clip
 
 CAPTIONS = ["a red fox runs over the snow", "an owl.", "bluish motorcycles, 737-600 and a very long fence"]

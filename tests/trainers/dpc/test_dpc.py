@@ -1,4 +1,7 @@
-"""DPC's second stage: loss, presets, semantics of training and inference, both stages end to end."""
+"""DPC's second stage: loss, presets, semantics of training and inference, both stages end to end.
+
+One file: its cases share one trained first stage.
+"""
 
 import math
 import shlex
@@ -6,12 +9,12 @@ import shlex
 import pytest
 import torch
 import torch.nn.functional as F
+
+from dassl_prompts.engine import build_trainer, load_checkpoint, set_random_seed
 from dassl_prompts.trainers.dpc.combinations import DPC, symmetric_contrastive
 from dassl_prompts.trainers.dpc.settings import PRESETS, Settings
 from dassl_prompts.trainers.dpc.stage1 import check_run, warn_of_other_draw
 from dassl_prompts.trainers.dpc.stage1 import command as stage1_command
-
-from dassl_prompts.engine import build_trainer, load_checkpoint, set_random_seed
 from tests.trainers.test_backbone_runs import METHODS, teacher_options
 
 BACKBONES = {

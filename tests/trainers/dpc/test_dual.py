@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+
 from dassl_prompts.trainers.coop import CoOpModel
 from dassl_prompts.trainers.dpc.dual import DualPrompts, clone_prompts
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.maple import MaPLeModel
 from dassl_prompts.trainers.promptkd.trainer import PromptKDModel
-
 from tests.tiny import tiny_clip
 
 CLASSES = ["red apple", "green pear", "blue plum", "fig", "dark red cherry"]

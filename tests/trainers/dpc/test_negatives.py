@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+
 from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, group_pairs, hard_negatives, read_official_json
 
 

@@ -1,7 +1,8 @@
 """The register of disagreements between DPC's paper and its released code (docs/dpc.md): every switch does what its row says.
 
 Rows whose effect is tested elsewhere: D2 and D3 (semantics of training), D9 (loss), D10, D13, D17, D24 in test_dpc.py, D14 and
-MaPLe's mixing in tests/trainers/dpc/test_dual.py, the sampler's own rules in tests/trainers/dpc/test_negatives.py.
+MaPLe's mixing in tests/trainers/dpc/test_dual.py, the sampler's own rules in tests/trainers/dpc/test_negatives.py. One file: it is
+read beside the page's table, row by row.
 """
 
 import json
@@ -12,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from dassl_prompts.trainers.promptkd.trainer import distillation_loss
-from dassl_prompts.trainers.promptsrc import consistency_losses
 
 from dassl_prompts.engine import build_trainer, load_checkpoint
+from dassl_prompts.trainers.promptkd.trainer import distillation_loss
+from dassl_prompts.trainers.promptsrc import consistency_losses
 from tests.conftest import ROOT
 from tests.trainers import plain
 from tests.trainers.dpc.test_dpc import BACKBONES, PLAIN_SGD, coop_stage1, first_batch, ready, steps  # noqa: F401
@@ -68,13 +69,13 @@ def moved(trainer):
         (["TRAINER.DPC.TASK", "new", "TRAINER.DPC.OMEGA_N", 0.3], 0.3),
     ],
 )
-def test_d1_d4_d5_weight_of_p_prime_at_inference(make_cfg, coop_stage1, opts, weight):  # noqa: F811
+def test_d1_d4_d5_weight_of_p_prime_at_inference(make_cfg, coop_stage1, opts, weight):
     model = moved(ready(make_cfg, coop_stage1, *opts, output="a"))
     wanted = weight * model.parallel.prompt_learner.ctx + (1 - weight) * model.tuned.prompt_learner.ctx
     torch.testing.assert_close(model.emit().text, wanted, rtol=0, atol=1e-7)
 
 
-def test_d2_gradient_scale(make_cfg, coop_stage1):  # noqa: F811
+def test_d2_gradient_scale(make_cfg, coop_stage1):
     one = ready(make_cfg, coop_stage1, *PLAIN_SGD, output="a")
     three = ready(make_cfg, coop_stage1, *PLAIN_SGD, "TRAINER.DPC.GRAD_SCALE", 3.0, output="b")
     start = one.model.tuned.prompt_learner.ctx.detach()
@@ -127,7 +128,7 @@ def test_d4_recipes_weigh_maple_with_one(monkeypatch):
         assert node["OMEGA_N"] == 0.0, path
 
 
-def test_class_matrix_follows_the_weights_and_the_task(make_cfg, coop_stage1):  # noqa: F811
+def test_class_matrix_follows_the_weights_and_the_task(make_cfg, coop_stage1):
     """It is kept between batches; another omega or task must not meet the old one."""
     model = moved(ready(make_cfg, coop_stage1, output="a")).eval()
     seen = [model.class_features()]
@@ -138,7 +139,7 @@ def test_class_matrix_follows_the_weights_and_the_task(make_cfg, coop_stage1):  
         assert not torch.equal(seen[-1], seen[-2]), name
 
 
-def test_theta_gives_p_prime_back_whatever_omega_is_at_inference(train, make_cfg, coop_stage1, tmp_path):  # noqa: F811
+def test_theta_gives_p_prime_back_whatever_omega_is_at_inference(train, make_cfg, coop_stage1, tmp_path):
     trained = train("DPC_CoOp", *coop_stage1, "TRAINER.DPC.PARAM", "mixed", output="theta")
     p_prime = trained.model.parallel_prompts().text
     for opts in (["TRAINER.DPC.PARAM", "mixed"], []):
@@ -190,7 +191,7 @@ def mined(trainer, scores, labels, rng=None):
         (["TRAINER.DPC.NEG_DEDUP", False], [[3, 2], [3, 2]]),
     ],
 )
-def test_d7_number_of_negatives(make_cfg, coop_stage1, opts, wanted):  # noqa: F811
+def test_d7_number_of_negatives(make_cfg, coop_stage1, opts, wanted):
     trainer = ready(make_cfg, coop_stage1, *opts, output="a")
     assert trainer.topk == 3 and len(trainer.model.classnames) == 4
     scores = torch.tensor([[0.0, 1, 2, 3], [5.0, 1, 2, 3]])
@@ -198,7 +199,7 @@ def test_d7_number_of_negatives(make_cfg, coop_stage1, opts, wanted):  # noqa: F
 
 
 @pytest.mark.parametrize("fill_range, reached", [("all", {1, 2, 3}), ("official", {1, 2})])
-def test_d7_d8_random_fill_and_its_range(make_cfg, coop_stage1, fill_range, reached):  # noqa: F811
+def test_d7_d8_random_fill_and_its_range(make_cfg, coop_stage1, fill_range, reached):
     """K = 1 leaves no negative, so all are drawn; the anchor is of class 0, CoOp's released code draws 1 .. C - 2."""
     opts = ["TRAINER.DPC.TOPK", 1, "TRAINER.DPC.NEG_MIN_FILL", 2, "TRAINER.DPC.NEG_FILL_RANGE", fill_range]
     trainer = ready(make_cfg, coop_stage1, *opts, output="a")
@@ -219,7 +220,7 @@ def test_d8_promptkd_draws_the_last_class_but_not_the_first(make_cfg, kd_stage1)
 # -- D9, D11, D12: the objective -------------------------------------------------------------------------------------
 
 
-def test_d9_duplicate_policies_reach_the_step(make_cfg, coop_stage1):  # noqa: F811
+def test_d9_duplicate_policies_reach_the_step(make_cfg, coop_stage1):
     losses = {}
     for how in ("official", "mask", "multipos"):
         trainer = ready(make_cfg, coop_stage1, "TRAINER.DPC.DUPLICATES", how, output=how)
@@ -240,7 +241,7 @@ def test_similarities_stay_fp32_under_autocast():
             torch.testing.assert_close(symmetric_contrastive(*args, how), exact, rtol=0, atol=0)
 
 
-def test_d11_backbone_losses_by_default(make_cfg, coop_stage1, tmp_path):  # noqa: F811
+def test_d11_backbone_losses_by_default(make_cfg, coop_stage1, tmp_path):
     trainer = ready(make_cfg, coop_stage1, output="a")
     assert trainer.loss(*trainer.parse_batch_train(first_batch(trainer))).keys() == {"loss", "loss_cl"}
     weighted = ["TRAINER.DPC.LOSS.CE_W", 0.5, "TRAINER.DPC.LOSS.CL_W", 2.0]
@@ -367,13 +368,13 @@ def test_released_promptkd_checkpoint_loads(train, make_cfg, kd_stage1, tmp_path
 
 
 @pytest.mark.parametrize("transform, random_view", [("train", True), ("test", False)])
-def test_d15_augmentation_of_negatives(make_cfg, coop_stage1, transform, random_view):  # noqa: F811
+def test_d15_augmentation_of_negatives(make_cfg, coop_stage1, transform, random_view):
     trainer = ready(make_cfg, coop_stage1, "TRAINER.DPC.NEG_TRANSFORM", transform, output="a")
     first, second = trainer.pool.submit([0, 0], [1, 2])()
     assert torch.equal(first, second) != random_view
 
 
-def test_d16_source_of_negatives(make_cfg, coop_stage1, monkeypatch, tmp_path):  # noqa: F811
+def test_d16_source_of_negatives(make_cfg, coop_stage1, monkeypatch, tmp_path):
     asked = []
 
     def whole_split(cfg):
@@ -398,7 +399,7 @@ def test_d16_source_of_negatives(make_cfg, coop_stage1, monkeypatch, tmp_path): 
 
 
 @pytest.mark.parametrize("select, split", [("last", None), ("val", "val"), ("official_test", "test")])
-def test_d19_selection(train, make_cfg, coop_stage1, select, split, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_d19_selection(train, make_cfg, coop_stage1, select, split, monkeypatch, capsys, tmp_path):
     from dassl_prompts.engine.trainer import PromptTrainer
 
     tested, original = [], PromptTrainer.test
@@ -448,7 +449,7 @@ def test_stage_1_with_more_layers_is_refused(make_cfg, train, tmp_path):
         trainer.train()
 
 
-def test_one_base_class_is_refused_but_one_new_class_is_scored(make_cfg, train, coop_stage1, monkeypatch, tmp_path):  # noqa: F811
+def test_one_base_class_is_refused_but_one_new_class_is_scored(make_cfg, train, coop_stage1, monkeypatch, tmp_path):
     train("DPC_CoOp", *coop_stage1, output="stage2")
     single = plain.CLASSES[:1]
     monkeypatch.setattr("tests.trainers.conftest.plain.CLASSES", single)
@@ -460,7 +461,7 @@ def test_one_base_class_is_refused_but_one_new_class_is_scored(make_cfg, train, 
     assert one.test() == 100.0
 
 
-def test_a_resumed_second_stage_equals_an_uninterrupted_one(train, make_cfg, coop_stage1, monkeypatch, tmp_path):  # noqa: F811
+def test_a_resumed_second_stage_equals_an_uninterrupted_one(train, make_cfg, coop_stage1, monkeypatch, tmp_path):
     from dassl_prompts.engine import set_random_seed
 
     opts = [*coop_stage1, "OPTIM.MAX_EPOCH", 3]

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dassl_prompts.trainers.dpc import study as dpc_study
 from torch import nn
 
 from dassl_prompts.run.job import Job
+from dassl_prompts.trainers.dpc import study as dpc_study
 from tests.trainers.dpc.test_dpc import coop_stage1  # noqa: F401
 
 
 @pytest.fixture
-def weights(train, make_cfg, coop_stage1, tmp_path, monkeypatch):  # noqa: F811
+def weights(train, make_cfg, coop_stage1, tmp_path, monkeypatch):
     """Evaluations return 100 w for prompts w P' + (1 - w) P, plus 0.5 where the rest of the model is that of P."""
     from dassl_prompts.trainers.dpc.stage2 import DPC
 
@@ -85,7 +85,7 @@ def test_rows_of_the_ablation(weights):
     assert all(job.opts[:2] == JOB.opts for job in weights)
 
 
-def test_plain_cloning_trains_with_cross_entropy_alone(make_cfg, coop_stage1):  # noqa: F811
+def test_plain_cloning_trains_with_cross_entropy_alone(make_cfg, coop_stage1):
     from dassl_prompts.engine import build_trainer
 
     opts = dpc_study.TRAININGS["two_step"]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn as nn
+
 from dassl_prompts.trainers.ivlp import IVLPModel
 from dassl_prompts.trainers.promptkd.teacher import build_teacher, find_teacher, teacher_sizes
 from dassl_prompts.trainers.promptkd.trainer import Projector, PromptKDModel, distillation_loss
-
 from tests.trainers import plain
 
 NAMES = [n.replace("_", " ") for n in plain.CLASSES]

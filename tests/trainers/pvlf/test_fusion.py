@@ -1,4 +1,7 @@
-"""The fusion module against plain float64 formulas and against torch's encoder layers."""
+"""The fusion module against plain float64 formulas and against torch's encoder layers.
+
+One file: its cases share the slow formulas at its head.
+"""
 
 import copy
 import math
@@ -6,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from dassl_prompts.trainers.pvlf.fusion import (
     AdaptiveAggregation,
     ComposedQueryEncoder,

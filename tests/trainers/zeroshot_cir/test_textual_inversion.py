@@ -4,9 +4,9 @@ step."""
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
 
 from dassl_prompts.models.clip_tokens import ClipTokens
+from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
 from tests.tiny import tiny_clip
 
 D = 64
