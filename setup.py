@@ -42,7 +42,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
-        "open_clip_torch>=2.26",
+        "open_clip_torch>=2.29",
         "transformers>=4.40",
         "yacs>=0.1.8",
         "numpy",

@@ -242,18 +242,39 @@ def from_open_clip(name: str) -> nn.Module:
         raise ValueError(
             f"{name}: open_clip has no weights {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}"
         )
+    check_activation(name, architecture, tag)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
-            return open_clip.create_model(architecture, pretrained=tag, precision="fp32")
-    except UserWarning as error:
-        raise ValueError(f"{name}: {error}; use {architecture}-quickgelu") from error
+        return open_clip.create_model(architecture, pretrained=tag, precision="fp32")
     except (OSError, RuntimeError) as error:  # huggingface_hub's errors are OSErrors
         raise FileNotFoundError(
             f"the weights {tag} of {architecture} are not on this machine and could not be downloaded "
             f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). Without network, give the file with the state dict "
             "(.pt or .safetensors) as MODEL.BACKBONE.NAME / --backbone"
         ) from error
+
+
+def check_activation(name: str, architecture: str, tag: str) -> None:
+    """Compare the activation that a tag's record asks for with the one that the architecture is built with.
+
+    open_clip itself only warns, in words that change between its releases, after the weights were downloaded.
+
+    Raises:
+        ValueError: they differ; names the model to ask for instead.
+    """
+    import open_clip
+
+    words = {True: "QuickGELU", False: "GELU"}
+    wanted = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
+    built = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
+    if wanted == built:
+        return
+    twin = f"{architecture}-quickgelu" if wanted else architecture.removesuffix("-quickgelu")
+    remedy = (
+        f"; give {twin}:{tag}" if twin != architecture and tag in open_clip.list_pretrained_tags_by_model(twin) else ""
+    )
+    raise ValueError(
+        f"{name}: the weights {tag!r} were trained with {words[wanted]}, but {architecture} is built with {words[built]}{remedy}"
+    )
 
 
 def from_state_dict(state: dict[str, Tensor], source: str) -> nn.Module:

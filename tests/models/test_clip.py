@@ -207,6 +207,34 @@ def test_openai_weights_always_get_quickgelu(monkeypatch):
         load_clip("ViT-B-16:nope")
 
 
+def test_every_tag_of_open_clip_is_built_with_its_own_activation_or_refused(monkeypatch):
+    """By the tag's own record, before anything is downloaded: open_clip only warns, in words that change."""
+    import open_clip
+
+    built = {}
+
+    def record(architecture, pretrained, precision):
+        built["asked"] = (architecture, pretrained)
+        raise OSError("stop")
+
+    monkeypatch.setattr(open_clip, "create_model", record)
+    refused = []
+    for model, tag in open_clip.list_pretrained():
+        wanted = bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"))
+        with pytest.raises((FileNotFoundError, ValueError)) as error:
+            load_clip(f"{model}:{tag}")
+        if error.type is FileNotFoundError:
+            architecture, asked = built["asked"]
+            assert bool(open_clip.get_model_config(architecture).get("quick_gelu")) == wanted and asked == tag
+        else:
+            refused.append((model, tag))
+            assert f"trained with {'QuickGELU' if wanted else 'GELU'}, but {model} is built with" in str(error.value)
+    assert ("ViT-B-32", "laion400m_e32") in refused and ("ViT-B-32", "openai") not in refused
+    assert ("ViT-B-32", "laion2b_s34b_b79k") not in refused
+    with pytest.raises(ValueError, match="; give ViT-B-32-quickgelu:laion400m_e32$"):
+        load_clip("ViT-B-32:laion400m_e32")
+
+
 def test_precisions():
     assert [resolve_precision(p, "cpu") for p in ("fp32", "amp", "fp16")] == ["fp32"] * 3
     assert [resolve_precision(p, "cuda") for p in ("fp32", "amp", "fp16")] == ["fp32", "amp", "fp16"]
