@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from dassl_prompts.engine.files import atomic_path, require_file_writable, require_writable
-from dassl_prompts.report.groups import Method, group
-from dassl_prompts.report.notes import sections
-from dassl_prompts.report.runs import Run, find_runs
-from dassl_prompts.report.tables import FORMATS, TABLES, Table
+from dassl_prompts.results.groups import group
+from dassl_prompts.results.notes import sections
+from dassl_prompts.results.runs import Run, find_runs
+from dassl_prompts.results.tables import FORMATS, tables
 from dassl_prompts.run.pages import replace_part
 
 EPILOG = """\
@@ -73,12 +73,6 @@ def chosen(runs: list[Run], args: argparse.Namespace) -> list[Run]:
                 raise ValueError(f"no run has --{name} {unknown[0]}; there are {', '.join(map(str, have))}")
             runs = [run for run in runs if getattr(run, name) in wanted]
     return runs
-
-
-def tables(methods: list[Method]) -> list[Table]:
-    """A table per protocol that occurs."""
-    found = [build([m for m in methods if m.protocol == name]) for name, build in TABLES.items()]
-    return [table for table in found if table.rows]
 
 
 def notes_text(notes: dict[str, list[str]], form: str) -> str:

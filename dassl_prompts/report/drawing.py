@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dassl_prompts.report.groups import Method
+from dassl_prompts.results.groups import Method
 
 #: colours that colour-blind readers tell apart (Okabe and Ito), then again with other markers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from dassl_prompts.report.curves import per_epoch, read_curves
 from dassl_prompts.report.drawing import DPI, grid, names, pyplot, shared_legend, style
-from dassl_prompts.report.groups import Method, Value, accuracy, base_new
-from dassl_prompts.report.published import counterpart
-from dassl_prompts.report.tables import AVERAGE, average_paper, entry_values, evaluated, ordered
+from dassl_prompts.results.groups import Method, accuracy, base_new
+from dassl_prompts.results.published import counterpart
+from dassl_prompts.results.statistics import Value
+from dassl_prompts.results.tables import AVERAGE, average_paper, entry_values, evaluated, ordered
 
 #: percentage points that an axis of accuracies spans at least
 LEAST_SPAN = 4.0
@@ -114,7 +115,7 @@ def base_new_per_dataset(methods: list[Method]):
     panels = {
         "base classes": {key: s.base for key, s in scores.items()},
         "new classes": {key: s.new for key, s in scores.items()},
-        "harmonic mean": {key: Value(s.hm) for key, s in scores.items()},
+        "harmonic mean": {key: s.hm_value for key, s in scores.items()},
     }
     if scores:
         yield "base_new_per_dataset", dots(methods, panels)

@@ -6,15 +6,19 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import dassl_prompts
+from dassl_prompts.results.groups import group
+from dassl_prompts.results.notes import mixed
+from dassl_prompts.results.runs import Run, read_run
+from dassl_prompts.results.tables import tables
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.protocols import PROTOCOLS
 from dassl_prompts.run.scheduler import Scheduler, make_slots
 from dassl_prompts.run.sweep import Sweep, build, read_file, split_opts
-from dassl_prompts.run.tables import mean_over_seeds, table
 
 EPILOG = """\
 protocols:
@@ -120,24 +124,16 @@ def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
     return build(given, content, str(args.root), args.output)
 
 
-def summary(sweep: Sweep) -> str:
-    """The tables of the finished jobs, per protocol, with means where there are several seeds."""
-    parts = []
-    for name in dict.fromkeys(protocol for protocol, _ in sweep.jobs):
-        rows: dict[str, dict] = {}
-        jobs = [job for protocol, job in sweep.jobs if protocol == name]
-        several = {"dataset": len({j.dataset for j in jobs}) > 1, "shots": len({j.shots for j in jobs}) > 1}
-        columns = ["seed", *(key for key, more in several.items() if more)]
-        for job in jobs:
-            for row in PROTOCOLS[name].rows(job):
-                row = {**{key: getattr(job, key) for key in columns}, **row}
-                rows.setdefault(repr(row), row)  # a backbone's row comes with every job that builds on it
-        parts.append(table(list(rows.values())))
-        if len({job.seed for job in jobs}) > 1:
-            keys = [key for key in next(iter(rows.values())) if key in ("dataset", "shots", "method", "set")]
-            measured = [row for row in rows.values() if row.get("method") != "difference"]
-            parts.append("Mean over seeds\n\n" + table(mean_over_seeds(measured, *keys)))
-    return "\n\n".join(parts)
+def summary(folders: Iterable[Path], root: Path) -> str:
+    """The report's tables of finished runs: only runs that differ in nothing but the seed are averaged.
+
+    Args:
+        folders: of the runs. root: of the output tree.
+    """
+    found = [read_run(folder.absolute(), root.absolute()) for folder in folders]
+    methods = group(run for run in found if isinstance(run, Run))
+    parts = [table.text("markdown").strip() for table in tables(methods)]
+    return "\n\n".join([*parts, *mixed(methods)])
 
 
 def dry_run(nodes: list[Node]) -> str:
@@ -175,9 +171,10 @@ def run(argv: list[str]) -> int:
     scheduler = Scheduler(nodes, slots, force=args.force, stream=stream, stop=args.stop, retry=args.retry)
     failed = scheduler.run()
     complete = {str(node.step.output) for node in nodes if node.done}
-    finished = [(p, job) for p, job in sweep.jobs if {str(s.output) for s in PROTOCOLS[p].steps(job)} <= complete]
-    if finished:
-        print("\n" + summary(Sweep(tuple(finished))))
+    jobs = [[step.output for step in PROTOCOLS[p].steps(job)] for p, job in sweep.jobs]
+    folders = dict.fromkeys(folder for job in jobs if {str(f) for f in job} <= complete for folder in job)
+    if folders:
+        print("\n" + summary(folders, args.output))
     if failed:
         report_failures(failed)
         return 1

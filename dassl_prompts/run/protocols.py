@@ -133,14 +133,12 @@ def base2new(job: Job) -> list[Step]:
 
 
 def base2new_rows(job: Job) -> list[dict]:
-    """Base, New and H in percent; for DPC also its backbone's and the difference."""
+    """Base, New and HM in percent; for DPC also its backbone's."""
     job = job.recipe("base2new")
     rows = []
     for method in compared(job):
         base, new = accuracy(base_step(method)), accuracy(new_step(method))
         rows.append({"method": method.trainer, "Base": base, "New": new, "HM": harmonic_mean(base, new)})
-    if len(rows) == 2:
-        rows.append({"method": "difference", **{k: rows[1][k] - rows[0][k] for k in ("Base", "New", "HM")}})
     return rows
 
 
@@ -242,19 +240,6 @@ def retrieval(job: Job) -> list[Step]:
     return [runs.step(job.trainer, job.seed, job.tag)]
 
 
-def retrieval_rows(job: Job) -> list[dict]:
-    from dassl_prompts.run.captions import COLUMNS
-
-    values = retrieval(job)[0].results()["test"]
-    return [
-        {
-            "method": job.trainer,
-            "dataset": job.dataset,
-            **{title: values[key] for key, title in COLUMNS.items()},
-        }
-    ]
-
-
 def composed(job: Job) -> list[Step]:
     """Composed image retrieval: train on triplets and evaluate, or only evaluate the baselines."""
     from dassl_prompts.run.composed import BASELINE, DATASETS, NODES, Plan
@@ -269,23 +254,17 @@ def composed(job: Job) -> list[Step]:
     return [runs.baselines() if job.trainer == BASELINE else runs.train(job.trainer, job.seed)]
 
 
-def composed_rows(job: Job) -> list[dict]:
-    from dassl_prompts.run.composed import metric_rows
-
-    rows = metric_rows(composed(job)[0])
-    shown = [{k: v for k, v in row.items() if k not in ("query", "label", "set", "mean")} for row in rows]
-    return [
-        {"method": f"{job.trainer} {row['label']}".strip(), "set": row["set"], **values}
-        for row, values in zip(rows, shown)
-    ]
-
-
 @dataclass(frozen=True)
 class Protocol:
-    """How to run a job and how to read it."""
+    """How to run a job.
+
+    Attributes:
+        steps: the runs of a job. rows: what one job measured, a row per method, for the ablations of a study; None where there
+        are none. Tables over seeds are the report's.
+    """
 
     steps: Callable[[Job], list[Step]]
-    rows: Callable[[Job], list[dict]]
+    rows: Callable[[Job], list[dict]] | None
     help: str
 
 
@@ -304,10 +283,8 @@ PROTOCOLS = {
     ),
     "retrieval": Protocol(
         retrieval,
-        retrieval_rows,
+        None,
         "image-text retrieval, e.g. --trainer DCAR --dataset fdrd_dtd or fdrd_emoji",
     ),
-    "composed": Protocol(
-        composed, composed_rows, "composed retrieval, e.g. --trainer PVLF --dataset laion_combined or emoji"
-    ),
+    "composed": Protocol(composed, None, "composed retrieval, e.g. --trainer PVLF --dataset laion_combined or emoji"),
 }

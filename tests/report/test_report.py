@@ -14,11 +14,11 @@ import pytest
 
 from dassl_prompts.report.__main__ import main
 from dassl_prompts.report.curves import per_epoch, read_curves
-from dassl_prompts.report.groups import base_new, group
-from dassl_prompts.report.notes import sections
-from dassl_prompts.report.published import canonical, counterpart, published
-from dassl_prompts.report.runs import find_runs
-from dassl_prompts.report.tables import TABLES
+from dassl_prompts.results.groups import base_new, group
+from dassl_prompts.results.notes import sections
+from dassl_prompts.results.published import canonical, counterpart, published
+from dassl_prompts.results.runs import find_runs
+from dassl_prompts.results.tables import TABLES
 from tests.report.tree import base_new_pair, progress, write_run
 
 

@@ -23,7 +23,10 @@ if fails.exists():
 if code:
     print("epoch [1/2] batch [1/2] loss 1.0 eta 0:00:02", flush=True)
     sys.exit("error: broken on purpose") if code == 1 else sys.exit(code)
-(folder / "results.json").write_text(json.dumps({"finished": True, "test": {"accuracy": 50.0}, "config": {}}))
+results = {"finished": True, "test": {"accuracy": 50.0}, "config": {}}
+if folder.name.startswith("seed"):
+    results |= {"trainer": "Fake", "dataset": "D", "seed": int(folder.name[4:])}
+(folder / "results.json").write_text(json.dumps(results))
 (folder / "end").write_text(str(time.monotonic()))
 """
 
@@ -44,7 +47,8 @@ class FakeStep(Step):
 
 
 def step(root, name, *needs, code=0, seconds=0.0, fails=None):
-    """A run in ``root/name`` that reads the folders of ``needs``; ``fails`` tries fail first."""
+    """A run in ``root/name`` that reads the folders of ``needs``; ``fails`` tries fail first. One called ``.../seed<s>`` can
+    stand in a report."""
     folder = root / name
     if fails is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ from dassl_prompts.run import __main__ as command
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.protocols import PROTOCOLS, Protocol
 from dassl_prompts.run.sweep import SWITCHES, build, read_file, split_opts
-from dassl_prompts.run.tables import mean_over_seeds
 from tests.run.fake import step
 
 ALL = {"protocol": "base2new", "trainer": "CoOp", "dataset": "emoji"}
@@ -178,15 +177,6 @@ def test_own_yaml_files_give_the_folder_their_name(tmp_path):
     assert steps[0].config().OPTIM.LR == 0.5
 
 
-def test_means_over_seeds_take_hm_of_the_means():
-    rows = [
-        {"seed": s, "method": "A", "Base": b, "New": n, "HM": 0.0} for s, b, n in ((1, 80.0, 60.0), (2, 60.0, 20.0))
-    ]
-    assert mean_over_seeds(rows, "method") == [
-        {"method": "A", "seeds": 2, "Base": 70.0, "New": 40.0, "HM": 2 * 70 * 40 / 110}
-    ]
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -228,19 +218,16 @@ def test_dry_run_lists_and_starts_nothing(capsys, tmp_path):
 
 def test_failures_are_listed_at_the_end_and_finished_jobs_have_their_table(capsys, tmp_path, monkeypatch):
     def steps(job):
-        first = step(tmp_path, f"first{job.seed}", code=1 if job.seed == 2 else 0)
+        first = step(tmp_path, f"Fake/a/seed{job.seed}", code=1 if job.seed == 2 else 0)
         return [first, step(tmp_path, f"second{job.seed}", first)]
 
-    def rows(job):
-        return [{"method": job.trainer, "accuracy": steps(job)[0].results()["test"]["accuracy"]}]
-
-    monkeypatch.setitem(PROTOCOLS, "fake", Protocol(steps, rows, "for the test"))
+    monkeypatch.setitem(PROTOCOLS, "fake", Protocol(steps, None, "for the test"))
     words = ["fake", "--trainer", "A", "--dataset", "d", "--seed", "1", "2", "3", "--jobs", "2"]
     assert command.main(words) == 1
     out, err = capsys.readouterr()
-    assert "1 runs failed" in err and "first2: failed with exit code 1" in err and "second2: not run, it needs" in err
-    assert "|      1 | A" in out and "|      3 | A" in out and "|      2 | A" not in out
-    assert "| A        |       2 |      50.00 |" in out
+    assert "1 runs failed" in err and "seed2: failed with exit code 1" in err and "second2: not run, it needs" in err
+    (row,) = [line for line in out.splitlines() if line.startswith("| D ")]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["D", "Fake", "a", "1 3", "50.00 ± 0.00"]
     assert command.main([*words[:6], "1", "3"]) == 0
     assert capsys.readouterr().out.count("already finished") == 4
 

@@ -1,4 +1,4 @@
-"""AttriPrompt's ablations: every switch against the full method and against deep language prompting.
+"""AttriPrompt's ablations: 17 rows, each one switch (or a few) away from the full method.
 
 ``python -m dassl_prompts.trainers.attriprompt.study --dataset emoji --seed 1 2 3 [--protocol xd] [--rows full floor ...]``
 """
@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
-from dassl_prompts.engine import config_differences
+from dassl_prompts.engine import config_differences, write_json
 from dassl_prompts.engine.resume import flat_config
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.protocols import PROTOCOLS, Job
 from dassl_prompts.run.steps import StepFailed
-from dassl_prompts.run.tables import mean_over_seeds, table
+from dassl_prompts.run.tables import study_text
 
 KEY = "TRAINER.ATTRIPROMPT."
 
@@ -67,11 +66,16 @@ def distinct(protocol: str, jobs: dict[str, Job], full: Job) -> list[str]:
     return kept
 
 
-def study(protocol: str, jobs: dict[str, Job], force: bool = False) -> list[dict]:
-    """Run one job per row of the table; finished ones are read."""
+#: protocols that have a table of ablations
+PROTOCOL_NAMES = tuple(name for name, protocol in PROTOCOLS.items() if protocol.rows)
+
+
+def study(protocol: str, jobs: list[tuple[str, Job]], force: bool = False) -> list[dict]:
+    """Run the (row of the table, job) pairs in one plan, so that all are checked before the first starts; finished ones are
+    read."""
+    execute([step for _, job in jobs for step in PROTOCOLS[protocol].steps(job)], force=force, quiet=True)
     rows = []
-    for name, job in jobs.items():
-        execute(PROTOCOLS[protocol].steps(job), force=force, quiet=True)
+    for name, job in jobs:
         for row in PROTOCOLS[protocol].rows(job):
             numbers = {column: value for column, value in row.items() if isinstance(value, float)}
             rows.append({"seed": job.seed, "variant": ROWS[name][0], **numbers})
@@ -90,7 +94,7 @@ def write(args, text: str) -> None:
     parts += ["--shots", args.shots, "--seed", *args.seed, "--rows", *args.rows, "--write", args.write]
     parts += ["--opts", *args.opts] if args.opts else []
     title = f"AttriPrompt: ablations on {args.dataset}, {args.protocol}"
-    text = f"Mean over the seeds; accuracy in percent, HM from the means.\n\n{text}"
+    text = f"Accuracy in percent. {text}"
     name = f"run.attriprompt_study {args.protocol} {args.dataset}"
     write_page(args.write, name, title, " ".join(map(str, parts)), text)
 
@@ -99,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.trainers.attriprompt.study", description=__doc__.splitlines()[0]
     )
-    p.add_argument("--protocol", choices=PROTOCOLS, default="base2new")
+    p.add_argument("--protocol", choices=PROTOCOL_NAMES, default="base2new")
     p.add_argument("--dataset", default="emoji")
     p.add_argument("--seed", type=int, nargs="+", default=[1])
     p.add_argument("--shots", type=int, default=16)
@@ -115,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    rows, kept = [], None
+    planned, kept = [], None
     try:
         for seed in args.seed:
             base = dict(
@@ -133,14 +137,15 @@ def main(argv: list[str] | None = None) -> int:
             }
             if kept is None:  # the same for every seed
                 kept = distinct(args.protocol, jobs, Job(**base, opts=tuple(args.opts)))
-            rows += study(args.protocol, {name: jobs[name] for name in kept}, args.force)
+            planned += [(name, jobs[name]) for name in kept]
+        rows = study(args.protocol, planned, args.force)
     except (StepFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StepFailed) else 2
     folder = args.output / "studies" / f"attriprompt_{args.dataset}_shots{args.shots}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{args.protocol}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    text = table(mean_over_seeds(rows, "variant"))
+    write_json(rows, folder / f"{args.protocol}.json")
+    full = ROWS["full"][0]
+    text = study_text(rows, "variant", full if any(row["variant"] == full for row in rows) else None)
     print(text)
     if args.write:
         try:

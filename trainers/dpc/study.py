@@ -160,7 +160,7 @@ def plot_omega(rows: list[dict], path: Path, title: str) -> None:
     omegas = [r["omega"] for r in means]
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), constrained_layout=True)
     for axis, column, name in zip(axes, ("base at omega_b", "new at omega_n"), ("base", "new")):
-        axis.plot(omegas, [r[column] for r in means], marker="o")
+        axis.errorbar(omegas, [r[column].mean for r in means], [r[column].std for r in means], marker="o", capsize=2)
         axis.set_xlabel(rf"$\omega_{name[0]}$  (0 = P, 1 = P')")
         axis.set_ylabel(f"{name} accuracy (%)")
         axis.grid(alpha=0.3)

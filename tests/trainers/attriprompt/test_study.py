@@ -40,17 +40,17 @@ def test_rows_that_equal_the_recipe_are_left_out(tmp_path, monkeypatch, capsys):
         study,
         "study",
         lambda protocol, jobs, force: (
-            studied.append(list(jobs))
-            or [{"seed": job.seed, "variant": name, "Base": 1.0, "New": 1.0, "HM": 1.0} for name, job in jobs.items()]
+            studied.append([name for name, _ in jobs])
+            or [{"seed": job.seed, "variant": name, "Base": 1.0, "New": 1.0, "HM": 1.0} for name, job in jobs]
         ),
     )
     words = ["--seed", "1", "2", "--rows", "full", "k2", "k4", "k8", "--output", str(tmp_path)]
     assert study.main(words) == 0
-    assert studied == [["full", "k4", "k8"]] * 2
+    assert studied == [["full", "k4", "k8"] * 2]
     assert capsys.readouterr().out.count("row k2 (2 clusters) is left out") == 1
     studied.clear()
     assert study.main([*words, "--opts", "TRAINER.ATTRIPROMPT.CLUSTER.K", "8"]) == 0
-    assert studied == [["full", "k2", "k4"]] * 2
+    assert studied == [["full", "k2", "k4"] * 2]
 
 
 def test_table_page_and_skipped_runs(tmp_path, monkeypatch, capsys):
@@ -95,10 +95,14 @@ def test_table_page_and_skipped_runs(tmp_path, monkeypatch, capsys):
         if line[:1] == "|"
     ]
     # full: base 10 and 50, new 20 and 60; floor: base 30 and 70, new 40 and 80
-    assert rows[2] == ["AttriPrompt", "2", "30.00", "40.00", "34.29"]
-    assert rows[3][1:] == ["2", "50.00", "60.00", "54.55"] and rows[3][0].startswith("deep language prompting")
+    assert [cell.split(" ")[0] for cell in rows[2]] == ["AttriPrompt", "2", "30.00", "40.00", "34.29"]
+    assert [cell.split(" ")[0] for cell in rows[3][1:]] == ["2", "50.00", "60.00", "54.55"]
+    assert rows[2][2] == rows[3][2].replace("50", "30", 1) == "30.00 ± 28.28"
+    assert rows[3][0].startswith("deep language prompting")
+    assert rows[-1][1:4] == ["2", "+20.00 ± 0.00", "+20.00 ± 0.00"]  # seed by seed: the same 20 points for both seeds
     text = page.read_text()
-    assert "--rows full floor" in text and "--opts OPTIM.MAX_EPOCH 1" in text and "| 34.29 |" in text.replace("  ", " ")
+    assert "--rows full floor" in text and "--opts OPTIM.MAX_EPOCH 1" in text and "| 34.29 ± 29.14 |" in text
+    assert 'Difference to "AttriPrompt", seed by seed' in text
 
 
 def test_a_failed_run_ends_the_study(tmp_path, monkeypatch, capsys):

@@ -122,7 +122,9 @@ def test_plot_shows_both_curves_over_omega_as_means_over_seeds(tmp_path, monkeyp
 def test_command_line_passes_options_on(monkeypatch, tmp_path, capsys):
     jobs = []
     row = {"seed": 1, "row": "0 backbone", "Base": 1.0, "New": 1.0, "HM": 1.0}
-    monkeypatch.setitem(dpc_study.STUDIES, "ablation", (lambda job, force: jobs.append(job) or [row], "row"))
+    monkeypatch.setitem(
+        dpc_study.STUDIES, "ablation", (lambda job, force: jobs.append(job) or [{**row, "seed": job.seed}], "row")
+    )
     argv = [
         "ablation",
         "--seed",

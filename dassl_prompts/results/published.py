@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 
-from dassl_prompts.report.groups import Method
+from dassl_prompts.results.groups import Method
 
 #: names of one dataset in papers and in registries
 ALIASES = {"describabletextures": "dtd", "flowers102": "oxfordflowers", "fdrdflowers102": "fdrdoxfordflowers"}

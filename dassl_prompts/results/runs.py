@@ -53,6 +53,12 @@ def method_of_folder(path: str) -> str:
     return "{trainer}/{cfg}, {shots} shots".format(**match.groupdict()) if match else path
 
 
+def place_in_tree(folder: str) -> str:
+    """A run folder's name from the protocol on, which stays when an output tree moves; other folders as absolute paths."""
+    match = LAYOUT.search(folder.replace(os.sep, "/"))
+    return match.group().lstrip("/") if match else os.path.abspath(folder)
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished training or evaluation run.

@@ -7,8 +7,9 @@ import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from dassl_prompts.report.groups import Method, Value, accuracy, base_new, harmonic_mean
-from dassl_prompts.report.published import Published, canonical, counterpart
+from dassl_prompts.results.groups import BaseNew, Method, accuracy, accuracy_by_seed, base_new, built_on
+from dassl_prompts.results.published import Published, canonical, counterpart
+from dassl_prompts.results.statistics import Value, harmonic_mean, paired, paired_hm
 
 FORMATS = {"console": "simple", "markdown": "github", "latex": "latex_booktabs", "csv": "csv"}
 AVERAGE = "Average"
@@ -113,7 +114,12 @@ def base_new_table(methods: list[Method]) -> Table:
                     "Base": scores.base,
                     "New": scores.new,
                 }
-                add_base_new(table, line, scores.base.mean, scores.new.mean, counterpart(method), dataset)
+                add_base_new(
+                    table, line, scores.base.mean, scores.new.mean, scores.hm_value, counterpart(method), dataset
+                )
+                backbone = built_on(method, methods)
+                if backbone and (theirs := found[id(backbone), dataset]):
+                    table.add({"dataset": dataset, **minus(backbone), **base_new_differences(scores, theirs)})
     if len(datasets) > 1:
         for method in methods:
             have = [s for d in datasets if (s := found[id(method), d])]
@@ -126,18 +132,32 @@ def base_new_table(methods: list[Method]) -> Table:
                     "New": f"{new:.2f}",
                 }
                 paper = average_paper(method, [d for d in datasets if found[id(method), d]])
-                add_base_new(table, line, base, new, paper, AVERAGE)
+                add_base_new(table, line, base, new, Value(harmonic_mean(base, new)), paper, AVERAGE)
     return table.trimmed()
 
 
-def add_base_new(table: Table, line: dict, base: float, new: float, paper: Published | None, dataset: str) -> None:
+def minus(backbone: Method) -> dict[str, object]:
+    """The leading cells of a row of differences between DPC and what it builds on."""
+    return {"method": f"  minus {backbone.trainer}", "recipe": "seed by seed"}
+
+
+def base_new_differences(ours: BaseNew, theirs: BaseNew) -> dict[str, object]:
+    """Paired over the seeds that both have; empty where there are none."""
+    pairs = [(scores.base_by_seed, scores.new_by_seed) for scores in (ours, theirs)]
+    common = [s for s in ours.seeds if s in theirs.seeds]
+    base, new = (paired(*sides) for sides in zip(*pairs))
+    return {"seeds": listed(common), "Base": base, "New": new, "HM": paired_hm(*pairs)}
+
+
+def add_base_new(
+    table: Table, line: dict, base: float, new: float, hm: Value, paper: Published | None, dataset: str
+) -> None:
     """A row with its HM and, where a paper has the dataset, its numbers and the differences."""
-    hm = harmonic_mean(base, new)
     theirs = paper.on(dataset) if paper else {}
-    line["HM"] = f"{hm:.2f}"
+    line["HM"] = hm
     if theirs:
         line["published B / N / HM"] = " / ".join(f"{theirs[c]:.2f}" for c in ("Base", "New", "HM"))
-        line |= {f"Δ{c}": difference(v, theirs[c]) for c, v in (("Base", base), ("New", new), ("HM", hm))}
+        line |= {f"Δ{c}": difference(v, theirs[c]) for c, v in (("Base", base), ("New", new), ("HM", hm.mean))}
     table.add(line, paper if theirs else None)
 
 
@@ -193,6 +213,10 @@ def transfer_table(methods: list[Method]) -> Table:
         have = [ours[d].mean for d in targets if d in ours]
         mean = {} if len(have) < len(targets) else {"mean of targets": f"{sum(have) / len(have):.2f}"}
         table.add({**cells(method), "seeds": listed(method.seeds()), **ours, **mean})
+        backbone = built_on(method, methods)
+        if backbone:
+            sides = {d: [accuracy_by_seed(m, d) for m in (method, backbone)] for d in ours}
+            table.add({**minus(backbone), **{d: paired(*pair) for d, pair in sides.items()}})
         papers = {d: paper for d in ours if (paper := counterpart(method, d))}
         theirs = {d: paper.on(d)["accuracy"] for d, paper in papers.items()}
         if theirs:
@@ -293,3 +317,9 @@ TABLES: dict[str, Callable[[list[Method]], Table]] = {
     "retrieval": recall_table,
     "composed": composed_table,
 }
+
+
+def tables(methods: list[Method]) -> list[Table]:
+    """A table per protocol that occurs."""
+    found = [build([m for m in methods if m.protocol == name]) for name, build in TABLES.items()]
+    return [table for table in found if table.rows]

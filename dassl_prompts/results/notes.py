@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_prompts.report.groups import Method
-from dassl_prompts.report.runs import CLASS_SETS, Run, Unfinished
+from dassl_prompts.results.groups import Method
+from dassl_prompts.results.runs import CLASS_SETS, Run, Unfinished
 
 
 def teachers(runs: list[Run]) -> set[Path]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dassl_prompts.report.runs import Run
+from dassl_prompts.results.runs import Run, place_in_tree
+from dassl_prompts.results.statistics import BySeed, Value, hm_over_seeds
 
 #: settings that a recipe may choose per dataset
 PER_DATASET = ("TRAINER.PROMPTKD.KD_WEIGHT",)
@@ -107,45 +106,46 @@ def place(run: Run, variants: list[Method], key: tuple) -> None:
     variants.append(new)
 
 
+def built_on(method: Method, methods: Iterable[Method]) -> Method | None:
+    """The method whose runs are the first stages of DPC's, where all of them are there."""
+    named = {run.setting("TRAINER.DPC.CKPT_DIR") for run in method.runs.values()} - {""}
+    stages = {place_in_tree(folder) for folder in named}
+    for other in methods if stages else ():
+        if stages <= {place_in_tree(str(run.folder)) for run in other.runs.values()}:
+            return other
+    return None
+
+
 # -- statistics ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Value:
-    """Mean and sample standard deviation over seeds (nan for one seed)."""
-
-    mean: float
-    std: float = math.nan
-    count: int = 1
-
-    @classmethod
-    def over(cls, values: Iterable[float]) -> Value | None:
-        """None for no values."""
-        values = list(values)
-        if not values:
-            return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" if math.isnan(self.std) else f"{self.mean:.2f} ± {self.std:.2f}"
-
-
-def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b), 0 for two zeros."""
-    return 0.0 if a + b == 0 else 2 * a * b / (a + b)
-
-
-@dataclass(frozen=True)
 class BaseNew:
-    """Base and new accuracy over the seeds that have both, and HM of the two means (specs/dpc.md 6.2)."""
+    """Base and new accuracy by seed, over the seeds that have both, and HM of the two means (specs/dpc.md 6.2)."""
 
-    base: Value
-    new: Value
-    seeds: tuple[int, ...]
+    base_by_seed: BySeed
+    new_by_seed: BySeed
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.base_by_seed)
+
+    @property
+    def base(self) -> Value:
+        return Value.over(self.base_by_seed.values())
+
+    @property
+    def new(self) -> Value:
+        return Value.over(self.new_by_seed.values())
+
+    @property
+    def hm_value(self) -> Value:
+        """With the deviation of the seeds' own HMs."""
+        return hm_over_seeds(self.base_by_seed, self.new_by_seed)
 
     @property
     def hm(self) -> float:
-        return harmonic_mean(self.base.mean, self.new.mean)
+        return self.hm_value.mean
 
 
 def base_new(method: Method, dataset: str) -> BaseNew | None:
@@ -153,12 +153,15 @@ def base_new(method: Method, dataset: str) -> BaseNew | None:
     base, new = (
         {s: r.accuracy for s, r in method.of(dataset, c).items() if r.accuracy is not None} for c in ("base", "new")
     )
-    seeds = tuple(sorted(base.keys() & new.keys()))
-    if not seeds:
-        return None
-    return BaseNew(Value.over(base[s] for s in seeds), Value.over(new[s] for s in seeds), seeds)
+    seeds = sorted(base.keys() & new.keys())
+    return BaseNew({s: base[s] for s in seeds}, {s: new[s] for s in seeds}) if seeds else None
+
+
+def accuracy_by_seed(method: Method, dataset: str) -> dict[int, float]:
+    """Accuracy on all classes, by seed."""
+    return {s: r.accuracy for s, r in method.of(dataset, "all").items() if r.accuracy is not None}
 
 
 def accuracy(method: Method, dataset: str) -> Value | None:
     """Accuracy on all classes."""
-    return Value.over(r.accuracy for r in method.of(dataset, "all").values() if r.accuracy is not None)
+    return Value.over(accuracy_by_seed(method, dataset).values())

@@ -1,0 +1,1 @@
+"""What finished runs measured: reading output trees, what is averaged, statistics, tables, published numbers."""
