@@ -34,11 +34,22 @@ STAGE1_RECIPES = {
     "PromptKD": "vit_b16_c2_ep20_batch32_4+4ctx",
     "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx",
 }
+#: the same on ViT-L/14
+STAGE1_RECIPES_L14 = {
+    "CoOp": "vit_l14_ep20_lr35",
+    "MaPLe": "vit_l14_c2_ep20_batch32_2ctx",
+    "PromptSRC": "vit_l14_c2_ep20_batch32_4+4ctx",
+    "PromptKD": "vit_l14_c2_ep20_batch32_4+4ctx",
+    "IVLP": "vit_l14_c2_ep5_batch4_2+2ctx",
+}
 EMOJI_STAGE1_RECIPES = {"CoOp": "emoji_tiny_stage1"}
 
 
-def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new") -> str:
-    """The recipe of a backbone that DPC builds on; ``protocol`` "transfer" is cross-dataset or domain generalisation.
+def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: str = "") -> str:
+    """The recipe of a backbone that DPC builds on.
+
+    Args:
+        protocol: "transfer" is cross-dataset or domain generalisation. cfg: of DPC itself, which tells ViT-L/14 from ViT-B/16.
 
     Raises:
         ValueError: no such backbone.
@@ -47,6 +58,8 @@ def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new") -> str
         return EMOJI_STAGE1_RECIPES.get(trainer, "emoji_tiny")
     if trainer not in STAGE1_RECIPES:
         raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
+    if cfg.startswith("vit_l14"):
+        return STAGE1_RECIPES_L14[trainer]
     return RECIPES[trainer]["xd"] if protocol == "transfer" else STAGE1_RECIPES[trainer]
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dassl_prompts.classification.union import Union
 from dassl_prompts.engine import (
     PromptTrainer,
     build_lr_scheduler,
@@ -180,6 +181,13 @@ class ClassificationTrainer(PromptTrainer):
 
     def parse_batch_train(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def test(self, split=None):
+        """Dassl's, and the curve of ``TEST.EVALUATOR Union`` is noted in results.json."""
+        result = super().test(split)
+        if isinstance(self.evaluator, Union):
+            self.write_results({"seen_unseen_curve": self.evaluator.curve})
+        return result
 
     def model_inference(self, input):
         with self.autocast():

@@ -184,7 +184,8 @@ def load_run(
     cfg.USE_CUDA = device != "cpu"
     known = {c.replace("_", " ") for c in trained}
     if name.startswith("DPC_") and cfg.TRAINER.DPC.TASK == "auto":
-        cfg.TRAINER.DPC.TASK = "base" if set(wanted) <= known else "new"
+        mixed = not known.isdisjoint(wanted)
+        cfg.TRAINER.DPC.TASK = "base" if set(wanted) <= known else "union" if mixed else "new"
     cfg.freeze()
     checkpoint = "" if name.startswith("Zeroshot") else str(folder)
     model = dassl_prompts.build_model(cfg, wanted, checkpoint, epoch)

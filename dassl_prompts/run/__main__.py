@@ -14,6 +14,7 @@ from dassl_prompts.results.groups import group
 from dassl_prompts.results.notes import mixed
 from dassl_prompts.results.runs import Run, read_run
 from dassl_prompts.results.tables import tables
+from dassl_prompts.run.job import TASKS
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.protocols import PROTOCOLS
@@ -31,7 +32,7 @@ examples:
   python -m dassl_prompts.run --file sweep.yaml --jobs 2
 
 A sweep file (YAML) has the same words as keys: protocol, trainer, dataset, shots, seed (one value or a list),
-cfg, tag, opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that
+cfg, tag, epochs, task, opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that
 differ from the rest. Flags win over the file. Finished runs are skipped, so the same command continues after
 an interruption and tries failed runs again.
 
@@ -62,6 +63,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--seed", type=int, nargs="+", metavar="N", help="one or several seeds (default 1)")
     what.add_argument("--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)")
     what.add_argument("--cfg", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe")
+    what.add_argument(
+        "--epochs", type=int, metavar="N", help="epochs of the method and of its first stage, not of a teacher"
+    )
+    what.add_argument(
+        "--task",
+        choices=TASKS,
+        help="unknown: base2new also tests pictures of base and new classes against all classes together",
+    )
     what.add_argument("--tag", help="suffix that keeps a variant's folders apart")
     what.add_argument(
         "--common",
@@ -118,7 +127,10 @@ def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
     for key, least in (("jobs", 1), ("retry", 0)):
         if not isinstance(getattr(args, key), int) or getattr(args, key) < least:
             raise ValueError(f"--{key} is {getattr(args, key)!r}; it has to be a number from {least} on")
-    given = {key: getattr(args, key) for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag")}
+    given = {
+        key: getattr(args, key)
+        for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag", "epochs", "task")
+    }
     given["opts"] = opts or None
     given["common"] = [word for pair in args.common for word in pair] if args.common else None
     return build(given, content, str(args.root), args.output)

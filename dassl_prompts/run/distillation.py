@@ -19,7 +19,7 @@ TEACHER_DIR = "TRAINER.PROMPTKD.TEACHER_DIR"
 def teacher_job(job: Job) -> Job:
     """The PromptSRC run that teaches ``job``; shared by all its variants."""
     cfg = TEACHER_RECIPE["emoji" if job.dataset.startswith("emoji") else "*"]
-    return replace(job, trainer="PromptSRC", cfg=cfg, tag="", opts=())
+    return replace(job, trainer="PromptSRC", cfg=cfg, tag="", opts=(), epochs=0)
 
 
 def has_own_teacher(job: Job) -> bool:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from dassl_prompts.configs.recipes import RECIPES, config_file, stage1_recipe
 from dassl_prompts.run.steps import Step
 
 __all__ = ["RECIPES", "Job", "config_file", "eval_step", "stage1_recipe", "subsample", "train_step"]
 
+#: whether the tests say which half of the classes a picture is from
+TASKS = ("known", "unknown")
 #: keys that tell the runs of a protocol apart, and what to use instead
 RESERVED = {
     "DATASET.NAME": "--dataset",
@@ -35,7 +39,8 @@ class Job:
         configs/trainers/<trainer>; "" = the protocol's recipe. root: folder of the datasets. output: root of
         the output tree. tag: appended to the folder name of the configuration, to keep variants apart. opts:
         KEY VALUE pairs of this method's runs. common: KEY VALUE pairs of every run, also of a first stage or
-        a teacher that other jobs share.
+        a teacher that other jobs share. epochs: of this method and of its first stage, not of a teacher;
+        0 = as the recipes say. task: "unknown" also tests base and new classes together.
     """
 
     trainer: str
@@ -48,8 +53,14 @@ class Job:
     tag: str = ""
     opts: tuple[str, ...] = ()
     common: tuple[str, ...] = ()
+    epochs: int = 0
+    task: str = "known"
 
     def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}; choose one of {', '.join(TASKS)}")
+        if self.epochs and "OPTIM.MAX_EPOCH" in (*self.opts[::2], *self.common[::2]):
+            raise ValueError("OPTIM.MAX_EPOCH contradicts epochs, which sets it for both stages: give one of them")
         for opts in (self.opts, self.common):
             if len(opts) % 2:
                 raise ValueError(f"options come as KEY VALUE pairs, but {opts[-1]!r} has no value: {' '.join(opts)}")
@@ -71,7 +82,7 @@ class Job:
     def folder(self) -> Path:
         """``<dataset>/shots_<n>/<trainer>/<cfg>/seed<s>``."""
         cfg = Path(self.cfg).stem if self.cfg.endswith(".yaml") else self.cfg
-        name = f"{cfg}_{self.tag}" if self.tag else cfg
+        name = "_".join(filter(None, (cfg, f"epochs{self.epochs}" if self.epochs else "", self.tag)))
         return Path(self.dataset) / f"shots_{self.shots}" / self.trainer / name / f"seed{self.seed}"
 
     def args(self, *extra: str, dataset: str = "") -> tuple[str, ...]:
@@ -86,8 +97,21 @@ class Job:
             config_file("datasets", dataset or self.dataset),
             "--config-file",
             config_file("trainers", self.trainer, self.cfg),
+            *shortened(self),
             *extra,
         )
+
+
+def shortened(job: Job) -> tuple[str, ...]:
+    """Options that give a run ``job.epochs`` epochs; PromptSRC's averaging window moves and narrows with them, in whole epochs."""
+    if not job.epochs:
+        return ()
+    recipe = yaml.safe_load(Path(config_file("trainers", job.trainer, job.cfg)).read_text(encoding="utf-8"))
+    opts = ["OPTIM.MAX_EPOCH", str(job.epochs)]
+    for key, value in recipe.get("TRAINER", {}).get("PROMPTSRC", {}).items():
+        if key in ("GPA_MEAN", "GPA_STD"):
+            opts += [f"TRAINER.PROMPTSRC.{key}", str(max(1, round(value * job.epochs / recipe["OPTIM"]["MAX_EPOCH"])))]
+    return tuple(opts)
 
 
 def train_step(job: Job, title: str, output: Path, *opts: str, dataset: str = "") -> Step:

@@ -29,6 +29,8 @@ XD_TARGETS = (
     "ucf101",
 )
 DG_TARGETS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+#: what `--task unknown` adds to the base-to-new table: test pictures against base and new classes together
+UNION_COLUMNS = {"base": "Base in all", "new": "New in all", "hm": "HM in all", "area": "area"}
 EMOJI_STYLES = ("emoji_noto", "emoji_twemoji", "emoji_openmoji")
 
 
@@ -51,7 +53,7 @@ def is_dpc(job: Job) -> bool:
 def stage1(job: Job, protocol: str = "base2new") -> Job:
     """The backbone's job that a DPC job builds on; its recipe, not the job's own settings."""
     trainer = job.trainer.removeprefix("DPC_")
-    return replace(job, trainer=trainer, cfg=stage1_recipe(trainer, job.dataset, protocol), tag="", opts=())
+    return replace(job, trainer=trainer, cfg=stage1_recipe(trainer, job.dataset, protocol, job.cfg), tag="", opts=())
 
 
 def train_folder(job: Job, protocol: str, which: str) -> Path:
@@ -116,17 +118,27 @@ def new_step(job: Job) -> Step:
     return test_step(job, "base2new", "new", "base")
 
 
+def union_step(job: Job) -> Step:
+    """The step that tests pictures of base and of new classes against all classes together."""
+    model = None if is_zero_shot(job) else train_folder(job, "base2new", "base")
+    title = f"{job.trainer} on {job.dataset}, {job.shots} shots, seed {job.seed}: test base and new classes together"
+    task = ("TRAINER.DPC.TASK", "union") if is_dpc(job) else ()
+    opts = (*subsample("all"), "TEST.EVALUATOR", "Union", *task, *teacher_opts(job, "base2new", "base"))
+    return eval_step(job, title, job.output / "base2new" / "test_union" / job.folder, model, *opts)
+
+
 def compared(job: Job, protocol: str = "base2new") -> list[Job]:
     """The methods in a job's table: DPC stands beside its backbone."""
     return [stage1(job, protocol), job] if is_dpc(job) else [job]
 
 
 def base2new(job: Job) -> list[Step]:
-    """Train on base classes, test on base and, separately, on new classes."""
+    """Train on base classes, test on base and, separately, on new classes; with task unknown also on both together."""
     job = job.recipe("base2new")
     steps: list[Step] = []
     for method in compared(job):
-        for step in (*training(method, "base2new", "base"), base_step(method), new_step(method)):
+        union = [union_step(method)] if job.task == "unknown" else []
+        for step in (*training(method, "base2new", "base"), base_step(method), new_step(method), *union):
             if step not in steps:
                 steps.append(step)
     return steps
@@ -138,7 +150,11 @@ def base2new_rows(job: Job) -> list[dict]:
     rows = []
     for method in compared(job):
         base, new = accuracy(base_step(method)), accuracy(new_step(method))
-        rows.append({"method": method.trainer, "Base": base, "New": new, "HM": harmonic_mean(base, new)})
+        row = {"method": method.trainer, "Base": base, "New": new, "HM": harmonic_mean(base, new)}
+        if job.task == "unknown":
+            found = union_step(method).results()["test"]
+            row |= {column: found[key] for key, column in UNION_COLUMNS.items()}
+        rows.append(row)
     return rows
 
 

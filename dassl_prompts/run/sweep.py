@@ -16,10 +16,10 @@ from dassl_prompts.run.protocols import PROTOCOLS
 
 #: what a file may say once for all runs or for each of its blocks; lists are combined with each other
 MATRIX = ("protocol", "trainer", "dataset", "shots", "seed")
-SETTINGS = ("cfg", "tag", "opts", "common")
+SETTINGS = ("cfg", "tag", "opts", "common", "epochs", "task")
 #: what a file may say once
 PLACES = ("root", "output", "jobs", "devices", "retry")
-DEFAULTS = {"shots": [16], "seed": [1], "cfg": "", "tag": "", "opts": [], "common": []}
+DEFAULTS = {"shots": [16], "seed": [1], "cfg": "", "tag": "", "opts": [], "common": [], "epochs": 0, "task": "known"}
 #: a config key among the words of a command line: has a dot, or is one of the root's values
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+|USE_CUDA|VERBOSE|SEED|OUTPUT_DIR|RESUME")
 #: flags that take no value: what follows them belongs to nothing
@@ -128,7 +128,12 @@ def expand(values: dict[str, Any], root: str, output: Path) -> list[tuple[str, J
         "tag": str(values["tag"] or ""),
         "opts": pairs(values["opts"]),
         "common": pairs(values["common"]),
+        "epochs": whole("epochs", values["epochs"]),
+        "task": str(values["task"]),
     }
+    told = [name for name in as_list(values["protocol"]) if name != "base2new"]
+    if settings["task"] == "unknown" and told:
+        raise ValueError(f"task unknown is a part of base2new; {told[0]} tests all its classes together anyway")
     names = [as_list(values[key]) for key in ("protocol", "trainer", "dataset")]
     return [
         (protocol, Job(str(trainer), str(dataset), seed, shots, root=root, output=output, **settings))

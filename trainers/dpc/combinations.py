@@ -1,9 +1,9 @@
 """DPC: dual-prompt collaboration (Li et al., CVPR 2025, arXiv 2503.13443) on the four backbones of the paper, and on a fifth
 that shows what a new backbone takes.
 
-The second stage itself is in trainers/dpc/stage2.py. ``PRESET paper`` is what the paper describes; ``PRESET official`` is what
-the released code executes. See docs/dpc.md for the register of their differences; a key left at its "preset" value takes the
-preset's choice.
+The second stage itself is in trainers/dpc/stage2.py. A key left at its "preset" value takes the choice of ``PRESET``; what a
+backbone has otherwise is in ``preset_overrides``. docs/dpc.md has the presets and the register of differences between the paper
+and its released code.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dassl_prompts.engine import register_trainer
 from dassl_prompts.trainers.coop import CoOp
+from dassl_prompts.trainers.dpc.loss import symmetric_contrastive
 from dassl_prompts.trainers.dpc.settings import extend_cfg
-from dassl_prompts.trainers.dpc.stage2 import DPC, symmetric_contrastive
+from dassl_prompts.trainers.dpc.stage2 import DPC
 from dassl_prompts.trainers.ivlp import IVLP, language_prompt
 from dassl_prompts.trainers.maple import MaPLe
 from dassl_prompts.trainers.promptkd.trainer import PromptKD, distillation_loss
@@ -42,7 +43,15 @@ class DPC_CoOp(DPC):
 
 @register_trainer
 class DPC_MaPLe(DPC):
+    """omega_b 1.0, at which the paper finds MaPLe best, is a weight in the literal readings and a factor 1 in the released one."""
+
     backbone = MaPLe
+    own_keys = frozenset({"MAPLE_MIX"})
+    preset_overrides = {
+        "mixture": {"OMEGA_B": 1.0},
+        "through_mixture": {"OMEGA_B": 1.0},
+        "released": {"GRAD_SCALE": 1.0},
+    }
 
 
 @register_trainer
@@ -88,15 +97,17 @@ class DPC_PromptKD(DPC):
     """PromptKD has no text prompts: stage 2 starts from the teacher's and learns them for the teacher's text tower."""
 
     backbone = PromptKD
-    own_keys = frozenset({"LOSS.KD_W", "MINER"})
+    own_keys = frozenset({"LOSS.KD_W", "MINER", "PROJECTOR_BN"})
     stage1_data = {"DATASET.SUBSAMPLE_CLASSES": "all", "DATASET.NUM_SHOTS": 0}  # distilled on all unlabelled images
-    official_overrides = {
-        "MIX_SCOPE": "text",
-        "NEW_TEXT": "tuned",
-        "DEEP_INIT": "noise",
-        "MINER": "teacher_untuned",
-        "NEG_TRANSFORM": "test",
-        "XD_RULE": "parallel",
+    preset_overrides = {
+        "released": {
+            "MIX_SCOPE": "text",
+            "NEW_TEXT": "tuned",
+            "DEEP_INIT": "noise",
+            "MINER": "teacher_untuned",
+            "NEG_TRANSFORM": "test",
+            "XD_RULE": "parallel",
+        }
     }
 
     @classmethod

@@ -7,6 +7,7 @@ prompt *vectors* that enter the encoders, never of features: F(X) = w X + (1 - w
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -15,6 +16,7 @@ from torch.func import functional_call
 
 from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
 from dassl_prompts.engine import learned_tensors
+from dassl_prompts.trainers.dpc.union import join
 
 
 def clone_prompts(net: PromptedCLIP) -> PromptedCLIP:
@@ -61,14 +63,14 @@ class DualPrompts(PromptedCLIP):
     Args:
         tuned: the method's model; becomes P and is frozen.
         omega_b, omega_n: weight of P' for base and for new classes, in [0, 1].
-        task: "base" or "new".
+        task: "base", "new", or "union": base columns under the prompts of base classes, the others under those of new ones.
         param: "parallel" trains P' itself; "mixed" trains theta = F(P') and recovers P' = P + (theta - P) / omega_b with
             the omega_b of the training, ``theta_omega``, whatever omega_b is at inference.
         train_forward: "parallel" trains with P', "mixed" with F(P').
-        eval_base: "mixed" scores base classes with F(P'), "parallel" with P'.
         scope: "all" mixes every prompt vector; "text" only the text tower's layer-0 context, the rest follows P'.
         new_text: "mixed" mixes the text prompts of new classes like the visual ones; "tuned" keeps P's.
         mix_leaves: mix the parameters instead of the vectors they emit (they differ where the map is bilinear, as in MaPLe).
+        union: how :func:`~dassl_prompts.trainers.dpc.union.join` makes the two scores comparable.
     """
 
     def __init__(
@@ -79,18 +81,20 @@ class DualPrompts(PromptedCLIP):
         task: str = "base",
         param: str = "parallel",
         train_forward: str = "parallel",
-        eval_base: str = "mixed",
         scope: str = "all",
         mix_leaves: bool = False,
         new_text: str = "mixed",
+        union: str = "chain",
     ):
         super().__init__(tuned.clip, tuned.classnames)
         if param == "mixed" and omega_b == 0:
-            raise ValueError("TRAINER.DPC.PARAM mixed cannot recover P' at OMEGA_B 0.0; use PARAM parallel")
+            raise ValueError("PARAM mixed cannot recover P' at OMEGA_B 0.0; use PARAM parallel")
         self.omega_b, self.omega_n, self.task = omega_b, omega_n, task
-        self.param, self.train_forward, self.eval_base = param, train_forward, eval_base
+        self.param, self.train_forward = param, train_forward
         self.theta_omega, self.theta_scope = omega_b, scope
         self.scope, self.mix_leaves, self.new_text = scope, mix_leaves, new_text
+        self.union, self.is_base = union, None
+        self._union_key, self._union_text = None, None
         self.tuned = tuned
         self.parallel = clone_prompts(tuned)
         self.checkpoint_name = tuned.checkpoint_name
@@ -112,7 +116,7 @@ class DualPrompts(PromptedCLIP):
         return [*self.tuned.prompt_parameters(), *self.parallel.prompt_parameters()]
 
     def cache_key(self):
-        weights = (self.task, self.omega_b, self.omega_n, self.eval_base, self.scope, self.mix_leaves, self.new_text)
+        weights = (self.task, self.omega_b, self.omega_n, self.scope, self.mix_leaves, self.new_text)
         return *super().cache_key(), *weights, self.param, self.theta_omega, self.theta_scope
 
     def learnable(self) -> dict[str, nn.Parameter]:
@@ -195,21 +199,23 @@ class DualPrompts(PromptedCLIP):
         """What the training forward uses."""
         return self.base_mixture() if self.train_forward == "mixed" else self.parallel_prompts()
 
+    def new_prompts(self) -> Prompts:
+        """The prompts of new classes."""
+        mixed = self.mixed(self.omega_n)
+        if self.new_text == "mixed":
+            return mixed
+        tuned = self.tuned.emit()
+        return Prompts(tuned.text, tuned.text_deep, mixed.vision, mixed.vision_deep)
+
     def emit(self) -> Prompts:
-        """What evaluation uses: decoupled by task."""
-        if self.task == "new":
-            mixed = self.mixed(self.omega_n)
-            if self.new_text == "mixed":
-                return mixed
-            tuned = self.tuned.emit()
-            return Prompts(tuned.text, tuned.text_deep, mixed.vision, mixed.vision_deep)
-        return self.base_mixture() if self.eval_base == "mixed" else self.parallel_prompts()
+        """What evaluation uses: decoupled by task; in ``union``, which uses both, the prompts of new classes."""
+        return self.base_mixture() if self.task == "base" else self.new_prompts()
 
     # -- encoding: everything but the prompts (PromptKD's projector) follows P' on base classes and P on new ones ----
 
     @property
     def _net(self) -> PromptedCLIP:
-        return self.tuned if self.task == "new" else self.parallel
+        return self.parallel if self.task == "base" else self.tuned
 
     def encode_classes(self, prompts, index=None):
         return self._net.encode_classes(prompts, index)
@@ -220,3 +226,58 @@ class DualPrompts(PromptedCLIP):
     @property
     def scale(self):
         return self._net.scale
+
+    # -- base and new classes together ------------------------------------------------------------------------------
+
+    def set_base_classes(self, names: Sequence[str]) -> None:
+        """Say which classes stage 2 was trained on; the others are new. Needed by the task ``union`` alone."""
+        known = {name.replace("_", " ") for name in names}
+        self.is_base = torch.tensor([name in known for name in self.classnames]) if known else None
+        self._union_key = None
+
+    def union_text(self) -> tuple[Tensor, Tensor]:
+        """Class features for evaluation, kept as :meth:`class_features` is: of the base classes under their prompts
+        ``[C_b, E]``, of all classes under those of new ones ``[C, E]``.
+
+        Raises:
+            ValueError: nobody has said which classes are base classes.
+        """
+        if self.is_base is None:
+            raise ValueError(
+                "TRAINER.DPC.TASK union needs to know the base classes, which the run's results.json (or that of "
+                "TRAINER.DPC.CKPT_DIR) lists: there is none"
+            )
+        key = self.cache_key()
+        if self._union_key != key:
+            with torch.no_grad():
+                index = self.is_base.nonzero()[:, 0].to(self.clip.logit_scale.device)
+                base = self.parallel.encode_classes(self.base_mixture(), index) if len(index) else None
+                every = self.tuned.encode_classes(self.new_prompts())
+            self._union_text = every[:0] if base is None else base, every
+            self._union_key = key
+        return self._union_text
+
+    def class_features(self):
+        """In ``union``: every class under its own prompts."""
+        if self.task != "union":
+            return super().class_features()
+        base, every = self.union_text()
+        joint = every.clone()
+        joint[self.is_base.to(every.device)] = base
+        return joint
+
+    def union_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the base classes under their prompts ``[B, C_b]``, and of all classes under those of new ones ``[B, C]``.
+
+        Where both have the same image prompts, none, images are encoded once.
+        """
+        base_text, every_text = self.union_text()
+        base_prompts, new_prompts = self.base_mixture(), self.new_prompts()
+        features = self.tuned.encode_images(images, new_prompts)
+        own = self.parallel.encode_images(images, base_prompts) if base_prompts.has_vision else features
+        return self.parallel.logits(own, base_text), self.tuned.logits(features, every_text)
+
+    def forward(self, images):
+        if self.task != "union":
+            return super().forward(images)
+        return join(*self.union_scores(images), self.is_base.to(images.device), self.union)

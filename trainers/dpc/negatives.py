@@ -128,31 +128,43 @@ class ImagePool:
 
 
 @dataclass
-class Mined:
-    """One step's classes: for each anchor, itself and then its negatives, flattened.
+class Step:
+    """The pairs of one step: for each anchor itself and then its negatives.
 
-    ``order`` lists positions in the concatenation [anchors | negatives] so that groups stay together.
+    Attributes:
+        labels: ``[N]`` classes of the pairs. rows: ``[N]`` the image of each pair among the step's ``[U]`` images, anchors
+        first. anchors: the pairs that show an anchor. drawn: the class of each image after the anchors.
     """
 
     labels: list[int]
-    order: list[int]
-    negatives: list[int]
+    rows: list[int]
+    anchors: list[int]
+    drawn: list[int]
 
 
-def group_pairs(labels: Sequence[int], negatives: Sequence[Sequence[int]]) -> Mined:
-    """Lay out [anchor, its negatives] for every anchor."""
-    flat: list[int] = []
-    out_labels: list[int] = []
-    order: list[int] = []
+def lay_out(labels: Sequence[int], negatives: Sequence[Sequence[int]], share_images: bool) -> Step:
+    """The pairs of a step.
+
+    Args:
+        labels: classes of the B anchors. negatives: those of each. share_images: a class that is a negative of several
+            anchors has one image in the step, not one each.
+    """
+    step = Step([], [], [], [])
+    row: dict[int, int] = {}
     for anchor, (label, group) in enumerate(zip(labels, negatives)):
-        out_labels += [label, *group]
-        order += [anchor, *range(len(labels) + len(flat), len(labels) + len(flat) + len(group))]
-        flat += group
-    return Mined(out_labels, order, flat)
+        step.anchors.append(len(step.labels))
+        step.labels += [label, *group]
+        step.rows.append(anchor)
+        for c in group:
+            if not share_images or c not in row:
+                row[c] = len(labels) + len(step.drawn)
+                step.drawn.append(c)
+            step.rows.append(row[c])
+    return step
 
 
 class MinedLoader:
-    """Wraps the training loader: batches of B anchors come out as N >= B aligned (image, class) pairs.
+    """Wraps the training loader: batches of B anchors come out as N >= B aligned (image, class) pairs of U <= N images.
 
     The miner is frozen, so a batch can be mined and its negatives loaded while the step before it still trains: one batch of
     look-ahead hides the loading.
@@ -163,10 +175,14 @@ class MinedLoader:
         by_class: for every class the indices of its training images.
         pool: where negatives' images come from.
         seed: seed of the run; each (epoch, batch) has its own stream, hence resuming changes nothing.
+        share_images: see :func:`lay_out`.
     """
 
-    def __init__(self, loader, mine, by_class: Sequence[Sequence[int]], pool: ImagePool, seed: int):
+    def __init__(
+        self, loader, mine, by_class: Sequence[Sequence[int]], pool: ImagePool, seed: int, share_images: bool = False
+    ):
         self.loader, self.mine, self.by_class, self.pool, self.seed = loader, mine, by_class, pool, seed
+        self.share_images = share_images
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -191,18 +207,18 @@ class MinedLoader:
         rng = random.Random(f"{self.seed}/{self.epoch}/{number}")
         labels = batch["label"].tolist()
         negatives, extra = self.mine(batch["img"], labels, rng)
-        pairs = group_pairs(labels, negatives)
-        indices = [rng.choice(self.by_class[c]) for c in pairs.negatives]
+        step = lay_out(labels, negatives, self.share_images)
+        indices = [rng.choice(self.by_class[c]) for c in step.drawn]
         seeds = [rng.getrandbits(31) for _ in indices]
         images = self.pool.submit(indices, seeds) if indices else None
 
         def finish() -> dict:
-            together = batch["img"] if images is None else torch.cat([batch["img"], images()])
             return {
                 **extra,
-                "img": together[pairs.order],
-                "label": torch.tensor(pairs.labels),
-                "anchors": torch.tensor([i for i, source in enumerate(pairs.order) if source < len(labels)]),
+                "img": batch["img"] if images is None else torch.cat([batch["img"], images()]),
+                "rows": torch.tensor(step.rows),
+                "label": torch.tensor(step.labels),
+                "anchors": torch.tensor(step.anchors),
                 "negative_index": indices,
             }
 

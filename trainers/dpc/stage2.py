@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
-from dassl_prompts.engine import DatasetWrapper, build_dataset, build_transform, read_learned
+from dassl_prompts.engine import compute_accuracy, read_learned
 from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.trainers.dpc.dual import DualPrompts, reset_deep_prompts
-from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
+from dassl_prompts.trainers.dpc.loss import symmetric_contrastive
+from dassl_prompts.trainers.dpc.mining import MinesNegatives, unique_class_loader
 from dassl_prompts.trainers.dpc.settings import Settings
 from dassl_prompts.trainers.dpc.stage1 import check_run, command, warn_of_other_draw
 
@@ -26,33 +27,7 @@ from dassl_prompts.trainers.dpc.stage1 import check_run, command, warn_of_other_
 TUNED = "tuned."
 
 
-def symmetric_contrastive(
-    images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor, duplicates="official"
-) -> Tensor:
-    """Symmetric InfoNCE over N aligned pairs.
-
-    Args:
-        images, texts: normalised features ``[N, E]``; row i of both belongs to pair i.
-        labels: ``[N]`` classes; pairs may share one.
-        scale: exp(logit_scale).
-        duplicates: what the other pairs of the same class are. ``official``: negatives like all others (for text features
-            that depend on the class alone this equals uniform soft targets). ``mask``: left out of the denominator.
-            ``multipos``: positives, -log of their summed probability. ``unique``: as ``official``, on batches without repeats.
-    """
-    with torch.autocast(images.device.type, enabled=False):
-        logits = scale * images.float() @ texts.float().t()
-    target = torch.arange(len(labels), device=logits.device)
-    same = labels[:, None] == labels[None, :]
-    if duplicates == "mask":
-        others = same & ~torch.eye(len(labels), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(others, float("-inf"))
-    if duplicates == "multipos":
-        nll = lambda s: -(s.log_softmax(1).masked_fill(~same, float("-inf")).logsumexp(1)).mean()
-        return 0.5 * (nll(logits) + nll(logits.t()))
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
-
-
-class DPC(ClassificationTrainer):
+class DPC(MinesNegatives, ClassificationTrainer):
     """Stage 2 on the method named by ``backbone``: subclass, set it, register.
 
     Any ClassificationTrainer will do whose model scores ``encode_images`` against ``encode_classes`` of what it emits.
@@ -60,11 +35,9 @@ class DPC(ClassificationTrainer):
 
     config_node = "DPC"
     backbone: type[ClassificationTrainer]
-    #: what the released code does differently for this backbone
-    official_overrides: dict = {}
-    #: how many of the last classes the released code never draws at random
-    official_fill_leaves_out = 0
-    #: weight of the backbone's consistency terms under preset paper
+    #: by preset, what it has otherwise on this backbone
+    preset_overrides: dict[str, dict] = {}
+    #: weight of the backbone's consistency terms but under preset released
     default_scl_weight = 0.0
     #: keys that need something of the backbone which not every one has
     own_keys: frozenset[str] = frozenset()
@@ -83,8 +56,8 @@ class DPC(ClassificationTrainer):
 
     @classmethod
     def settings(cls, cfg) -> Settings:
-        official = method_node(cfg, "DPC").PRESET == "official"
-        return Settings.from_cfg(cfg, cls.official_overrides if official else None)
+        method_node(cfg, "DPC")
+        return Settings.from_cfg(cfg, cls.preset_overrides)
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
@@ -94,6 +67,8 @@ class DPC(ClassificationTrainer):
             "LOSS.KD_W": weights["KD_W"] > 0,
             "GPA": settings.gpa,
             "MINER": settings.miner != "tuned",
+            "PROJECTOR_BN": cfg.TRAINER.DPC.PROJECTOR_BN == "train",
+            "MAPLE_MIX": settings.maple_mix != "tokens",
         }
         for key in (key for key, asked in wanted.items() if asked and key not in self.own_keys):
             raise ValueError(
@@ -101,6 +76,10 @@ class DPC(ClassificationTrainer):
             )
         if not any(weight > 0 for weight in weights.values()):
             raise ValueError("all weights under TRAINER.DPC.LOSS are 0: there is nothing to train on")
+        if cfg.TEST.FINAL_MODEL == "best_val" and settings.select == "last":
+            raise ValueError(
+                "TEST.FINAL_MODEL best_val contradicts TRAINER.DPC.SELECT last: give TRAINER.DPC.SELECT val"
+            )
 
     @classmethod
     def wanted_precision(cls, cfg):
@@ -117,10 +96,10 @@ class DPC(ClassificationTrainer):
             task,
             s.param,
             s.train_forward,
-            s.eval_base,
             s.mix_scope,
             mix_leaves=s.maple_mix == "leaves",
             new_text=s.new_text,
+            union=s.union,
         )
 
     @classmethod
@@ -141,7 +120,7 @@ class DPC(ClassificationTrainer):
         super().register_net()
         if (
             self.dpc.grad_scale != 1.0
-        ):  # 1 / omega_b is the derivative of the mixture, so what it leaves out keeps factor 1
+        ):  # stands for the derivative of the mixture, so what that leaves out keeps factor 1
             learnable = self.model.learnable()
             for name in self.model.mixed_names(self.dpc.mix_scope):
                 learnable[name].register_hook(lambda grad: grad * self.dpc.grad_scale)
@@ -149,6 +128,10 @@ class DPC(ClassificationTrainer):
     # -- stage 1 and checkpoints ----------------------------------------------------------------------------------
 
     def before_train(self):
+        if self.dpc.task in ("new", "union"):
+            raise ValueError(
+                f"TRAINER.DPC.TASK {self.dpc.task} is about testing (--eval-only), but stage 2 trains on base classes: leave it at auto"
+            )
         self.load_stage1(to_train=True)
         self.train_loader_x = self.mined_loader()
         super().before_train()
@@ -248,124 +231,89 @@ class DPC(ClassificationTrainer):
 
     def load_model(self, directory, epoch=None):
         super().load_model(directory, epoch)
-        source = self.read_run(directory).get("dataset") if directory else None
-        everything = self.dpc.task == "auto" and self.cfg.DATASET.SUBSAMPLE_CLASSES == "all"
-        if everything and source not in (None, self.cfg.DATASET.NAME) and self.dpc.xd_rule == "omega_n":
-            self.model.task = "new"  # another dataset than the one trained on
+        if directory:
+            run = self.trained_run(directory)
+            self.model.set_base_classes(run.get("classnames", ()))
+            if (
+                self.dpc.task == "auto"
+                and self.cfg.DATASET.SUBSAMPLE_CLASSES == "all"
+                and self.dpc.xd_rule == "omega_n"
+            ):
+                self.model.task = self.task_of_all_classes(run.get("dataset"), directory)
 
-    # -- negatives ------------------------------------------------------------------------------------------------
+    def trained_run(self, directory) -> dict:
+        """What is noted about the run of a checkpoint; of the released code's, which note nothing, that of its stage 1."""
+        run = self.read_run(directory)
+        return run if run or not self.dpc.ckpt_dir else self.read_run(self.dpc.ckpt_dir)
 
-    def mined_loader(self) -> MinedLoader:
-        """The training loader with hard negatives added to every batch."""
-        n_classes = len(self.dm.dataset.classnames)
-        if n_classes < 2:
-            raise ValueError(f"DPC contrasts classes with each other, but {self.cfg.DATASET.NAME} has {n_classes} here")
-        self.topk = min(self.dpc.topk, n_classes)
-        if self.topk < self.dpc.topk:
-            print(f"Warning: TRAINER.DPC.TOPK {self.dpc.topk} exceeds the number of classes, using {self.topk}")
-        items = self.negative_items()
-        by_class = [[] for _ in self.dm.dataset.classnames]
-        for index, item in enumerate(items):
-            by_class[item.label].append(index)
-        empty = [name for name, found in zip(self.dm.dataset.classnames, by_class) if not found]
-        if empty:
-            raise ValueError(f"no training image to serve as negative for {len(empty)} classes, e.g. {empty[0]}")
-        is_train = self.dpc.neg_transform == "train"
-        transform = build_transform(self.cfg, is_train=is_train)
-        wrapped = DatasetWrapper(self.cfg, items, transform=transform, is_train=is_train)
-        self.pool = ImagePool(wrapped, self.cfg.DATALOADER.NUM_WORKERS)
-        return MinedLoader(self.train_loader_x, self.mine, by_class, self.pool, self.cfg.SEED)
+    def task_of_all_classes(self, source: str | None, directory) -> str:
+        """``base`` on the dataset that was trained on, ``new`` on every other.
 
-    def negative_items(self) -> list:
-        """Training items of the run's classes that negatives may be drawn from."""
-        dataset = self.dm.dataset
-        if self.dpc.neg_json:
-            return read_official_json(self.dpc.neg_json, dataset)
-        if self.dpc.neg_pool == "full_train":
-            cfg = self.cfg.clone()
-            cfg.defrost()
-            cfg.DATASET.NUM_SHOTS = -1
-            return build_dataset(cfg).train_x
-        return dataset.train_x
+        Raises:
+            ValueError: nobody says which one that was.
+        """
+        own = self.cfg.DATASET.NAME
+        if source is None:
+            raise ValueError(
+                f"{directory} does not say which dataset it was trained on (it has no results.json), so whether the classes "
+                f"of {own} are weighted as base classes or as new ones is open: give TRAINER.DPC.TASK base or new"
+            )
+        return "base" if source == own else "new"
 
-    @torch.no_grad()
-    def mine(self, images: Tensor, labels: list[int], rng) -> tuple[list[list[int]], dict]:
-        """Negative classes of each anchor, ranked by the frozen miner; without visual prompts also the anchors' features,
-        which are the same under P and P'."""
-        s = self.dpc
-        if self.topk == 1 and s.neg_min_fill == 0:
-            return [[] for _ in labels], {}
-        with self.autocast():
-            features, scores = self.miner_scores(images.to(self.device))
-        last = scores.shape[1] - 1
-        negatives = hard_negatives(
-            scores,
-            labels,
-            self.topk,
-            cap=s.neg_cap,
-            dedup=s.neg_dedup,
-            min_fill=s.neg_min_fill,
-            fill_range=(0, last) if s.neg_fill_range == "all" else (1, last - self.official_fill_leaves_out),
-            rng=rng,
-        )
-        return negatives, {} if features is None else {"anchor_features": features}
-
-    def miner_scores(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Image features, where P' has the same, and ``[B, C]`` similarities under P, whose class matrix is computed once."""
-        tuned = self.model.tuned
-        prompts = tuned.emit()
-        features = tuned.encode_images(images, prompts)
-        return None if prompts.has_vision else features, tuned.logits(features, tuned.class_features())
+    @classmethod
+    def load_net(cls, model, directory, epoch=None):
+        super().load_net(model, directory, epoch)
+        model.set_base_classes(cls.read_run(directory).get("classnames", ()))
 
     # -- one step -------------------------------------------------------------------------------------------------
 
-    def before_epoch(self):
-        super().before_epoch()
-        self.train_loader_x.epoch = self.epoch
-
-    def after_train(self):
-        self.pool.close()
-        super().after_train()
-
     def parse_batch_train(self, batch):
-        self.anchors = batch["anchors"].to(self.device)
+        """The step's images ``[U]``, anchors first, and the classes of its pairs ``[N]``; pair i shows image ``rows[i]``."""
+        self.rows = batch["rows"].to(self.device)
+        self.anchor_pairs = batch["anchors"].to(self.device)
         self.anchor_features = batch.get("anchor_features")
         return super().parse_batch_train(batch)
 
-    def encode_pairs(self, images: Tensor, prompts) -> Tensor:
-        """Image features ``[N, E]`` of the step, reusing what the miner has computed."""
-        if self.anchor_features is None:
+    def encode_step(self, images: Tensor, prompts) -> Tensor:
+        """Image features ``[U, E]`` of the step, reusing what the miner has computed of the anchors."""
+        known = self.anchor_features
+        if known is None:
             return self.model.encode_images(images, prompts)
-        negative = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        negative[self.anchors] = False
-        features = torch.empty(len(images), self.anchor_features.shape[1], device=images.device)
-        features[self.anchors] = self.anchor_features
-        if negative.any():
-            features[negative] = self.model.encode_images(images[negative], prompts)
-        return features
+        if len(known) == len(images):
+            return known
+        return torch.cat([known, self.model.encode_images(images[len(known) :], prompts)])
 
     def loss(self, images, labels):
-        """L = CL_W L_CL + CE_W L_CE + the backbone's own terms on the anchors.
+        """L = CL_W L_CL + CE_W L_CE + the backbone's own terms on the anchors; and the anchors' accuracy.
 
-        Text is encoded for the classes of the step only, unless a term averages over all of them.
+        Text is encoded for the classes of the step only, unless a term averages over all of them. The accuracy is over the
+        encoded classes, of which the anchors' hardest negatives are part.
+
+        Args:
+            images: ``[U, 3, S, S]``, the B anchors first. labels: ``[N]`` classes of the pairs.
         """
         weights, model = self.loss_weights(self.cfg), self.model
         prompts = model.train_prompts()
-        image_features = self.encode_pairs(images, prompts)
+        features = self.encode_step(images, prompts)
+        pair_features = features[self.rows]
         needs_all = weights["CE_W"] > 0 or weights["SCL_W"] > 0 or weights["KD_W"] > 0
         classes = torch.arange(len(model.classnames), device=labels.device) if needs_all else labels.unique()
         text = model.encode_classes(prompts, None if needs_all else classes)
+        own = torch.searchsorted(classes, labels)
 
         terms = {}
         if weights["CL_W"] > 0:
-            pair_text = text[torch.searchsorted(classes, labels)]
-            contrast = symmetric_contrastive(image_features, pair_text, labels, model.scale, self.dpc.duplicates)
+            contrast = symmetric_contrastive(pair_features, text[own], labels, model.scale, self.dpc.duplicates)
             terms["loss_cl"] = weights["CL_W"] * contrast
         if weights["CE_W"] > 0:
-            terms["loss_ce"] = weights["CE_W"] * F.cross_entropy(model.logits(image_features, text), labels)
+            terms["loss_ce"] = weights["CE_W"] * F.cross_entropy(model.logits(pair_features, text), own)
+        anchors = len(self.anchor_pairs)
         if weights["SCL_W"] > 0 or weights["KD_W"] > 0:
-            terms.update(self.backbone_terms(images[self.anchors], image_features[self.anchors], text, weights))
-        return {"loss": sum(terms.values()), **terms}
+            terms.update(self.backbone_terms(images[:anchors], features[:anchors], text, weights))
+        with torch.no_grad():
+            logits = model.logits(features[:anchors].detach(), text.detach())
+            accuracy = compute_accuracy(logits, own[self.anchor_pairs])[0]
+        return {"loss": sum(terms.values()), **terms, "acc": accuracy}
 
     @classmethod
     def loss_weights(cls, cfg) -> dict[str, float]:
@@ -373,7 +321,7 @@ class DPC(ClassificationTrainer):
         node = method_node(cfg, "DPC")
         weights = dict(node.LOSS)
         if weights["SCL_W"] < 0:
-            weights["SCL_W"] = cls.default_scl_weight if node.PRESET == "paper" else 0.0
+            weights["SCL_W"] = 0.0 if cls.settings(cfg).preset == "released" else cls.default_scl_weight
         return weights
 
     def backbone_terms(self, images, image_features, text, weights) -> dict[str, Tensor]:
@@ -385,19 +333,3 @@ class DPC(ClassificationTrainer):
             print("Warning: TRAINER.DPC.SELECT official_test chooses the epoch on the *test* set")
             split = "test"
         return super().test(split)
-
-
-def unique_class_loader(cfg, dm):
-    """The training loader with at most one image of each class in a batch (``DUPLICATES unique``)."""
-    from dassl_prompts.engine.builtin.loading import build_data_loader
-    from dassl_prompts.engine.loading import PromptDatasetWrapper
-
-    return build_data_loader(
-        cfg,
-        "RandomClassSampler",
-        dm.dataset.train_x,
-        cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
-        n_ins=1,
-        tfm=build_transform(cfg, is_train=True),
-        dataset_wrapper=PromptDatasetWrapper,
-    )

@@ -1,10 +1,13 @@
-"""DPC's studies: accuracy along omega, the ablation table of the paper's poster, and the order of feature channels.
+"""DPC's studies: the readings of the method, the paper's ablations, accuracy along omega, base and new classes together.
 
 ``python -m dassl_prompts.trainers.dpc.study omega --backbone CoOp --dataset emoji --seed 1``
 ``python -m dassl_prompts.trainers.dpc.study ablation --backbone CoOp --dataset emoji --seed 1 2 3 --common OPTIM.MAX_EPOCH 5``
-``python -m dassl_prompts.trainers.dpc.study channels --backbone CoOp --dataset emoji --seed 1 2 3``
+``python -m dassl_prompts.trainers.dpc.study channels --backbone CoOp --dataset emoji --seed 1 2 3``  order of feature channels
+``python -m dassl_prompts.trainers.dpc.study readings --backbone CoOp --dataset emoji --seed 1 2 3``  every preset
+``python -m dassl_prompts.trainers.dpc.study short    --backbone CoOp --dataset emoji --seed 1 2 3``  5 + 5 epochs
+``python -m dassl_prompts.trainers.dpc.study union    --backbone CoOp --dataset emoji --seed 1 2 3``  the task unknown
 
-A trained stage 2 serves every omega, so each needs training once and is then only evaluated.
+A trained stage 2 serves every omega and every way of joining scores, so each needs training once and is then only evaluated.
 """
 
 from __future__ import annotations
@@ -13,46 +16,59 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import shlex
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
 
+from dassl_prompts.classification.union import measure
+from dassl_prompts.engine import TRAINER_REGISTRY, DatasetWrapper, build_trainer, build_transform, set_random_seed
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.pages import write_page
-from dassl_prompts.run.protocols import Job, accuracy, base2new, base_step, new_step, stage1
+from dassl_prompts.run.protocols import (
+    UNION_COLUMNS,
+    Job,
+    accuracy,
+    base2new,
+    base_step,
+    new_step,
+    stage1,
+    train_folder,
+    union_step,
+)
 from dassl_prompts.run.steps import Step, StepFailed
 from dassl_prompts.run.sweep import split_opts
 from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, table
+from dassl_prompts.trainers.dpc import calibration
+from dassl_prompts.trainers.dpc.settings import PRESETS
 
 OMEGAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
-#: how stage 2 is trained in the rows of the ablation
+#: how stage 2 is trained in the rows of the ablation: with cross-entropy on the anchors alone, at the plain rate, both
+CROSS_ENTROPY = ("TRAINER.DPC.LOSS.CL_W", "0.0", "TRAINER.DPC.LOSS.CE_W", "1.0")
+NO_NEGATIVES = ("TRAINER.DPC.TOPK", "1", "TRAINER.DPC.NEG_MIN_FILL", "0", *CROSS_ENTROPY)
+PLAIN = ("TRAINER.DPC.GRAD_SCALE", "1.0", "TRAINER.DPC.TRAIN_FORWARD", "parallel")
 TRAININGS = {
-    "two_step": (
-        "TRAINER.DPC.TOPK",
-        "1",
-        "TRAINER.DPC.NEG_MIN_FILL",
-        "0",
-        "TRAINER.DPC.LOSS.CL_W",
-        "0.0",
-        "TRAINER.DPC.LOSS.CE_W",
-        "1.0",
-    ),
+    "two_step_plain": (*NO_NEGATIVES, *PLAIN),
+    "dhno_plain": PLAIN,
+    "two_step": NO_NEGATIVES,
     "dhno": (),
-    "dhno_ce": ("TRAINER.DPC.LOSS.CL_W", "0.0", "TRAINER.DPC.LOSS.CE_W", "1.0"),
+    "dhno_ce": CROSS_ENTROPY,
 }
 
 
 def with_settings(step: Step, model_dir: Path, settings: list[dict], measure: Callable) -> list:
     """``measure(trainer)`` of one trained run on one class subset, under several settings of :class:`DualPrompts`."""
-    from dassl_prompts.engine import build_trainer, set_random_seed
-
     cfg = step.config().clone()
     cfg.defrost()
     results = []
@@ -84,7 +100,7 @@ def trained(job: Job, force: bool) -> tuple[Step, Step]:
 def omega_curve(job: Job, force: bool = False) -> list[dict]:
     """Base accuracy along omega_b and new accuracy along omega_n."""
     base, new = trained(job, force)
-    base_curve = evaluate(base, base.output, [{"omega_b": w, "eval_base": "mixed"} for w in OMEGAS])
+    base_curve = evaluate(base, base.output, [{"omega_b": w} for w in OMEGAS])
     new_curve = evaluate(new, base.output, [{"omega_n": w} for w in OMEGAS])
     return [
         {"seed": job.seed, "omega": w, "base at omega_b": b, "new at omega_n": n}
@@ -93,35 +109,114 @@ def omega_curve(job: Job, force: bool = False) -> list[dict]:
 
 
 def ablation(job: Job, force: bool = False) -> list[dict]:
-    """Rows of the poster's table for one seed.
+    """Rows of the poster's table for one seed, in the reading of the job's preset.
 
-    Without decoupling new classes are scored as base classes are, PromptKD's projector included.
+    Weighting is what omega_b 0.2 means there: a step five times as large and all of the move, or a fifth of the plain one.
+    Without it the rate is plain and P' scores alone. Without decoupling new classes are scored as base classes are, PromptKD's
+    projector included, where weighting gives P' the weight 0.2 in both readings.
     """
+    settings = settings_of(job)
+    weight, coupled = settings.omega_b, settings.omega_b / settings.grad_scale
     scores = {}
     for name, opts in TRAININGS.items():
-        base, new = trained(replace(job, tag=name if opts else job.tag, opts=job.opts + opts), force)
-        coupled = [
-            {"task": "base", "eval_base": "mixed", "omega_b": w} for w in (1.0, base.config().TRAINER.DPC.OMEGA_B)
-        ]
-        on_base = evaluate(base, base.output, coupled)
-        on_new = evaluate(new, base.output, [*coupled, {"task": "new", "omega_n": 0.0}])
-        scores[name] = dict(zip(("p_prime", "mixed"), on_base)), dict(zip(("p_prime", "mixed", "p"), on_new))
+        base, new = trained(
+            replace(job, tag="_".join(filter(None, (job.tag, opts and name))), opts=job.opts + opts), force
+        )
+        as_base = [{"task": "base", "omega_b": w} for w in (1.0, weight, coupled)]
+        on_base = evaluate(base, base.output, as_base[:2])
+        on_new = evaluate(new, base.output, [as_base[0], as_base[2], {"task": "new", "omega_n": 0.0}])
+        scores[name] = dict(zip(("all", "weighted"), on_base)), dict(zip(("all", "coupled", "p"), on_new))
     first = stage1(job)
     backbone = accuracy(base_step(first)), accuracy(new_step(first))
 
     def row(label, training, base_key, new_key):
         base, new = (scores[training][0][base_key], scores[training][1][new_key]) if training else backbone
-        return {"seed": job.seed, "row": label, "Base": base, "New": new, "HM": harmonic_mean(base, new)}
+        values = {"Base": base, "New": new, "HM": harmonic_mean(base, new)}
+        return {"seed": job.seed, "row": label, **values, "gain in Base": base - backbone[0]}
 
     return [
         row("0 backbone", None, "", ""),
-        row("1 dual prompts only (two-step)", "two_step", "p_prime", "p_prime"),
-        row("2 + DHNO", "dhno", "p_prime", "p_prime"),
-        row("3 + DHNO + weighting", "dhno", "mixed", "mixed"),
-        row("4 two-step + weighting + decoupling", "two_step", "mixed", "p"),
-        row("5 DHNO + weighting + decoupling = DPC", "dhno", "mixed", "p"),
-        row("6 as 5, cross-entropy for the contrastive loss", "dhno_ce", "mixed", "p"),
+        row("1 dual prompts only (two-step)", "two_step_plain", "all", "all"),
+        row("2 + DHNO", "dhno_plain", "all", "all"),
+        row("3 + DHNO + weighting", "dhno", "weighted", "coupled"),
+        row("4 two-step + weighting + decoupling", "two_step", "weighted", "p"),
+        row("5 DHNO + weighting + decoupling = DPC", "dhno", "weighted", "p"),
+        row("6 as 5, cross-entropy for the contrastive loss", "dhno_ce", "weighted", "p"),
     ]
+
+
+def settings_of(job: Job):
+    """The resolved settings of a job's second stage."""
+    return TRAINER_REGISTRY.get(job.trainer).settings(base_step(job.recipe("base2new")).config())
+
+
+def paired(job: Job, label: str, force: bool) -> list[dict]:
+    """A backbone and DPC on it: base and new accuracy, and what DPC gains."""
+    base, new = trained(job, force)
+    first = stage1(job.recipe("base2new"))
+    scores = [(accuracy(base_step(first)), accuracy(new_step(first))), (accuracy(base), accuracy(new))]
+    rows = []
+    for name, (on_base, on_new) in zip((first.trainer, job.trainer), scores):
+        values = {"Base": on_base, "New": on_new, "HM": harmonic_mean(on_base, on_new)}
+        rows.append({"seed": job.seed, "row": f"{name}, {label}", **values, "gain in Base": on_base - scores[0][0]})
+    return rows
+
+
+def readings(job: Job, force: bool = False) -> list[dict]:
+    """Every preset on the same stage 1."""
+    rows = []
+    for preset in PRESETS:
+        opts = ("TRAINER.DPC.PRESET", preset)
+        found = paired(replace(job, tag="_".join(filter(None, (job.tag, preset))), opts=job.opts + opts), preset, force)
+        rows += found[1:] if rows else [{**found[0], "row": "backbone"}, found[1]]
+    return rows
+
+
+def short(job: Job, force: bool = False) -> list[dict]:
+    """Both stages with five epochs each, beside the recipes' own schedules."""
+    return [*paired(job, "recipe", force), *paired(replace(job, epochs=5), "5 + 5 epochs", force)]
+
+
+def union(job: Job, force: bool = False, split: str = "test") -> list[dict]:
+    """Base and new classes together: P alone, which is the backbone, and every way to put P' beside it.
+
+    Args:
+        split: ``val`` measures on the validation images, where a default may be chosen.
+    """
+    trained(job, force)
+    job = job.recipe("base2new")
+    [found] = with_settings(
+        union_step(job), train_folder(job, "base2new", "base"), [{}], partial(union_metrics, split=split)
+    )
+    return [
+        {"seed": job.seed, "row": way, **{UNION_COLUMNS[key]: values[key] for key in UNION_COLUMNS}}
+        for way, values in found.items()
+    ]
+
+
+@torch.no_grad()
+def union_metrics(trainer, split: str) -> dict[str, dict[str, float]]:
+    """By the name of the way, accuracies and area on ``split``."""
+    is_base = trainer.model.eval().is_base
+    items = [item for item in trainer.dm.dataset.train_x if is_base[item.label]]  # no picture of a new class
+    plain = DatasetWrapper(trainer.cfg, items, transform=build_transform(trainer.cfg, is_train=False))
+    position = is_base.long().cumsum(0) - 1
+    fit = scored(trainer, DataLoader(plain, trainer.cfg.DATALOADER.TEST.BATCH_SIZE))
+    _, loader = trainer.choose_split(split)
+    base_scores, scores, labels = scored(trainer, loader)
+    found = {"P alone": measure(scores, labels)[0]}
+    for name, way in calibration.ways(*fit[:2], position[fit[2]], is_base).items():
+        found[name] = measure(way(base_scores, scores), labels)[0]
+    return found
+
+
+def scored(trainer, loader) -> tuple:
+    """:meth:`DualPrompts.union_scores` of all pictures, and their labels."""
+    batches = [trainer.parse_batch_test(batch) for batch in loader]
+    with trainer.autocast():
+        found = [trainer.model.union_scores(images) for images, _ in batches]
+    columns = [*zip(*found), [labels for _, labels in batches]]
+    return tuple(torch.cat(column).cpu() for column in columns)
 
 
 def channel_strength(trainer) -> np.ndarray:
@@ -137,7 +232,7 @@ def channels(job: Job, force: bool = False) -> list[dict]:
     from scipy.stats import spearmanr
 
     base, _ = trained(job, force)
-    settings = [{"omega_b": w, "eval_base": "mixed"} for w in OMEGAS]
+    settings = [{"omega_b": w} for w in OMEGAS]
     strength = with_settings(base, base.output, settings, channel_strength)
     return [
         {"seed": job.seed, "omega": w, "with P": spearmanr(s, strength[0])[0], "with P'": spearmanr(s, strength[-1])[0]}
@@ -146,7 +241,33 @@ def channels(job: Job, force: bool = False) -> list[dict]:
 
 
 #: study -> what computes its rows for one seed, the column that names a row
-STUDIES = {"omega": (omega_curve, "omega"), "ablation": (ablation, "row"), "channels": (channels, "omega")}
+STUDIES = {
+    "omega": (omega_curve, "omega"),
+    "ablation": (ablation, "row"),
+    "channels": (channels, "omega"),
+    "readings": (readings, "row"),
+    "short": (short, "row"),
+    "union": (union, "row"),
+}
+
+
+def over_seeds(rows: list[dict], key: str) -> list[dict]:
+    """Mean and sample standard deviation of every column over the seeds, in text; HM is that of the means.
+
+    A gain is paired, seed by seed: its mean and *standard error*.
+    """
+    out = []
+    for name in dict.fromkeys(row[key] for row in rows):
+        same = [row for row in rows if row[key] == name]
+        means = mean_over_seeds(same, key)[0]
+        line = {key: name, "seeds": len(same)}
+        for column in (c for c in same[0] if c not in ("seed", key)):
+            values = [row[column] for row in same]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            spread /= math.sqrt(len(values)) if column.startswith("gain") else 1.0
+            line[column] = f"{means[column]:.2f}" + (f" ± {spread:.2f}" if len(values) > 1 and column != "HM" else "")
+        out.append(line)
+    return out
 
 
 def plot_omega(rows: list[dict], path: Path, title: str) -> None:
@@ -187,6 +308,7 @@ def parser() -> argparse.ArgumentParser:
         metavar=("KEY", "VALUE"),
         help="configuration of every run, stage 1 included",
     )
+    p.add_argument("--split", choices=("test", "val"), default="test", help="what `union` measures on")
     p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
     p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     return p
@@ -211,14 +333,14 @@ def main(argv: list[str] | None = None) -> int:
                 opts=tuple(opts),
                 common=common,
             )
-            rows += study(job, args.force)
+            rows += study(job, args.force, args.split) if args.study == "union" else study(job, args.force)
     except (StepFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StepFailed) else 2
     folder = args.output / "studies" / f"dpc_{args.backbone}_{args.dataset}_shots{args.shots}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{args.study}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    text = table(mean_over_seeds(rows, key))
+    text = table(over_seeds(rows, key))
     print(text)
     if args.write:
         title = f"DPC on {args.backbone}, {args.dataset}, {args.shots} shots: {args.study}"

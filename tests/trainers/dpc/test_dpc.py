@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from dassl_prompts.engine import build_trainer, load_checkpoint, set_random_seed
-from dassl_prompts.trainers.dpc.combinations import DPC, symmetric_contrastive
+from dassl_prompts.trainers.dpc.combinations import DPC, DPC_CoOp, symmetric_contrastive
 from dassl_prompts.trainers.dpc.settings import PRESETS, Settings
 from dassl_prompts.trainers.dpc.stage1 import check_run, warn_of_other_draw
 from dassl_prompts.trainers.dpc.stage1 import command as stage1_command
@@ -95,9 +95,10 @@ def test_other_duplicate_policies_against_loops(how):
         ("OMEGA_B", 1.5, r"OMEGA_B must lie in \[0, 1\]"),
         ("OMEGA_N", -0.1, r"OMEGA_N must lie in \[0, 1\]"),
         ("TOPK", 0, "TOPK must be at least 1"),
-        ("PRESET", "mine", "choose paper or official"),
+        ("PRESET", "mine", "choose one of full_move, mixture, through_mixture, released"),
         ("DUPLICATES", "drop", "choose one of official, mask"),
-        ("EVAL_BASE", "other", "choose one of mixed, parallel"),
+        ("GRAD_SCALE", 0.0, "GRAD_SCALE must be positive"),
+        ("NEG_IMAGES", "other", "choose one of class, pair"),
     ],
 )
 def test_impossible_settings_name_the_key(make_cfg, key, value, message):
@@ -106,16 +107,62 @@ def test_impossible_settings_name_the_key(make_cfg, key, value, message):
 
 
 def test_presets_fill_what_is_not_set(make_cfg):
-    paper = Settings.from_cfg(make_cfg("DPC_CoOp"))
-    assert (paper.eval_base, paper.grad_scale, paper.neg_cap, paper.neg_min_fill) == ("mixed", 1.0, "k-1", 0)
-    official = Settings.from_cfg(make_cfg("DPC_CoOp", "TRAINER.DPC.PRESET", "official", "TRAINER.DPC.NEG_CAP", "k-1"))
-    assert (official.eval_base, official.grad_scale, official.neg_cap) == ("parallel", 5.0, "k-1")
-    assert set(PRESETS["paper"]) == set(PRESETS["official"])
+    plain = Settings.from_cfg(make_cfg("DPC_CoOp"))
+    assert (plain.preset, plain.omega_b, plain.grad_scale, plain.neg_cap) == ("full_move", 1.0, 5.0, "k-1")
+    mixture = Settings.from_cfg(make_cfg("DPC_CoOp", "TRAINER.DPC.PRESET", "mixture"))
+    assert (mixture.omega_b, mixture.grad_scale, mixture.train_forward) == (0.2, 1.0, "parallel")
+    released = Settings.from_cfg(make_cfg("DPC_CoOp", "TRAINER.DPC.PRESET", "released", "TRAINER.DPC.NEG_CAP", "k-1"))
+    assert (released.omega_b, released.grad_scale, released.neg_cap, released.neg_dedup) == (1.0, 5.0, "k-1", "step")
+    assert all(set(preset) == set(PRESETS["mixture"]) for preset in PRESETS.values())
 
 
-def test_official_preset_needs_a_positive_omega_b(make_cfg):
-    with pytest.raises(ValueError, match="1 / OMEGA_B"):
+@pytest.mark.parametrize("omega, factor", [(-1.0, 5.0), (0.2, 5.0), (0.5, 2.0)])
+def test_old_names_of_presets_mean_what_they_meant(make_cfg, omega, factor):
+    """Under ``official`` OMEGA_B was the divisor of the gradient, and P' scored base classes."""
+    opts = ["TRAINER.DPC.OMEGA_B", omega]
+    old = Settings.from_cfg(make_cfg("DPC_CoOp", "TRAINER.DPC.PRESET", "official", *opts))
+    assert (old.preset, old.omega_b, old.grad_scale) == ("released", 1.0, factor)
+    paper = Settings.from_cfg(make_cfg("DPC_CoOp", "TRAINER.DPC.PRESET", "paper", *opts))
+    assert (paper.preset, paper.omega_b, paper.grad_scale) == ("mixture", 0.2 if omega < 0 else omega, 1.0)
+
+
+def test_the_old_official_preset_needs_a_positive_omega_b(make_cfg):
+    with pytest.raises(ValueError, match="divides by OMEGA_B"):
         build_trainer(make_cfg("DPC_CoOp", "TRAINER.DPC.PRESET", "official", "TRAINER.DPC.OMEGA_B", 0.0))
+
+
+def test_deduplication_was_a_yes_or_no_in_older_runs(make_cfg):
+    cfg = make_cfg("DPC_CoOp")
+    cfg.defrost()
+    for old, new in ((True, "step"), (False, "none")):
+        cfg.TRAINER.DPC.NEG_DEDUP = old
+        assert Settings.from_cfg(cfg).neg_dedup == new
+
+
+@pytest.mark.parametrize("opts, message", [
+    (["NEG_JSON", "x.json", "NEG_POOL", "full_train"], "NEG_POOL full_train has no effect"),
+    (["NEG_FILL_RANGE", "official"], "has no effect at NEG_MIN_FILL 0"),
+    (["TRAIN_FORWARD", "mixed", "OMEGA_B", 0.0], "trains nothing"),
+    (["PARAM", "mixed", "OMEGA_B", 0.0], "cannot recover P'"),
+    (["DUPLICATES", "mask", "LOSS.CL_W", 0.0, "LOSS.CE_W", 1.0], "is about the contrastive loss"),
+    (["GPA", True, "SELECT", "val"], "GPA averages all epochs"),
+])  # fmt: skip
+def test_settings_that_would_do_nothing_are_refused(make_cfg, opts, message):
+    named = [word if i % 2 else f"TRAINER.DPC.{word}" for i, word in enumerate(opts)]
+    with pytest.raises(ValueError, match=message):
+        DPC_CoOp.settings(make_cfg("DPC_CoOp", *named))
+
+
+def test_selection_by_dassls_key_alone_is_refused(make_cfg):
+    with pytest.raises(ValueError, match="contradicts TRAINER.DPC.SELECT last"):
+        build_trainer(make_cfg("DPC_CoOp", "TEST.FINAL_MODEL", "best_val"))
+
+
+@pytest.mark.parametrize("task", ["new", "union"])
+def test_training_with_a_task_of_testing_is_refused(make_cfg, coop_stage1, task):
+    trainer = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, "TRAINER.DPC.TASK", task, output="a"))
+    with pytest.raises(ValueError, match=f"TASK {task} is about testing"):
+        trainer.train()
 
 
 # -- both stages on toy data ----------------------------------------------------------------------------------------
@@ -213,19 +260,23 @@ def steps(trainer, count):
     return trainer.model.parallel_leaves()["prompt_learner.ctx"].detach().clone()
 
 
+MIXTURE = ["TRAINER.DPC.PRESET", "mixture"]
 PLAIN_SGD = ["OPTIM.NAME", "sgd", "OPTIM.MOMENTUM", 0.0, "OPTIM.WEIGHT_DECAY", 0.0, "OPTIM.WARMUP_EPOCH", -1]
 
 
 def test_training_theta_equals_training_p_prime_with_lr_over_omega_squared(make_cfg, coop_stage1):
     """One SGD step (specs/dpc.md 8.6.4): semantics B and C against A."""
-    mixed = ready(make_cfg, coop_stage1, *PLAIN_SGD, "TRAINER.DPC.PARAM", "mixed", "OPTIM.LR", 1e-4, output="a")
-    plain = ready(make_cfg, coop_stage1, *PLAIN_SGD, "OPTIM.LR", 1e-4 / 0.2**2, output="b")
+    mixed = ready(
+        make_cfg, coop_stage1, *MIXTURE, *PLAIN_SGD, "TRAINER.DPC.PARAM", "mixed", "OPTIM.LR", 1e-4, output="a"
+    )
+    plain = ready(make_cfg, coop_stage1, *MIXTURE, *PLAIN_SGD, "OPTIM.LR", 1e-4 / 0.2**2, output="b")
     with torch.no_grad():  # theta = F(P') with P' = P at the start
         assert torch.equal(mixed.model.parallel.prompt_learner.ctx, plain.model.parallel.prompt_learner.ctx)
     torch.testing.assert_close(steps(mixed, 1), steps(plain, 1), rtol=0, atol=1e-6)
 
 
-def test_official_preset_is_semantics_o_over_three_sgd_steps(make_cfg, coop_stage1):
+@pytest.mark.parametrize("preset", ["full_move", "released"])
+def test_the_full_move_and_the_released_preset_are_semantics_o(make_cfg, coop_stage1, preset):
     """The gradient carries 1 / omega_b, the weight decay does not; momentum and decay on (specs/dpc.md 4.8)."""
     lr, momentum, decay, omega = 0.01, 0.9, 5e-4, 0.2
     sgd = [
@@ -240,7 +291,7 @@ def test_official_preset_is_semantics_o_over_three_sgd_steps(make_cfg, coop_stag
         "OPTIM.WARMUP_EPOCH",
         -1,
     ]
-    trainer = ready(make_cfg, coop_stage1, *sgd, "TRAINER.DPC.PRESET", "official", output="official")
+    trainer = ready(make_cfg, coop_stage1, *sgd, "TRAINER.DPC.PRESET", preset, output=preset)
     batch = first_batch(trainer)
     model, start = trainer.model, trainer.model.tuned.prompt_learner.ctx.detach().clone()
 
@@ -249,7 +300,7 @@ def test_official_preset_is_semantics_o_over_three_sgd_steps(make_cfg, coop_stag
         leaf = ctx.clone().requires_grad_()
         text = model.tuned.encode_classes(model.tuned.emit().map(lambda _: leaf), batch["label"])
         with torch.no_grad():
-            image = model.encode_images(batch["img"], model.tuned.emit())
+            image = model.encode_images(batch["img"], model.tuned.emit())[batch["rows"]]
         s = model.scale * image @ text.t()
         n = torch.arange(len(s))
         loss = 0.5 * (F.cross_entropy(s, n) + F.cross_entropy(s.t(), n))
@@ -264,8 +315,8 @@ def test_official_preset_is_semantics_o_over_three_sgd_steps(make_cfg, coop_stag
 
 def test_training_forward_with_the_mixture_scales_the_gradient_by_omega(make_cfg, coop_stage1):
     """Semantics D: the first step from P moves P' by omega_b times as much."""
-    a = ready(make_cfg, coop_stage1, *PLAIN_SGD, output="a")
-    d = ready(make_cfg, coop_stage1, *PLAIN_SGD, "TRAINER.DPC.TRAIN_FORWARD", "mixed", output="d")
+    a = ready(make_cfg, coop_stage1, *MIXTURE, *PLAIN_SGD, output="a")
+    d = ready(make_cfg, coop_stage1, "TRAINER.DPC.PRESET", "through_mixture", *PLAIN_SGD, output="d")
     start = a.model.tuned.prompt_learner.ctx.detach()
     torch.testing.assert_close(steps(d, 1) - start, 0.2 * (steps(a, 1) - start), rtol=1e-3, atol=1e-7)
 
@@ -313,9 +364,66 @@ def test_negatives_come_from_the_base_training_images(make_cfg, coop_stage1):
     assert pool == allowed and not pool & held_out
     for batch in trainer.train_loader_x:
         assert batch["label"].max() < len(trainer.dm.dataset.classnames)
-        labels = [trainer.pool.dataset.data_source[i].label for i in batch["negative_index"]]
-        anchors = set(batch["anchors"].tolist())
-        assert labels == [y for i, y in enumerate(batch["label"].tolist()) if i not in anchors]
+        drawn, anchors = batch["negative_index"], set(batch["anchors"].tolist())
+        for pair, (row, label) in enumerate(zip(batch["rows"].tolist(), batch["label"].tolist())):
+            if pair in anchors:
+                assert row < len(anchors)
+            else:
+                assert trainer.pool.dataset.data_source[drawn[row - len(anchors)]].label == label
+
+
+@pytest.mark.parametrize("images, shared", [("class", True), ("pair", False)])
+def test_a_step_has_b_times_k_pairs_and_an_image_per_negative_class(make_cfg, coop_stage1, images, shared):
+    """The note's sampler: an anchor and K - 1 negatives each, whatever the other anchors have."""
+    opts = ["TRAINER.DPC.NEG_IMAGES", images, "DATALOADER.TRAIN_X.BATCH_SIZE", 4]
+    trainer = ready(make_cfg, coop_stage1, *opts, output="a")
+    repeated = False
+    for batch in trainer.train_loader_x:
+        anchors = len(batch["anchors"])
+        assert len(batch["label"]) == len(batch["rows"]) == anchors * trainer.topk
+        negatives = [y for i, y in enumerate(batch["label"].tolist()) if i not in batch["anchors"].tolist()]
+        repeated |= len(set(negatives)) < len(negatives)
+        assert len(batch["img"]) == anchors + (len(set(negatives)) if shared else len(negatives))
+    assert repeated
+
+
+def test_all_training_images_of_a_class_serve_as_negatives(make_cfg, coop_stage1):
+    """Not always the first one."""
+    trainer = ready(make_cfg, coop_stage1, output="a")
+    drawn = set()
+    for trainer.train_loader_x.epoch in range(20):
+        drawn |= {i for batch in trainer.train_loader_x for i in batch["negative_index"]}
+    assert drawn == set(range(len(trainer.pool.dataset.data_source)))
+
+
+@torch.no_grad()
+def test_the_miner_ranks_by_p_whatever_has_become_of_p_prime(two_stages, make_cfg, images):
+    name, opts, stage1 = two_stages
+    trainer = build_trainer(make_cfg(f"DPC_{name}", *opts, output="mining"))
+    trainer.load_stage1()
+    before = trainer.miner_scores(images)[1]
+    for p in trainer.model.learnable().values():
+        p.add_(torch.randn_like(p))
+    torch.testing.assert_close(trainer.miner_scores(images)[1], before, rtol=0, atol=0)
+    assert not torch.allclose(trainer.model.eval()(images), before, atol=0.1)
+    own = trainer.model.tuned(images)
+    torch.testing.assert_close(before, own, rtol=1e-5, atol=1e-4)
+
+
+def test_training_accuracy_is_that_of_the_anchors_among_the_classes_of_the_step(make_cfg, coop_stage1):
+    trainer = ready(make_cfg, coop_stage1, output="a")
+    batch = first_batch(trainer)
+    terms = trainer.loss(*trainer.parse_batch_train(batch))
+    model, anchors = trainer.model, batch["anchors"]
+    with torch.no_grad():
+        scores = (
+            model.encode_images(batch["img"][: len(anchors)], model.tuned.emit())
+            @ model.encode_classes(model.parallel.emit()).t()
+        )
+    shown = sorted(set(batch["label"].tolist()))
+    right = [shown[int(row[shown].argmax())] == int(batch["label"][a]) for row, a in zip(scores, anchors)]
+    assert float(terms["acc"]) == pytest.approx(100 * sum(right) / len(right))
+    assert "acc" not in {k for k in terms if k.startswith("loss")} and not terms["acc"].requires_grad
 
 
 def test_unique_batches_never_repeat_an_anchor_class(make_cfg, coop_stage1):
@@ -455,6 +563,37 @@ def test_all_classes_of_another_dataset_use_the_new_weighting(make_cfg, coop_sta
     )
     kept.load_model(str(tmp_path / "all2"))
     assert kept.model.task == "base"
+
+
+def test_released_checkpoint_on_all_classes_of_another_dataset_is_weighted_as_new(
+    make_cfg, coop_stage1, train, tmp_path, images
+):
+    """It has no results.json: the dataset of its stage 1 counts, and where that is unknown, too, nobody guesses."""
+    everything = ["DATASET.SUBSAMPLE_CLASSES", "all"]
+    train("CoOp", *BACKBONES["CoOp"], output="all1")
+    folder = tmp_path / "released" / "prompt_learner"
+    folder.mkdir(parents=True)
+    opts = [*coop_stage1, *everything, "TRAINER.DPC.CKPT_DIR", str(tmp_path / "all1")]
+    stage1 = build_trainer(make_cfg("CoOp", *BACKBONES["CoOp"], *everything, output="plain"))
+    stage1.load_model(str(tmp_path / "all1"))
+    torch.save(
+        {"state_dict": {"ctx": stage1.model.prompt_learner.ctx.detach() + 0.3}, "epoch": 20},
+        folder / "model.pth.tar-20",
+    )
+
+    def loaded(*more, output):
+        trainer = build_trainer(make_cfg("DPC_CoOp", *opts, *more, output=output))
+        trainer.load_model(str(tmp_path / "released"))
+        return trainer
+
+    assert loaded(output="own").model.task == "base"
+    results = tmp_path / "all1" / "results.json"
+    results.write_text(results.read_text().replace('"dataset": "ToyColours"', '"dataset": "ImageNet"'))
+    assert torch.equal(logits(loaded(output="other"), images), logits(stage1, images))
+    results.unlink()
+    with pytest.raises(ValueError, match="does not say which dataset.*TRAINER.DPC.TASK base or new"):
+        loaded(output="nobody")
+    assert loaded("TRAINER.DPC.TASK", "new", output="told").model.task == "new"
 
 
 def test_deep_noise_restarts_deep_prompts_only(make_cfg, train, tmp_path):

@@ -1,5 +1,7 @@
 """P, P' and their mixtures, on every backbone method."""
 
+import math
+
 import pytest
 import torch
 
@@ -176,3 +178,85 @@ def test_new_classes_may_keep_the_text_of_p():
     ):
         torch.testing.assert_close(m, 0.3 * a + 0.7 * b, rtol=0, atol=1e-6)
     assert torch.equal(dual.class_features(), dual.tuned.encode_classes(tuned))
+
+
+# -- base and new classes together --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["none", "chain", "gate"])
+def test_union_scores_every_class_under_its_own_prompts(dual, images, how):
+    """Against the two told tasks: base columns are those of `base`, new ones those of `new`, shifted per picture for base."""
+    base_names = [CLASSES[3], CLASSES[0], CLASSES[1]]
+    dual.set_base_classes([name.replace(" ", "_") for name in base_names])
+    told = {}
+    for dual.task in ("base", "new"):
+        told[dual.task] = dual(images).double()
+    dual.task, dual.union = "union", how
+    got = dual(images).double()
+    is_base = [name in base_names for name in CLASSES]
+    assert dual.is_base.tolist() == is_base == [True, True, False, True, False]
+    for row in range(len(images)):
+        b = [float(told["base"][row, c]) for c in range(5) if is_base[c]]
+        p = [float(told["new"][row, c]) for c in range(5) if is_base[c]]
+        shift = {
+            "none": 0.0,
+            "gate": max(p) - max(b),
+            "chain": math.log(sum(map(math.exp, p))) - math.log(sum(map(math.exp, b))),
+        }[how]
+        for c in range(5):
+            wanted = float(told["base"][row, c]) + shift if is_base[c] else float(told["new"][row, c])
+            assert float(got[row, c]) == pytest.approx(wanted, abs=2e-3)
+
+
+@torch.no_grad()
+def test_chain_is_the_product_of_two_probabilities(dual, images):
+    dual.set_base_classes(CLASSES[:3])
+    dual.task, dual.union = "union", "chain"
+    base, every = (scores.double() for scores in dual.union_scores(images))
+    together = dual(images).double().softmax(1)
+    of_p = every.softmax(1)
+    torch.testing.assert_close(together[:, 3:], of_p[:, 3:], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        together[:, :3], of_p[:, :3].sum(1, keepdim=True) * base.softmax(1), rtol=1e-4, atol=1e-7
+    )
+
+
+@torch.no_grad()
+def test_gate_never_takes_a_picture_from_a_new_class(dual, images):
+    """Which side wins, and which new class, is what P says."""
+    dual.set_base_classes(CLASSES[:3])
+    many = torch.randn(40, 3, 32, 32)
+    dual.task, dual.union = "union", "gate"
+    joint, (_, every) = dual(many), dual.union_scores(many)
+    assert torch.equal(joint.argmax(1) >= 3, every.argmax(1) >= 3)
+    new = every.argmax(1) >= 3
+    assert torch.equal(joint.argmax(1)[new], every.argmax(1)[new])
+
+
+@torch.no_grad()
+def test_union_of_base_classes_alone_is_the_told_task_under_none_and_follows_its_prompts(dual, images):
+    dual.set_base_classes(CLASSES)
+    dual.task, dual.union = "union", "none"
+    first = dual(images)
+    dual.task = "base"
+    assert torch.allclose(first, dual(images), atol=1e-4)
+    dual.task = "union"
+    dual.omega_b = 0.9  # the kept class matrices must not survive this
+    assert not torch.allclose(first, dual(images), atol=1e-3)
+
+
+def test_union_without_base_classes_says_what_is_missing(dual, images):
+    dual.task = "union"
+    with pytest.raises(ValueError, match="needs to know the base classes"), torch.no_grad():
+        dual(images)
+
+
+@torch.no_grad()
+def test_class_matrix_of_the_union_has_both(dual):
+    dual.set_base_classes(CLASSES[:2])
+    matrices = {}
+    for dual.task in ("base", "new", "union"):
+        matrices[dual.task] = dual.class_features()
+    torch.testing.assert_close(matrices["union"][:2], matrices["base"][:2])
+    torch.testing.assert_close(matrices["union"][2:], matrices["new"][2:])

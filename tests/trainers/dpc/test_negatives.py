@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, group_pairs, hard_negatives, read_official_json
+from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, hard_negatives, lay_out, read_official_json
 
 
 def ranking(*rows):
@@ -90,11 +90,14 @@ def test_equals_the_released_procedure(n_classes, batch, k):
         assert ours == released_sampler(scores, labels, k, random.Random(seed))
 
 
-def test_groups_keep_an_anchor_with_its_negatives():
-    pairs = group_pairs([5, 7], [[1, 2], [3]])
-    assert pairs.labels == [5, 1, 2, 7, 3]
-    assert pairs.negatives == [1, 2, 3]
-    assert pairs.order == [0, 2, 3, 1, 4]
+@pytest.mark.parametrize("share, rows, drawn", [(False, [0, 3, 4, 1, 5, 2, 6, 7], [1, 2, 2, 1, 5]),
+                                                (True, [0, 3, 4, 1, 4, 2, 3, 5], [1, 2, 5])])  # fmt: skip
+def test_pairs_of_an_anchor_follow_it_and_show_one_image_per_class_if_shared(share, rows, drawn):
+    step = lay_out([5, 7, 5], [[1, 2], [2], [1, 5]], share)
+    assert step.labels == [5, 1, 2, 7, 2, 5, 1, 5]
+    assert (step.rows, step.drawn, step.anchors) == (rows, drawn, [0, 3, 5])
+    images = [5, 7, 5, *step.drawn]  # every image's class: three anchors, then what is drawn
+    assert [images[row] for row in step.rows] == step.labels
 
 
 class Noisy:
@@ -135,10 +138,10 @@ def test_loader_aligns_images_and_classes():
     for number, batch in enumerate(batches):
         assert batch["label"].tolist() == [0, 1, 2, 3]
         assert batch["anchors"].tolist() == [0, 2] and batch["note"] == 7
-        assert (batch["img"][[0, 2]] == -1.0 - number).all()
+        assert batch["rows"].tolist() == [0, 2, 1, 3] and (batch["img"][:2] == -1.0 - number).all()
         first, second = batch["negative_index"]
         assert first in (10, 11, 12) and second in (30, 31)
-        assert (batch["img"][1].floor() == first).all() and (batch["img"][3].floor() == second).all()
+        assert (batch["img"][2].floor() == first).all() and (batch["img"][3].floor() == second).all()
 
 
 def test_loader_repeats_an_epoch_exactly_and_changes_between_epochs():

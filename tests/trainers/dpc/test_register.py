@@ -61,10 +61,11 @@ def moved(trainer):
 @pytest.mark.parametrize(
     "opts, weight",
     [
-        ([], 0.2),
+        ([], 1.0),
         (["TRAINER.DPC.OMEGA_B", 0.7], 0.7),
-        (["TRAINER.DPC.EVAL_BASE", "parallel"], 1.0),
-        (["TRAINER.DPC.PRESET", "official"], 1.0),
+        (["TRAINER.DPC.PRESET", "mixture"], 0.2),
+        (["TRAINER.DPC.PRESET", "mixture", "TRAINER.DPC.OMEGA_B", 0.6], 0.6),
+        (["TRAINER.DPC.PRESET", "released"], 1.0),
         (["TRAINER.DPC.TASK", "new"], 0.0),
         (["TRAINER.DPC.TASK", "new", "TRAINER.DPC.OMEGA_N", 0.3], 0.3),
     ],
@@ -76,15 +77,15 @@ def test_d1_d4_d5_weight_of_p_prime_at_inference(make_cfg, coop_stage1, opts, we
 
 
 def test_d2_gradient_scale(make_cfg, coop_stage1):
-    one = ready(make_cfg, coop_stage1, *PLAIN_SGD, output="a")
+    one = ready(make_cfg, coop_stage1, *PLAIN_SGD, "TRAINER.DPC.GRAD_SCALE", 1.0, output="a")
     three = ready(make_cfg, coop_stage1, *PLAIN_SGD, "TRAINER.DPC.GRAD_SCALE", 3.0, output="b")
     start = one.model.tuned.prompt_learner.ctx.detach()
     torch.testing.assert_close(steps(three, 1) - start, 3 * (steps(one, 1) - start), rtol=1e-3, atol=1e-7)
 
 
-def test_d2_official_promptkd_scales_the_first_text_layer_alone(make_cfg, kd_stage1):
+def test_d2_released_promptkd_scales_the_first_text_layer_alone(make_cfg, kd_stage1):
     """The released code divides by omega_b where it mixes: the layer-0 text context (specs/dpc.md 4.10)."""
-    trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "official", output="a")
+    trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "released", output="a")
     leaves, batch = trainer.model.learnable(), first_batch(trainer)
 
     def gradients():
@@ -102,8 +103,8 @@ def test_d2_official_promptkd_scales_the_first_text_layer_alone(make_cfg, kd_sta
     assert all(any(name.startswith(kind) for name in leaves) for kind in kinds)
 
 
-def test_d5_official_promptkd_mixes_no_text_on_new_classes(make_cfg, kd_stage1):
-    opts = ["TRAINER.DPC.PRESET", "official", "TRAINER.DPC.TASK", "new", "TRAINER.DPC.OMEGA_N", 0.2]
+def test_d5_released_promptkd_mixes_no_text_on_new_classes(make_cfg, kd_stage1):
+    opts = ["TRAINER.DPC.PRESET", "released", "TRAINER.DPC.TASK", "new", "TRAINER.DPC.OMEGA_N", 0.2]
     model = moved(make(make_cfg, "DPC_PromptKD", kd_stage1, *opts, output="a"))
     ours, teacher = model.emit(), model.tuned.teacher.emit()
     assert torch.equal(ours.text, teacher.text) and not torch.equal(ours.vision, model.tuned.image_encoder.VPT)
@@ -111,7 +112,7 @@ def test_d5_official_promptkd_mixes_no_text_on_new_classes(make_cfg, kd_stage1):
 
 
 def test_theta_of_the_text_scope_loads_under_another_scope(make_cfg, kd_stage1):
-    mixed = ["TRAINER.DPC.PARAM", "mixed", "TRAINER.DPC.MIX_SCOPE", "text"]
+    mixed = ["TRAINER.DPC.OMEGA_B", 0.2, "TRAINER.DPC.PARAM", "mixed", "TRAINER.DPC.MIX_SCOPE", "text"]
     theta = make(make_cfg, "DPC_PromptKD", kd_stage1, *mixed, output="theta")
     saved = moved(theta)
     other = build_trainer(make_cfg("DPC_PromptKD", *kd_stage1, output="other"))
@@ -120,19 +121,21 @@ def test_theta_of_the_text_scope_loads_under_another_scope(make_cfg, kd_stage1):
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
-def test_d4_recipes_weigh_maple_with_one(monkeypatch):
-    for path in (ROOT / "configs/trainers").glob("DPC_*/vit_b16_*.yaml"):
+def test_d4_no_recipe_takes_a_step_size_for_a_weight():
+    for path in (ROOT / "configs/trainers").glob("DPC_*/*.yaml"):
         node = yaml.safe_load(path.read_text())["TRAINER"]["DPC"]
-        if path.parent.name != "DPC_CoOp":  # its files keep the released values
-            assert node["OMEGA_B"] == (1.0 if path.parent.name == "DPC_MaPLe" else 0.2), path
-        assert node["OMEGA_N"] == 0.0, path
+        assert node["OMEGA_N"] == 0.0 and "OMEGA_B" not in node, path  # the weight is the preset's
+        assert node["PRESET"] == ("released" if path.stem.endswith("_released") else "full_move"), path
+        # what the released file of that name calls omega_b 0.5 is the step size 1 / 0.5
+        half = path.parent.name == "DPC_CoOp" and path.stem.endswith(("_lr35", "_bs16top2", "_bs2top2"))
+        assert node.get("GRAD_SCALE") == (2.0 if half else None), path
 
 
 def test_class_matrix_follows_the_weights_and_the_task(make_cfg, coop_stage1):
     """It is kept between batches; another omega or task must not meet the old one."""
-    model = moved(ready(make_cfg, coop_stage1, output="a")).eval()
+    model = moved(ready(make_cfg, coop_stage1, "TRAINER.DPC.OMEGA_B", 0.2, output="a")).eval()
     seen = [model.class_features()]
-    for name, value in (("omega_b", 0.9), ("eval_base", "parallel"), ("task", "new"), ("omega_n", 0.4)):
+    for name, value in (("omega_b", 0.9), ("omega_b", 1.0), ("task", "new"), ("omega_n", 0.4)):
         setattr(model, name, value)
         seen.append(model.class_features())
         assert torch.equal(seen[-1], model.encode_classes(model.emit()))
@@ -140,7 +143,8 @@ def test_class_matrix_follows_the_weights_and_the_task(make_cfg, coop_stage1):
 
 
 def test_theta_gives_p_prime_back_whatever_omega_is_at_inference(train, make_cfg, coop_stage1, tmp_path):
-    trained = train("DPC_CoOp", *coop_stage1, "TRAINER.DPC.PARAM", "mixed", output="theta")
+    theta = ["TRAINER.DPC.PARAM", "mixed", "TRAINER.DPC.OMEGA_B", 0.2]
+    trained = train("DPC_CoOp", *coop_stage1, *theta, output="theta")
     p_prime = trained.model.parallel_prompts().text
     for opts in (["TRAINER.DPC.PARAM", "mixed"], []):
         other = build_trainer(make_cfg("DPC_CoOp", *coop_stage1, *opts, "TRAINER.DPC.OMEGA_B", 0.5, output="other"))
@@ -186,9 +190,12 @@ def mined(trainer, scores, labels, rng=None):
 @pytest.mark.parametrize(
     "opts, wanted",
     [
-        ([], [[3, 2], []]),  # at most K - 1, none twice in the step
-        (["TRAINER.DPC.NEG_CAP", "k"], [[3, 2, 1], []]),  # the truth is not among the K best of the first anchor
-        (["TRAINER.DPC.NEG_DEDUP", False], [[3, 2], [3, 2]]),
+        ([], [[3, 2], [3, 2]]),  # the note's: K - 1 each
+        (["TRAINER.DPC.NEG_DEDUP", "step"], [[3, 2], []]),  # at most K - 1, none twice in the step
+        (
+            ["TRAINER.DPC.NEG_DEDUP", "step", "TRAINER.DPC.NEG_CAP", "k"],
+            [[3, 2, 1], []],
+        ),  # the truth is not among the K best of the first anchor
     ],
 )
 def test_d7_number_of_negatives(make_cfg, coop_stage1, opts, wanted):
@@ -209,7 +216,7 @@ def test_d7_d8_random_fill_and_its_range(make_cfg, coop_stage1, fill_range, reac
 
 def test_d8_promptkd_draws_the_last_class_but_not_the_first(make_cfg, kd_stage1):
     trainer = make(
-        make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "official", "TRAINER.DPC.TOPK", 1, output="a"
+        make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "released", "TRAINER.DPC.TOPK", 1, output="a"
     )
     draws = [mined(trainer, torch.tensor([[0.0, 1, 2, 3]]), [3], random.Random(i))[0] for i in range(60)]
     assert {c for draw in draws for c in draw} == {1, 2}
@@ -243,7 +250,7 @@ def test_similarities_stay_fp32_under_autocast():
 
 def test_d11_backbone_losses_by_default(make_cfg, coop_stage1, tmp_path):
     trainer = ready(make_cfg, coop_stage1, output="a")
-    assert trainer.loss(*trainer.parse_batch_train(first_batch(trainer))).keys() == {"loss", "loss_cl"}
+    assert trainer.loss(*trainer.parse_batch_train(first_batch(trainer))).keys() == {"loss", "loss_cl", "acc"}
     weighted = ["TRAINER.DPC.LOSS.CE_W", 0.5, "TRAINER.DPC.LOSS.CL_W", 2.0]
     both = ready(make_cfg, coop_stage1, *weighted, output="b")
     batch = first_batch(both)
@@ -251,7 +258,8 @@ def test_d11_backbone_losses_by_default(make_cfg, coop_stage1, tmp_path):
     terms = both.loss(images, labels)
     model = both.model
     with torch.no_grad():
-        z = 100 * model.encode_images(images, model.tuned.emit()) @ model.encode_classes(model.parallel.emit()).t()
+        features = model.encode_images(images, model.tuned.emit())[batch["rows"]]
+        z = 100 * features @ model.encode_classes(model.parallel.emit()).t()
         torch.testing.assert_close(terms["loss_ce"], 0.5 * F.cross_entropy(z, labels), rtol=1e-4, atol=1e-5)
         s, n = z[:, labels], torch.arange(len(labels))
         contrast = F.cross_entropy(s, n) + F.cross_entropy(s.t(), n)
@@ -264,9 +272,9 @@ def test_d11_promptsrc_keeps_its_consistency_terms_on_the_anchors(make_cfg, src_
     model = moved(trainer)
     batch = first_batch(trainer)
     terms = trainer.loss(*trainer.parse_batch_train(batch))
-    assert terms.keys() == {"loss", "loss_cl", "loss_scl"}
+    assert terms.keys() == {"loss", "loss_cl", "loss_scl", "acc"}
     with torch.no_grad():
-        prompts, anchors = model.parallel.emit(), batch["img"][batch["anchors"]]
+        prompts, anchors = model.parallel.emit(), batch["img"][: len(batch["anchors"])]
         d_text, d_image, kl = consistency_losses(
             model.encode_images(anchors, prompts),
             model.encode_classes(prompts),
@@ -275,20 +283,20 @@ def test_d11_promptsrc_keeps_its_consistency_terms_on_the_anchors(make_cfg, src_
             model.scale,
         )
     torch.testing.assert_close(terms["loss_scl"], 25 * d_text + 10 * d_image + kl, rtol=1e-4, atol=1e-5)
-    official = make(make_cfg, "DPC_PromptSRC", src_stage1, "TRAINER.DPC.PRESET", "official", output="b")
-    assert official.loss(*official.parse_batch_train(first_batch(official))).keys() == {"loss", "loss_cl"}
+    official = make(make_cfg, "DPC_PromptSRC", src_stage1, "TRAINER.DPC.PRESET", "released", output="b")
+    assert official.loss(*official.parse_batch_train(first_batch(official))).keys() == {"loss", "loss_cl", "acc"}
 
 
 def test_d11_d12_promptkd_drops_the_distillation_unless_weighted(make_cfg, kd_stage1):
     trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, output="a")
-    assert trainer.loss(*trainer.parse_batch_train(first_batch(trainer))).keys() == {"loss", "loss_cl"}
+    assert trainer.loss(*trainer.parse_batch_train(first_batch(trainer))).keys() == {"loss", "loss_cl", "acc"}
     kept = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.LOSS.KD_W", 0.5, output="b")
     model = moved(kept)
     batch = first_batch(kept)
     terms = kept.loss(*kept.parse_batch_train(batch))
     with torch.no_grad():
         prompts, teacher = model.parallel.emit(), model.tuned.teacher
-        anchors = batch["img"][batch["anchors"]]
+        anchors = batch["img"][: len(batch["anchors"])]
         z = model.scale * model.parallel.encode_images(anchors, prompts) @ model.parallel.encode_classes(prompts).t()
         wanted = 0.5 * 1000 * distillation_loss(z, teacher(anchors))
     torch.testing.assert_close(terms["loss_kd"], wanted, rtol=1e-3, atol=1e-4)
@@ -303,6 +311,8 @@ def test_d11_d12_promptkd_drops_the_distillation_unless_weighted(make_cfg, kd_st
         ("DPC_PromptSRC", "LOSS.KD_W", 1.0),
         ("DPC_IVLP", "GPA", True),
         ("DPC_PromptSRC", "MINER", "teacher"),
+        ("DPC_CoOp", "PROJECTOR_BN", "train"),
+        ("DPC_IVLP", "MAPLE_MIX", "leaves"),
     ],
 )
 def test_what_a_backbone_does_not_have_is_refused_at_once(make_cfg, name, key, value):
@@ -320,8 +330,8 @@ def test_nothing_to_train_on_is_refused_at_once(make_cfg):
 # -- D13, D14, D21: what the released PromptKD code does -------------------------------------------------------------------
 
 
-def test_official_preset_of_promptkd(make_cfg, kd_stage1):
-    trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "official", output="a")
+def test_released_preset_of_promptkd(make_cfg, kd_stage1):
+    trainer = make(make_cfg, "DPC_PromptKD", kd_stage1, "TRAINER.DPC.PRESET", "released", output="a")
     s, model = trainer.dpc, trainer.model
     assert (s.miner, s.mix_scope, s.deep_init, s.neg_transform, s.projector_bn, s.xd_rule, s.grad_scale) == (
         "teacher_untuned",
@@ -381,7 +391,7 @@ def test_d16_source_of_negatives(make_cfg, coop_stage1, monkeypatch, tmp_path):
         asked.append((cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES))
         return SimpleNamespace(train_x=["the whole split"])
 
-    monkeypatch.setattr("dassl_prompts.trainers.dpc.stage2.build_dataset", whole_split)
+    monkeypatch.setattr("dassl_prompts.trainers.dpc.mining.build_dataset", whole_split)
     shots = ready(make_cfg, coop_stage1, output="a")
     assert shots.negative_items() is shots.dm.dataset.train_x and not asked
     monkeypatch.setattr(shots, "dpc", SimpleNamespace(neg_json="", neg_pool="full_train"))

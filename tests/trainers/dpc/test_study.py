@@ -1,5 +1,6 @@
 """DPC's studies: which prompts each point of the curves and each row of the ablation scores."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,20 +70,99 @@ def test_channel_strength_is_the_mean_over_classes_and_their_order_is_compared_b
             assert row[column] == pytest.approx(1 - 6 * (d**2).sum() / (40 * (40**2 - 1)))
 
 
-def test_rows_of_the_ablation(weights):
+@pytest.mark.parametrize("preset, weighted", [("full_move", 100.0), ("mixture", 20.0)])
+def test_rows_of_the_ablation(weights, monkeypatch, preset, weighted):
+    settings = SimpleNamespace(full_move=(1.0, 5.0), mixture=(0.2, 1.0)).__dict__[preset]
+    monkeypatch.setattr(
+        dpc_study, "settings_of", lambda job: SimpleNamespace(omega_b=settings[0], grad_scale=settings[1])
+    )
     rows = {row["row"][0]: (row["Base"], row["New"]) for row in dpc_study.ablation(JOB)}
     assert rows == {
         "0": (7.0, 7.0),
         "1": (100.0, 100.0),
         "2": (100.0, 100.0),  # no weighting, no decoupling
-        "3": (20.0, 20.0),  # weighting, no decoupling
-        "4": (20.0, 0.5),
-        "5": (20.0, 0.5),
-        "6": (20.0, 0.5),  # new classes: P with all that belongs to it
+        "3": (weighted, 20.0),  # weighting, no decoupling
+        "4": (weighted, 0.5),
+        "5": (weighted, 0.5),
+        "6": (weighted, 0.5),  # new classes: P with all that belongs to it
     }
     opts = {job.tag: job.opts[2:] for job in weights}
-    assert opts == {"two_step": dpc_study.TRAININGS["two_step"], "": (), "dhno_ce": dpc_study.TRAININGS["dhno_ce"]}
+    assert opts == {name if name != "dhno" else "": opts for name, opts in dpc_study.TRAININGS.items()}
     assert all(job.opts[:2] == JOB.opts for job in weights)
+
+
+def test_settings_of_a_job_are_those_of_its_second_stage(tmp_path):
+    job = Job("DPC_MaPLe", "emoji", 1, output=tmp_path)
+    assert dpc_study.settings_of(job).preset == "full_move"
+    mixture = dpc_study.settings_of(
+        Job("DPC_MaPLe", "emoji", 1, output=tmp_path, opts=("TRAINER.DPC.PRESET", "mixture"))
+    )
+    assert (mixture.omega_b, mixture.grad_scale) == (1.0, 1.0)
+
+
+def test_readings_train_every_preset_on_one_first_stage(monkeypatch):
+    jobs = []
+    steps = {"base": SimpleNamespace(), "new": SimpleNamespace()}
+    monkeypatch.setattr(dpc_study, "trained", lambda job, force: jobs.append(job) or tuple(steps.values()))
+    monkeypatch.setattr(dpc_study, "accuracy", lambda step: 60.0 if step is steps["base"] else 50.0)
+    rows = dpc_study.readings(JOB)
+    assert [job.opts[2:] for job in jobs] == [("TRAINER.DPC.PRESET", name) for name in dpc_study.PRESETS]
+    assert [job.tag for job in jobs] == list(dpc_study.PRESETS)
+    assert [row["row"] for row in rows] == ["backbone", *(f"DPC_CoOp, {name}" for name in dpc_study.PRESETS)]
+    assert [row["gain in Base"] for row in rows] == [0.0, 10.0, 10.0, 10.0, 10.0]
+
+
+def test_short_schedules_stand_beside_the_recipes(monkeypatch):
+    jobs = []
+    monkeypatch.setattr(dpc_study, "trained", lambda job, force: jobs.append(job) or (None, None))
+    monkeypatch.setattr(dpc_study, "accuracy", lambda step: 50.0)
+    rows = dpc_study.short(JOB)
+    assert [job.epochs for job in jobs] == [0, 5]
+    assert [row["row"] for row in rows] == [
+        "CoOp, recipe",
+        "DPC_CoOp, recipe",
+        "CoOp, 5 + 5 epochs",
+        "DPC_CoOp, 5 + 5 epochs",
+    ]
+
+
+def test_columns_have_deviations_and_gains_a_standard_error():
+    rows = [
+        {"seed": s, "row": "a", "Base": b, "New": 50.0, "HM": 0.0, "gain in Base": g}
+        for s, b, g in ((1, 60.0, 1.0), (2, 62.0, 5.0))
+    ]
+    [line] = dpc_study.over_seeds(rows, "row")
+    assert line == {
+        "row": "a",
+        "seeds": 2,
+        "Base": "61.00 ± 1.41",
+        "New": "50.00 ± 0.00",
+        "HM": "54.95",
+        "gain in Base": "3.00 ± 2.00",
+    }
+    assert dpc_study.over_seeds(rows[:1], "row")[0]["Base"] == "60.00"
+
+
+def test_union_measures_p_alone_and_every_way(train, make_cfg, coop_stage1, tmp_path):
+    """The row of P alone is the backbone's own result; no way changes the scores of new classes."""
+    from dassl_prompts.engine import build_trainer
+
+    train("DPC_CoOp", *coop_stage1, output="stage2")
+    both = ["DATASET.SUBSAMPLE_CLASSES", "all", "TEST.EVALUATOR", "Union"]
+    cfg = make_cfg("DPC_CoOp", *coop_stage1, *both, "TRAINER.DPC.TASK", "union", output="union")
+    step = SimpleNamespace(config=lambda: cfg)
+    [found] = dpc_study.with_settings(
+        step, tmp_path / "stage2", [{}], lambda trainer: dpc_study.union_metrics(trainer, "test")
+    )
+    backbone = build_trainer(make_cfg("CoOp", *coop_stage1[:2], *both, output="backbone"))
+    backbone.load_model(str(tmp_path / "stage1"))
+    backbone.test()
+    results = json.loads((tmp_path / "backbone" / "results.json").read_text())
+    assert found["P alone"] == pytest.approx(results["test"]) and results["seen_unseen_curve"]
+    chain = build_trainer(cfg)
+    chain.load_model(str(tmp_path / "stage2"))
+    chain.test()
+    assert found["chain"] == pytest.approx(json.loads((tmp_path / "union" / "results.json").read_text())["test"])
 
 
 def test_plain_cloning_trains_with_cross_entropy_alone(make_cfg, coop_stage1):
@@ -94,7 +174,7 @@ def test_plain_cloning_trains_with_cross_entropy_alone(make_cfg, coop_stage1):
     trainer.train_loader_x = trainer.mined_loader()
     batch = next(iter(trainer.train_loader_x))
     assert not batch["negative_index"] and len(batch["label"]) == len(batch["anchors"])
-    assert trainer.loss(*trainer.parse_batch_train(batch)).keys() == {"loss", "loss_ce"}
+    assert trainer.loss(*trainer.parse_batch_train(batch)).keys() == {"loss", "loss_ce", "acc"}
 
 
 def test_plot_shows_both_curves_over_omega_as_means_over_seeds(tmp_path, monkeypatch):
