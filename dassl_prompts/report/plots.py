@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from dassl_prompts.report.curves import per_epoch, read_curves
 from dassl_prompts.report.drawing import DPI, grid, names, pyplot, shared_legend, style
 from dassl_prompts.results.groups import Method, accuracy, base_new
@@ -104,6 +106,36 @@ def hm_contours(axis) -> None:
     hm = 2 * x * y / (x + y)
     lines = axis.contour(x, y, hm, levels=8, colors="0.75", linewidths=0.8, zorder=1)
     axis.clabel(lines, fmt="HM %.4g", fontsize=7, colors="0.5")
+
+
+def seen_unseen_curves(methods: list[Method]):
+    """Base over new accuracy while a constant is added to base scores, a panel per dataset; the marker is at no constant."""
+    labels = names(methods)
+    curves = {
+        (d, i): [r.results["seen_unseen_curve"] for r in m.of(d, "union").values() if "seen_unseen_curve" in r.results]
+        for d in ordered(methods)
+        for i, m in enumerate(methods)
+    }
+    datasets = list(dict.fromkeys(d for (d, _), found in curves.items() if found))
+    if not datasets:
+        return
+    figure, axes = grid(len(datasets))
+    for axis, dataset in zip(axes, datasets):
+        for i, name in enumerate(labels):
+            found = curves.get((dataset, i))
+            if not found:
+                continue
+            look, new = style(i), np.linspace(0, 100, 201)
+            mean = np.mean([np.interp(new, *np.array(c)[::-1, ::-1].T, right=np.nan) for c in found], axis=0)
+            axis.plot(new, mean, label=name, color=look["color"])
+            runs = methods[i].of(dataset, "union").values()
+            at = [np.mean([r.metrics["test"][side] for r in runs]) for side in ("new", "base")]
+            axis.plot(*at, markersize=7, linestyle="", **look)
+        axis.set(title=dataset, xlabel="accuracy on new pictures (%)", ylabel="accuracy on base pictures (%)")
+        axis.grid(alpha=0.3)
+    figure.suptitle("base and new classes together; mean over seeds", fontsize=9)
+    shared_legend(figure, axes)
+    yield "seen_unseen", figure
 
 
 # -- accuracy per dataset ------------------------------------------------------------------------------------
@@ -354,7 +386,7 @@ def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: l
 
 
 PLOTS = {
-    "base2new": (base_new_scatter, base_new_per_dataset, training_curves),
+    "base2new": (base_new_scatter, seen_unseen_curves, base_new_per_dataset, training_curves),
     "accuracy": (accuracy_per_dataset, shots_curves, training_curves),
     "transfer": (transfer_per_dataset, training_curves),
     "retrieval": (recall_bars, training_curves),

@@ -38,6 +38,8 @@ FREE = {
     "TEST.PER_CLASS_RESULT",
     "TEST.COMPUTE_CMAT",
     "TEST.NO_TEST",
+    "TEST.EVALUATOR",
+    "TRAINER.DPC.TASK",
     "CIR.CACHE_DIR",
     "CIR.IMAGE_ROOTS",
 }
@@ -86,6 +88,9 @@ class Run:
 
     @property
     def classes(self) -> str:
+        """all, base or new; union where pictures of base and new classes were scored against all classes."""
+        if self.setting("TEST.EVALUATOR") == "Union":
+            return "union"
         return self.results.get("classes", "all")
 
     @property
@@ -146,7 +151,7 @@ class Run:
             return "composed"
         if self.layout.get("protocol") in ("transfer", "base2new"):
             return self.layout["protocol"]
-        return "base2new" if self.classes in CLASS_SETS else "accuracy"
+        return "base2new" if self.classes in (*CLASS_SETS, "union") else "accuracy"
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, float]]:

@@ -310,6 +310,29 @@ def ordered(methods: list[Method]) -> list[str]:
     return sorted({d for m in methods for d in m.datasets})
 
 
+UNION_COLUMNS = {"base": "Base", "new": "New", "area": "area under curve"}
+
+
+def union_table(methods: list[Method]) -> Table:
+    """Base and new classes together: accuracy on pictures of either kind over all classes, HM of the two means, and the area
+    under the seen-unseen curve. A method has its row where it was tested with ``--task unknown``.
+    """
+    table = Table(
+        "Base and new classes together, task unknown (%)", [*LEAD, "seeds", "Base", "New", "HM", "area under curve"]
+    )
+    cells = settings(methods)
+    for dataset in ordered(methods):
+        for method in methods:
+            runs = method.of(dataset, "union")
+            values = {
+                name: Value.over(r.metrics["test"][key] for r in runs.values()) for key, name in UNION_COLUMNS.items()
+            }
+            if runs:
+                hm = f"{harmonic_mean(values['Base'].mean, values['New'].mean):.2f}"
+                table.add({"dataset": dataset, **cells(method), "seeds": listed(runs), **values, "HM": hm})
+    return table.trimmed()
+
+
 TABLES: dict[str, Callable[[list[Method]], Table]] = {
     "base2new": base_new_table,
     "accuracy": accuracy_table,
@@ -322,4 +345,5 @@ TABLES: dict[str, Callable[[list[Method]], Table]] = {
 def tables(methods: list[Method]) -> list[Table]:
     """A table per protocol that occurs."""
     found = [build([m for m in methods if m.protocol == name]) for name, build in TABLES.items()]
+    found.insert(1, union_table([m for m in methods if m.protocol == "base2new"]))
     return [table for table in found if table.rows]

@@ -19,6 +19,7 @@ from dassl_prompts.results.notes import sections
 from dassl_prompts.results.published import canonical, counterpart, published
 from dassl_prompts.results.runs import find_runs
 from dassl_prompts.results.tables import TABLES
+from dassl_prompts.results.tables import tables as report_tables
 from tests.report.tree import base_new_pair, progress, write_run
 
 
@@ -597,3 +598,47 @@ def test_plots_are_drawn_for_what_there_is(tmp_path, capsys):
     assert {p.stem for p in plots.glob("*.png")} == names
     assert all((plots / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in names)
     assert json.dumps(sorted(out.splitlines()[-1:])).count("plot: ") == 1
+
+
+# -- base and new classes together ---------------------------------------------------------------------------------------
+
+
+def union_run(root, trainer, seed, base, new, area, curve=()):
+    values = {"test": {"accuracy": 0.0, "base": base, "new": new, "hm": 0.0, "area": area}, "seen_unseen_curve": curve}
+    config = {"TEST.EVALUATOR": "'Union'", "TRAINER.DPC.TASK": "'union'"}
+    return write_run(root, "base2new/test_union", trainer, seed=seed, values=values, config=config, classes="all")
+
+
+def test_union_table_stands_beside_the_told_one_and_changes_nothing_in_it(tmp_path):
+    for seed, base in ((1, 60.0), (2, 62.0)):
+        base_new_pair(tmp_path, 80.0, 70.0, seed=seed)
+        union_run(tmp_path, "CoOp", seed, base, 40.0, 30.0 + seed)
+    methods = group(find_runs(tmp_path)[0])
+    assert len(methods) == 1
+    told, union = report_tables(methods)
+    assert told.rows[0][-3:] == ["80.00 ± 0.00", "70.00 ± 0.00", "74.67"]
+    assert union.columns[-5:] == ["seeds", "Base", "New", "HM", "area under curve"]
+    assert union.rows == [["Emoji", "CoOp", "vit_b16", "1 2", "61.00 ± 1.41", "40.00 ± 0.00", "48.32", "31.50 ± 0.71"]]
+
+
+def test_a_distillation_on_all_classes_is_not_taken_for_the_union(tmp_path):
+    """PromptKD's training run is of all classes, too."""
+    write_run(tmp_path, "base2new/train_all", "PromptKD", values=55.0)
+    union_run(tmp_path, "PromptKD", 1, 50.0, 40.0, 30.0)
+    [method] = group(find_runs(tmp_path)[0])
+    assert set(method.runs) == {("Emoji", "all", 1), ("Emoji", "union", 1)} and not method.doubles
+
+
+def test_seen_unseen_curve_is_the_mean_over_seeds(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    from dassl_prompts.report.plots import seen_unseen_curves
+
+    union_run(tmp_path, "CoOp", 1, 60.0, 40.0, 30.0, [[0.0, 80.0], [60.0, 40.0], [90.0, 0.0]])
+    union_run(tmp_path, "CoOp", 2, 70.0, 40.0, 30.0, [[0.0, 80.0], [70.0, 40.0], [80.0, 0.0]])
+    [(name, figure)] = list(seen_unseen_curves(group(find_runs(tmp_path)[0])))
+    line, marker = figure.axes[0].lines
+    points = dict(line.get_xydata().round(6).tolist())
+    assert name == "seen_unseen" and [points[x] for x in (0.0, 20.0, 40.0)] == pytest.approx([85.0, 75.0, 65.0])
+    assert marker.get_xydata().tolist() == [[40.0, 65.0]]
+    plt.close(figure)

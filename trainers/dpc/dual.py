@@ -84,7 +84,7 @@ class DualPrompts(PromptedCLIP):
         scope: str = "all",
         mix_leaves: bool = False,
         new_text: str = "mixed",
-        union: str = "chain",
+        union: str = "gate",
     ):
         super().__init__(tuned.clip, tuned.classnames)
         if param == "mixed" and omega_b == 0:

@@ -107,7 +107,7 @@ def extend_cfg(cfg):
             "PROJECTOR_BN": PRESET,
             "XD_RULE": PRESET,
             "TASK": "auto",  # base, new, or union: base and unknown classes together; auto = as DATASET.SUBSAMPLE_CLASSES says
-            "UNION": "chain",  # how scores under two prompts are made comparable in TASK union (docs/dpc.md)
+            "UNION": "gate",  # how scores under two prompts are made comparable in TASK union (docs/dpc.md)
             "SELECT": "last",
         },
     )

@@ -16,14 +16,12 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import shlex
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +46,7 @@ from dassl_prompts.run.protocols import (
 )
 from dassl_prompts.run.steps import Step, StepFailed
 from dassl_prompts.run.sweep import split_opts
-from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, table
+from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, study_text
 from dassl_prompts.trainers.dpc import calibration
 from dassl_prompts.trainers.dpc.settings import PRESETS
 
@@ -132,7 +130,7 @@ def ablation(job: Job, force: bool = False) -> list[dict]:
     def row(label, training, base_key, new_key):
         base, new = (scores[training][0][base_key], scores[training][1][new_key]) if training else backbone
         values = {"Base": base, "New": new, "HM": harmonic_mean(base, new)}
-        return {"seed": job.seed, "row": label, **values, "gain in Base": base - backbone[0]}
+        return {"seed": job.seed, "row": label, **values}
 
     return [
         row("0 backbone", None, "", ""),
@@ -151,14 +149,14 @@ def settings_of(job: Job):
 
 
 def paired(job: Job, label: str, force: bool) -> list[dict]:
-    """A backbone and DPC on it: base and new accuracy, and what DPC gains."""
+    """A backbone and DPC on it: base and new accuracy."""
     base, new = trained(job, force)
     first = stage1(job.recipe("base2new"))
     scores = [(accuracy(base_step(first)), accuracy(new_step(first))), (accuracy(base), accuracy(new))]
     rows = []
     for name, (on_base, on_new) in zip((first.trainer, job.trainer), scores):
         values = {"Base": on_base, "New": on_new, "HM": harmonic_mean(on_base, on_new)}
-        rows.append({"seed": job.seed, "row": f"{name}, {label}", **values, "gain in Base": on_base - scores[0][0]})
+        rows.append({"seed": job.seed, "row": f"{name}, {label}", **values})
     return rows
 
 
@@ -240,34 +238,24 @@ def channels(job: Job, force: bool = False) -> list[dict]:
     ]
 
 
-#: study -> what computes its rows for one seed, the column that names a row
+@dataclass(frozen=True)
+class Study:
+    """What computes the rows of one seed, the column that names a row, and the row that the others are compared with, in which
+    ``{0}`` is the backbone."""
+
+    rows: Callable[..., list[dict]]
+    key: str
+    reference: object = None
+
+
 STUDIES = {
-    "omega": (omega_curve, "omega"),
-    "ablation": (ablation, "row"),
-    "channels": (channels, "omega"),
-    "readings": (readings, "row"),
-    "short": (short, "row"),
-    "union": (union, "row"),
+    "omega": Study(omega_curve, "omega", 0.0),
+    "ablation": Study(ablation, "row", "0 backbone"),
+    "channels": Study(channels, "omega"),
+    "readings": Study(readings, "row", "backbone"),
+    "short": Study(short, "row", "{0}, recipe"),
+    "union": Study(union, "row", "P alone"),
 }
-
-
-def over_seeds(rows: list[dict], key: str) -> list[dict]:
-    """Mean and sample standard deviation of every column over the seeds, in text; HM is that of the means.
-
-    A gain is paired, seed by seed: its mean and *standard error*.
-    """
-    out = []
-    for name in dict.fromkeys(row[key] for row in rows):
-        same = [row for row in rows if row[key] == name]
-        means = mean_over_seeds(same, key)[0]
-        line = {key: name, "seeds": len(same)}
-        for column in (c for c in same[0] if c not in ("seed", key)):
-            values = [row[column] for row in same]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            spread /= math.sqrt(len(values)) if column.startswith("gain") else 1.0
-            line[column] = f"{means[column]:.2f}" + (f" ± {spread:.2f}" if len(values) > 1 and column != "HM" else "")
-        out.append(line)
-    return out
 
 
 def plot_omega(rows: list[dict], path: Path, title: str) -> None:
@@ -319,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     words, opts = split_opts(argv)
     args = parser().parse_args(words)
     common = tuple(word for pair in args.common for word in pair)
-    study, key = STUDIES[args.study]
+    study = STUDIES[args.study]
     rows = []
     try:
         for seed in args.seed:
@@ -333,14 +321,15 @@ def main(argv: list[str] | None = None) -> int:
                 opts=tuple(opts),
                 common=common,
             )
-            rows += study(job, args.force, args.split) if args.study == "union" else study(job, args.force)
+            rows += study.rows(job, args.force, *([args.split] if args.study == "union" else []))
     except (StepFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StepFailed) else 2
     folder = args.output / "studies" / f"dpc_{args.backbone}_{args.dataset}_shots{args.shots}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{args.study}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    text = table(over_seeds(rows, key))
+    named = study.reference.format(args.backbone) if isinstance(study.reference, str) else study.reference
+    text = study_text(rows, study.key, named)
     print(text)
     if args.write:
         title = f"DPC on {args.backbone}, {args.dataset}, {args.shots} shots: {args.study}"

@@ -109,7 +109,7 @@ def test_readings_train_every_preset_on_one_first_stage(monkeypatch):
     assert [job.opts[2:] for job in jobs] == [("TRAINER.DPC.PRESET", name) for name in dpc_study.PRESETS]
     assert [job.tag for job in jobs] == list(dpc_study.PRESETS)
     assert [row["row"] for row in rows] == ["backbone", *(f"DPC_CoOp, {name}" for name in dpc_study.PRESETS)]
-    assert [row["gain in Base"] for row in rows] == [0.0, 10.0, 10.0, 10.0, 10.0]
+    assert all((row["Base"], row["New"]) == (60.0, 50.0) for row in rows)
 
 
 def test_short_schedules_stand_beside_the_recipes(monkeypatch):
@@ -124,23 +124,6 @@ def test_short_schedules_stand_beside_the_recipes(monkeypatch):
         "CoOp, 5 + 5 epochs",
         "DPC_CoOp, 5 + 5 epochs",
     ]
-
-
-def test_columns_have_deviations_and_gains_a_standard_error():
-    rows = [
-        {"seed": s, "row": "a", "Base": b, "New": 50.0, "HM": 0.0, "gain in Base": g}
-        for s, b, g in ((1, 60.0, 1.0), (2, 62.0, 5.0))
-    ]
-    [line] = dpc_study.over_seeds(rows, "row")
-    assert line == {
-        "row": "a",
-        "seeds": 2,
-        "Base": "61.00 ± 1.41",
-        "New": "50.00 ± 0.00",
-        "HM": "54.95",
-        "gain in Base": "3.00 ± 2.00",
-    }
-    assert dpc_study.over_seeds(rows[:1], "row")[0]["Base"] == "60.00"
 
 
 def test_union_measures_p_alone_and_every_way(train, make_cfg, coop_stage1, tmp_path):
