@@ -4,9 +4,9 @@
 
 "Released" does what the released code does in a step: class features of all base classes at 77 positions under P (miner) and under
 P' (loss), a second image pass over the anchors, negatives read from the annotation file and decoded one by one in the main
-thread. "Ours" is the trainer's own step. Both see the same anchors and negatives; the losses are compared. ViT-B/16 has
-random weights; images are the embedded emoji, scaled to the backbone's size. What the second stage adds to each backbone in
-parameters and memory is measured by benchmarks/dpc_cost.py.
+thread, one for every pair. "Ours" is the trainer's own step, in which the pairs of a negative class share its image. Both see the
+same anchors and negatives; the losses are compared. ViT-B/16 has random weights; images are the embedded emoji, scaled to the
+backbone's size. What DPC adds to each backbone in parameters, memory and time at test is measured by benchmarks/dpc_cost.py.
 """
 
 from __future__ import annotations
@@ -123,12 +123,14 @@ class Released:
             images = anchors["img"].to(device)
             with torch.no_grad():  # the miner, every step
                 self.official.image(images) @ self.official.text(tokens, model.tuned.prompt_learner.ctx).t()
-            negatives = []
-            for index in batch["negative_index"]:  # one after the other, the file parsed for each anchor's group
-                if len(negatives) % 7 == 0:
+            shown, count = [], len(anchors["img"])
+            for row in batch["rows"].tolist():  # one after the other, the file parsed for each anchor's group
+                if row < count:
                     json.loads(self.json.read_text())
-                negatives.append(trainer.pool.dataset[index]["img"])
-            everything = torch.cat([anchors["img"], torch.stack(negatives)])[self.order(batch)].to(device)
+                    shown.append(anchors["img"][row])
+                else:
+                    shown.append(trainer.pool.dataset[batch["negative_index"][row - count]]["img"])
+            everything = torch.stack(shown).to(device)
             labels = batch["label"].to(device)
             with torch.no_grad():
                 image = self.official.image(everything)
@@ -138,15 +140,6 @@ class Released:
             loss = 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target))
         trainer.step(loss)
         return loss.detach()
-
-    @staticmethod
-    def order(batch: dict) -> list[int]:
-        is_anchor = set(batch["anchors"].tolist())
-        anchors, negatives, order = 0, len(is_anchor), []
-        for i in range(len(batch["label"])):
-            order.append(anchors if i in is_anchor else negatives)
-            anchors, negatives = anchors + (i in is_anchor), negatives + (i not in is_anchor)
-        return order
 
 
 def measure(args, backbone: str, classes: int) -> dict:
@@ -174,7 +167,8 @@ def measure(args, backbone: str, classes: int) -> dict:
         return {
             "backbone": backbone,
             "base classes": len(trainer.model.classnames),
-            "images per step": len(labels),
+            "pairs per step": len(labels),
+            "images per step": len(images),
             "image tower alone (s)": f"{floor:.3f}",
             "released (s)": f"{slow:.3f}",
             "ours (s)": f"{fast:.3f}",
@@ -188,7 +182,7 @@ def same_images(released: Released, batch: dict) -> torch.Tensor:
     """The released loss on exactly the images of ``batch``."""
     model, labels = released.trainer.model, batch["label"].to(released.trainer.device)
     with released.trainer.autocast():
-        image = released.official.image(batch["img"].to(released.trainer.device))
+        image = released.official.image(batch["img"].to(released.trainer.device))[batch["rows"]]
         text = released.official.text(model.class_prompts.tokens, model.parallel.prompt_learner.ctx)[labels]
     scores = model.scale * image.float() @ text.float().t()
     target = torch.arange(len(labels), device=scores.device)

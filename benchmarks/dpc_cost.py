@@ -1,4 +1,4 @@
-"""What DPC's second stage costs beside a backbone's own training: parameters, and memory of one training step.
+"""What DPC costs beside its backbone: parameters, memory of one training step, and pictures per second at test.
 
     python -m benchmarks.dpc_cost [--device cuda --prec amp] [--methods CoOp MaPLe] [--images 32] [--classes 50]
 
@@ -6,6 +6,9 @@ ViT-B/16 with random weights and the recipes' prompts (PromptKD's teacher: ViT-L
 images: stage 1 on a batch of them, stage 2 on groups of an anchor and seven negatives, mining included. Memory is the peak of
 a process during one step, with weights, prompts and optimiser, after a step on two images; each step in a process of its own.
 Stage 2 encodes the text of the step's classes only (PromptSRC's consistency terms need all), so it may need less than stage 1.
+Pictures per second are those of one batch of the same number of images, class features kept as in a test: the backbone; DPC
+told the task, which costs what the backbone costs; and DPC with the task unknown, which looks at a picture under both prompts
+where the image tower is prompted.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.measure import Clock
 from benchmarks.methods import NOUNS
 from benchmarks.text_tower import status_mb
 
@@ -94,8 +98,12 @@ class Stage:
         trainer, images, labels = self.trainer, self.images[:count], self.labels[:count]
         trainer.batch_index = None
         if self.stage == 2:
-            trainer.anchors = torch.arange(0, count, GROUP, device=images.device)
-            _, extra = trainer.mine(images[trainer.anchors], labels[trainer.anchors].tolist(), random.Random(0))
+            anchors = len(range(0, count, GROUP))  # they come first among the images, their groups follow
+            groups = torch.arange(anchors, count).split(GROUP - 1)
+            rows = [row for anchor, group in enumerate(groups) for row in (anchor, *group.tolist())]
+            trainer.rows = torch.tensor(rows, device=images.device)
+            trainer.anchor_pairs = (trainer.rows < anchors).nonzero()[:, 0]
+            _, extra = trainer.mine(images[:anchors], labels[trainer.anchor_pairs].tolist(), random.Random(0))
             trainer.anchor_features = extra.get("anchor_features")
         self.optim.zero_grad()
         with trainer.autocast():
@@ -120,14 +128,30 @@ def measure(args, name: str, stage: int) -> dict[str, float]:
     return {"parameters": step.parameters, "mb": status_mb("VmHWM")}
 
 
-def in_own_process(args, name: str, stage: int) -> dict[str, float]:
+@torch.no_grad()
+def frames(args, name: str) -> dict[str, float]:
+    """Pictures per second at test: of the backbone, and of DPC in every task."""
+    step, clock = Stage(args, name, 2), Clock(args.device, args.repeats)
+    model = step.trainer.model.eval()
+    model.set_base_classes(model.classnames[: len(model.classnames) // 2])
+    found = {}
+    with step.trainer.autocast():
+        for task in ("backbone", "base", "new", "union"):
+            net = model.tuned if task == "backbone" else model
+            model.task = task
+            net(step.images[:1])  # class features are made once per test
+            found[task] = args.images / clock(lambda net=net: net(step.images))
+    return found
+
+
+def in_own_process(args, name: str, stage: str) -> dict[str, float]:
     command = [
         sys.executable,
         "-m",
         "benchmarks.dpc_cost",
         "--measure",
         name,
-        str(stage),
+        stage,
         "--device",
         args.device,
         "--prec",
@@ -138,6 +162,8 @@ def in_own_process(args, name: str, stage: int) -> dict[str, float]:
         str(args.classes),
         "--threads",
         str(args.threads),
+        "--repeats",
+        str(args.repeats),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -149,7 +175,7 @@ def rows(args) -> list[dict]:
     """One row per backbone."""
     out = []
     for name in args.methods:
-        first, second = in_own_process(args, name, 1), in_own_process(args, name, 2)
+        first, second, test = (in_own_process(args, name, what) for what in ("1", "2", "test"))
         out.append(
             {
                 "backbone": name,
@@ -159,6 +185,10 @@ def rows(args) -> list[dict]:
                 "stage 1 (MB)": round(first["mb"]),
                 "stage 2 (MB)": round(second["mb"]),
                 "extra (MB)": round(second["mb"] - first["mb"]),
+                "frames/s": f"{test['backbone']:.2f}",
+                "+DPC, base": f"{test['base']:.2f}",
+                "+DPC, new": f"{test['new']:.2f}",
+                "+DPC, task unknown": f"{test['union']:.2f}",
             }
         )
         print(*(f"{key} {value}" for key, value in out[-1].items()), sep=", ", flush=True)
@@ -180,11 +210,13 @@ def main() -> None:
     p.add_argument("--prec", default="fp32", choices=("fp32", "amp"))
     p.add_argument("--threads", type=int, default=os.cpu_count())
     add_arguments(p)
+    p.add_argument("--repeats", type=int, default=2)
     p.add_argument("--measure", nargs=2, metavar=("METHOD", "STAGE"), help=argparse.SUPPRESS)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     if args.measure:
-        print(json.dumps(measure(args, args.measure[0], int(args.measure[1]))))
+        name, what = args.measure
+        print(json.dumps(frames(args, name) if what == "test" else measure(args, name, int(what))))
         return
     from tabulate import tabulate
 

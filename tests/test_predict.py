@@ -79,12 +79,30 @@ def test_dpc_mixes_for_its_own_classes_and_keeps_the_backbone_for_new_ones(train
     coop = load_run(first.output_dir, CLASSES[:3], device="cpu")
     p, p_prime = coop.model.prompt_learner.ctx, second.model.parallel.prompt_learner.ctx
     assert not torch.equal(p, p_prime)
-    torch.testing.assert_close(own.model.emit().text, 0.2 * p_prime + 0.8 * p)
+    assert torch.equal(own.model.emit().text, p_prime)
     new = ["zebra", "violin"]
     torch.testing.assert_close(
         load_run(second.output_dir, new, device="cpu").scores(image),
         load_run(first.output_dir, new, device="cpu").scores(image),
     )
+
+
+def test_dpc_scores_its_own_and_unknown_classes_together_each_under_its_own_prompts(train, pictures):
+    """Nobody says which kind a picture is of: base classes by P', where P puts the base classes together, new ones by P."""
+    first = train("CoOp", output="stage1")
+    second = train("DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2")
+    images = [Image.open(path).convert("RGB") for path in sorted(pictures.rglob("*.png"))]
+    names = ["zebra", CLASSES[2], "violin", CLASSES[0].replace(" ", "_")]
+    mixed = load_run(second.output_dir, names, device="cpu")
+    assert mixed.model.task == "union" and mixed.model.is_base.tolist() == [False, True, False, True]
+    base = load_run(second.output_dir, [CLASSES[2], CLASSES[0]], device="cpu")
+    backbone = load_run(first.output_dir, names, device="cpu")
+    pixels = torch.stack([mixed.transform(image) for image in images])
+    with torch.no_grad():
+        got, by_p, by_p_prime = mixed.model(pixels), backbone.model(pixels), base.model(pixels)
+    torch.testing.assert_close(got[:, [0, 2]], by_p[:, [0, 2]])
+    for row, own, tuned in zip(got[:, [1, 3]], by_p_prime, by_p[:, [1, 3]]):
+        torch.testing.assert_close(row, own - own.max() + tuned.max(), rtol=1e-4, atol=1e-3)
 
 
 def test_labels_for_classes_never_trained_on(train, pictures, capsys):

@@ -64,7 +64,7 @@ class MinesNegatives:
             labels,
             self.topk,
             cap=s.neg_cap,
-            dedup=s.neg_dedup == "step",
+            dedup=s.neg_dedup == "step" or s.duplicates == "unique",
             min_fill=s.neg_min_fill,
             fill_range=(0, last) if s.neg_fill_range == "all" else (1, last - self.official_fill_leaves_out),
             rng=rng,

@@ -426,7 +426,7 @@ def test_training_accuracy_is_that_of_the_anchors_among_the_classes_of_the_step(
     assert "acc" not in {k for k in terms if k.startswith("loss")} and not terms["acc"].requires_grad
 
 
-def test_unique_batches_never_repeat_an_anchor_class(make_cfg, coop_stage1):
+def test_unique_batches_never_repeat_a_class(make_cfg, coop_stage1):
     opts = ["TRAINER.DPC.DUPLICATES", "unique", "DATALOADER.TRAIN_X.BATCH_SIZE", 3]
     trainer = ready(make_cfg, coop_stage1, *opts, output="a")
     for batch in trainer.train_loader_x:

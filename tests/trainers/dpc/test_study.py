@@ -109,7 +109,7 @@ def test_readings_train_every_preset_on_one_first_stage(monkeypatch):
     assert [job.opts[2:] for job in jobs] == [("TRAINER.DPC.PRESET", name) for name in dpc_study.PRESETS]
     assert [job.tag for job in jobs] == list(dpc_study.PRESETS)
     assert [row["row"] for row in rows] == ["backbone", *(f"DPC_CoOp, {name}" for name in dpc_study.PRESETS)]
-    assert all((row["Base"], row["New"]) == (60.0, 50.0) for row in rows)
+    assert [(row["Base"], row["New"]) for row in rows] == [(50.0, 50.0), *[(60.0, 50.0)] * 4]
 
 
 def test_short_schedules_stand_beside_the_recipes(monkeypatch):
@@ -142,10 +142,12 @@ def test_union_measures_p_alone_and_every_way(train, make_cfg, coop_stage1, tmp_
     backbone.test()
     results = json.loads((tmp_path / "backbone" / "results.json").read_text())
     assert found["P alone"] == pytest.approx(results["test"]) and results["seen_unseen_curve"]
-    chain = build_trainer(cfg)
-    chain.load_model(str(tmp_path / "stage2"))
-    chain.test()
-    assert found["chain"] == pytest.approx(json.loads((tmp_path / "union" / "results.json").read_text())["test"])
+    own = build_trainer(cfg)
+    own.load_model(str(tmp_path / "stage2"))
+    own.test()
+    assert own.model.union == "gate" and found["gate"] == pytest.approx(
+        json.loads((tmp_path / "union" / "results.json").read_text())["test"]
+    )
 
 
 def test_plain_cloning_trains_with_cross_entropy_alone(make_cfg, coop_stage1):
@@ -186,7 +188,9 @@ def test_command_line_passes_options_on(monkeypatch, tmp_path, capsys):
     jobs = []
     row = {"seed": 1, "row": "0 backbone", "Base": 1.0, "New": 1.0, "HM": 1.0}
     monkeypatch.setitem(
-        dpc_study.STUDIES, "ablation", (lambda job, force: jobs.append(job) or [{**row, "seed": job.seed}], "row")
+        dpc_study.STUDIES,
+        "ablation",
+        dpc_study.Study(lambda job, force: jobs.append(job) or [{**row, "seed": job.seed}], "row", "0 backbone"),
     )
     argv = [
         "ablation",
