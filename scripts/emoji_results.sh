@@ -8,10 +8,17 @@ METHODS="ZeroshotCLIP CoOp CoCoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_IVL
 SEEDS="1 2 3"
 mkdir -p "$PAGES"
 
-"$PYTHON" -m dassl_prompts.run base2new --trainer $METHODS --dataset emoji --seed $SEEDS --output "$OUTPUT" --jobs "${JOBS:-2}"
+"$PYTHON" -m dassl_prompts.run base2new --task unknown --trainer $METHODS --dataset emoji --seed $SEEDS --output "$OUTPUT" --jobs "${JOBS:-2}"
 "$PYTHON" -m dassl_prompts.report "$OUTPUT" --format markdown --dataset Emoji --trainer $METHODS --seeds $SEEDS --write "$PAGES/base2new.md"
+"$PYTHON" -m dassl_prompts.report "$OUTPUT" --format markdown --dataset Emoji --seeds $SEEDS --plots "$OUTPUT/plots" \
+    --trainer CoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_IVLP DPC_MaPLe DPC_PromptSRC DPC_PromptKD --write "$PAGES/dpc_base2new.md"
 for study in ablation omega channels; do
     "$PYTHON" -m dassl_prompts.trainers.dpc.study $study --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
+done
+for backbone in CoOp MaPLe PromptSRC PromptKD IVLP; do
+    for study in readings short union; do
+        "$PYTHON" -m dassl_prompts.trainers.dpc.study $study --backbone $backbone --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
+    done
 done
 for study in compare ablate; do
     "$PYTHON" -m dassl_prompts.run.captions $study --domain emoji --seed $SEEDS --output "$OUTPUT" --quiet --write "$PAGES/retrieval_$study.md"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from dassl_prompts.results.groups import BaseNew, Method, accuracy, accuracy_by_seed, base_new, built_on
 from dassl_prompts.results.published import Published, canonical, counterpart
-from dassl_prompts.results.statistics import Value, harmonic_mean, paired, paired_hm
+from dassl_prompts.results.statistics import Value, harmonic_mean, hm_over_seeds, paired, paired_hm
 
 FORMATS = {"console": "simple", "markdown": "github", "latex": "latex_booktabs", "csv": "csv"}
 AVERAGE = "Average"
@@ -324,12 +324,12 @@ def union_table(methods: list[Method]) -> Table:
     for dataset in ordered(methods):
         for method in methods:
             runs = method.of(dataset, "union")
-            values = {
-                name: Value.over(r.metrics["test"][key] for r in runs.values()) for key, name in UNION_COLUMNS.items()
-            }
-            if runs:
-                hm = f"{harmonic_mean(values['Base'].mean, values['New'].mean):.2f}"
-                table.add({"dataset": dataset, **cells(method), "seeds": listed(runs), **values, "HM": hm})
+            if not runs:
+                continue
+            by_seed = {key: {s: r.metrics["test"][key] for s, r in runs.items()} for key in UNION_COLUMNS}
+            values = {name: Value.over(by_seed[key].values()) for key, name in UNION_COLUMNS.items()}
+            values["HM"] = hm_over_seeds(by_seed["base"], by_seed["new"])
+            table.add({"dataset": dataset, **cells(method), "seeds": listed(runs), **values})
     return table.trimmed()
 
 

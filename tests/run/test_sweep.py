@@ -1,5 +1,7 @@
 """Command lines and sweep files as jobs; the chains of the protocols."""
 
+from pathlib import Path
+
 import pytest
 
 from dassl_prompts.run import __main__ as command
@@ -64,7 +66,7 @@ def test_blocks_of_a_file_and_flags_over_it(tmp_path):
         ("trainer: [CoOp", "not valid YAML"),
         ("- CoOp", "has to be a mapping"),
         ("trainers: CoOp", "unknown key 'trainers'; known: protocol, trainer"),
-        ("runs: [{epochs: 1}]", "runs entry 1 has an unknown key 'epochs'"),
+        ("runs: [{epoch: 1}]", "runs entry 1 has an unknown key 'epoch'"),
         ("runs: CoOp", "runs has to be a list"),
     ],
 )
@@ -245,3 +247,82 @@ def test_an_output_that_is_no_folder_is_refused_before_anything_starts(capsys, t
 def test_a_sweep_file_that_is_a_folder_is_refused(capsys, tmp_path):
     assert command.main(["--file", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+# -- epochs of both stages, the task unknown, ViT-L/14 --------------------------------------------------------------------
+
+
+def options(step):
+    """KEY -> value of a step's command line, the last one counts."""
+    words = [w for w in step.args if not w.startswith("--")]
+    return {a: b for a, b in zip(words, words[1:]) if "." in a and a.isupper() or a.startswith(("TRAINER.", "OPTIM."))}
+
+
+def test_epochs_are_those_of_both_stages_and_the_averaging_window_follows(tmp_path):
+    job = Job("DPC_PromptSRC", "dtd", 1, output=tmp_path, epochs=5)
+    first, *_, second = [step for step in PROTOCOLS["base2new"].steps(job) if step.is_training]
+    for one in (first, second):
+        chosen = options(one)
+        assert chosen["OPTIM.MAX_EPOCH"] == "5" and "epochs5" in str(step.output)
+        assert (
+            chosen["TRAINER.PROMPTSRC.GPA_MEAN"] == "4" and chosen["TRAINER.PROMPTSRC.GPA_STD"] == "1"
+        )  # 15 and 1 of 20
+        cfg = one.config()
+        assert (cfg.OPTIM.MAX_EPOCH, cfg.TRAINER.PROMPTSRC.GPA_MEAN) == (5, 4)
+    assert first.output != second.output and second.needs(first)
+
+
+def test_epochs_do_not_shorten_a_teacher(tmp_path):
+    steps = [
+        s
+        for s in PROTOCOLS["base2new"].steps(Job("DPC_PromptKD", "dtd", 1, output=tmp_path, epochs=5))
+        if s.is_training
+    ]
+    assert ["OPTIM.MAX_EPOCH" in s.args for s in steps] == [False, True, True]
+    assert "epochs5" not in str(steps[0].output) and steps[1].needs(steps[0])
+
+
+def test_epochs_beside_their_key_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="OPTIM.MAX_EPOCH contradicts epochs"):
+        Job("CoOp", "dtd", 1, output=tmp_path, epochs=5, opts=("OPTIM.MAX_EPOCH", "3"))
+
+
+@pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "CoOp", "PromptKD", "DPC_MaPLe", "DPC_PromptKD"])
+def test_task_unknown_tests_every_method_on_all_classes_of_its_base_training(trainer, tmp_path):
+    told = PROTOCOLS["base2new"].steps(Job(trainer, "emoji", 1, output=tmp_path))
+    steps = PROTOCOLS["base2new"].steps(Job(trainer, "emoji", 1, output=tmp_path, task="unknown"))
+    added = [step for step in steps if step not in told]
+    assert [step for step in steps if step in told] == told
+    assert len(added) == (2 if trainer.startswith("DPC_") else 1)
+    for one in added:
+        cfg = one.config()
+        assert (cfg.DATASET.SUBSAMPLE_CLASSES, cfg.TEST.EVALUATOR) == ("all", "Union") and not one.is_training
+        dpc = cfg.TRAINER.NAME.startswith("DPC_")
+        assert cfg.TRAINER.DPC.TASK == ("union" if dpc else "auto")
+        if trainer != "ZeroshotCLIP":
+            model = one.args[one.args.index("--model-dir") + 1]
+            assert model in [str(s.output) for s in steps if s.is_training]
+
+
+def test_task_unknown_belongs_to_base2new():
+    with pytest.raises(ValueError, match="task unknown is a part of base2new"):
+        build(
+            {"protocol": "fewshot", "trainer": "CoOp", "dataset": "emoji", "task": "unknown"},
+            {},
+            "data",
+            Path("output"),
+        )
+    with pytest.raises(ValueError, match="choose one of known, unknown"):
+        Job("CoOp", "emoji", 1, task="other")
+
+
+@pytest.mark.parametrize("backbone", ["CoOp", "MaPLe", "PromptSRC", "PromptKD", "IVLP"])
+def test_vit_l14_has_both_stages(backbone, tmp_path):
+    steps = PROTOCOLS["base2new"].steps(Job(f"DPC_{backbone}", "dtd", 1, cfg="vit_l14_ep20", output=tmp_path))
+    trained = [step.config() for step in steps if step.is_training]
+    assert {cfg.MODEL.BACKBONE.NAME for cfg in trained} == {"ViT-L/14"}
+    first, second = trained[-2:]
+    node = {"CoOp": "COOP", "MaPLe": "MAPLE"}.get(backbone, backbone.upper())
+    shapes = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "CLASS_TOKEN_POSITION")
+    same = {k: v for k, v in first.TRAINER[node].items() if k.startswith(shapes)}
+    assert same == {k: v for k, v in second.TRAINER[node].items() if k.startswith(shapes)}

@@ -494,3 +494,76 @@ def test_a_resumed_second_stage_equals_an_uninterrupted_one(train, make_cfg, coo
         for run in ("whole", "parts")
     )
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# -- defaults -------------------------------------------------------------------------------------------------------------
+
+DEFAULTS = {
+    "PRESET": "full_move",
+    "CKPT_DIR": "",
+    "CKPT_EPOCH": -1,
+    "OMEGA_B": -1.0,
+    "OMEGA_N": 0.0,
+    "TOPK": 8,
+    "PARAM": "preset",
+    "GRAD_SCALE": -1.0,
+    "TRAIN_FORWARD": "preset",
+    "MIX_SCOPE": "preset",
+    "NEW_TEXT": "preset",
+    "MAPLE_MIX": "tokens",
+    "DEEP_INIT": "preset",
+    "MINER": "preset",
+    "NEG_POOL": "shots",
+    "NEG_JSON": "",
+    "NEG_TRANSFORM": "preset",
+    "NEG_CAP": "preset",
+    "NEG_DEDUP": "preset",
+    "NEG_IMAGES": "preset",
+    "NEG_MIN_FILL": -1,
+    "NEG_FILL_RANGE": "preset",
+    "DUPLICATES": "official",
+    "LOSS": {"CL_W": 1.0, "CE_W": 0.0, "SCL_W": -1.0, "KD_W": 0.0},
+    "GPA": False,
+    "PROJECTOR_BN": "preset",
+    "XD_RULE": "preset",
+    "TASK": "auto",
+    "UNION": "gate",
+    "SELECT": "last",
+}
+#: what the presets choose, in the order of the columns
+COLUMNS = (
+    "omega_b grad_scale train_forward neg_cap neg_dedup neg_images neg_min_fill neg_fill_range neg_transform".split()
+)
+NOTE = ("k-1", "none", "class", 0, "all", "train")
+CODE = ("k", "step", "pair", 2, "official", "train")
+CHOSEN = {
+    ("full_move", "DPC_CoOp"): (1.0, 5.0, "parallel", *NOTE),
+    ("full_move", "DPC_MaPLe"): (1.0, 5.0, "parallel", *NOTE),
+    ("full_move", "DPC_PromptKD"): (1.0, 5.0, "parallel", *NOTE),
+    ("mixture", "DPC_PromptSRC"): (0.2, 1.0, "parallel", *NOTE),
+    ("mixture", "DPC_MaPLe"): (1.0, 1.0, "parallel", *NOTE),
+    ("through_mixture", "DPC_IVLP"): (0.2, 1.0, "mixed", *NOTE),
+    ("through_mixture", "DPC_MaPLe"): (1.0, 1.0, "mixed", *NOTE),
+    ("released", "DPC_CoOp"): (1.0, 5.0, "parallel", *CODE),
+    ("released", "DPC_MaPLe"): (1.0, 1.0, "parallel", *CODE),
+    ("released", "DPC_PromptKD"): (1.0, 5.0, "parallel", *CODE[:-1], "test"),
+}
+
+
+def test_defaults_are_those_of_the_page(make_cfg):
+    assert dict(make_cfg("DPC_CoOp").TRAINER.DPC) == DEFAULTS
+
+
+@pytest.mark.parametrize("preset, name", CHOSEN)
+def test_what_a_preset_chooses(make_cfg, preset, name):
+    from dassl_prompts.engine import TRAINER_REGISTRY
+
+    s = TRAINER_REGISTRY.get(name).settings(make_cfg(name, "TRAINER.DPC.PRESET", preset))
+    assert tuple(getattr(s, column) for column in COLUMNS) == CHOSEN[preset, name]
+    code = preset == "released" and name == "DPC_PromptKD"
+    assert (s.mix_scope, s.new_text, s.deep_init, s.miner, s.xd_rule) == (
+        ("text", "tuned", "noise", "teacher_untuned", "parallel")
+        if code
+        else ("all", "mixed", "clone", "tuned", "omega_n")
+    )
+    assert s.projector_bn == ("train" if preset == "released" else "frozen") and s.param == "parallel"
