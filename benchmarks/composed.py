@@ -3,7 +3,7 @@
     python -m benchmarks.composed [search step evaluate fusion] [--device cuda --prec amp] [--write]
 
 --write renews the section of the device in docs/benchmarks/composed.md. L/14-shaped random weights stand for the real ones: the
-times do not depend on their values. An index is searched on the CPU whatever the device, as `retrieval.search` does.
+times do not depend on their values. An index is searched on the CPU whatever the device, as `composed.search` does.
 """
 
 from __future__ import annotations

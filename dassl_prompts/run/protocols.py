@@ -243,7 +243,7 @@ def dg(job: Job) -> list[Step]:
     return transfer(job.recipe("dg"), dg_targets(job))
 
 
-# -- retrieval: run/retrieval.py and run/composed.py know the runs; here they join the matrix ---------------
+# -- retrieval: run/captions.py and run/composed.py know the runs; here they join the matrix ---------------
 
 
 def retrieval(job: Job) -> list[Step]:
