@@ -52,6 +52,7 @@ setup(
         "tabulate",
         "tqdm",
         "matplotlib",
+        "shtab",
     ],
     extras_require={
         "prepare": ["gdown"],
@@ -64,6 +65,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "dassl-prompts = dassl_prompts.__main__:main",
             "fdrd-check = dassl_prompts.fdrd.__main__:check_command",
             "fdrd-build = dassl_prompts.fdrd.__main__:build_command",
         ]

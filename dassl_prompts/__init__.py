@@ -10,6 +10,7 @@ Where a name is taken already (your own ``CoOp``, your own ``Caltech101``), your
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,5 +70,20 @@ def register_all(on_conflict: str = "keep"):
     return engine.register_all(on_conflict)
 
 
+def _is_own_command() -> bool:
+    """Whether Python was started for one of our commands, which register when their work starts.
+
+    Reading arguments, ``--help`` and finished runs then need no torch, whose import takes seconds.
+    """
+    words = iter(sys.orig_argv[1:])
+    for word in words:
+        if word == "-m":
+            return next(words, "").split(".")[0] == __name__
+        if not word.startswith("-"):
+            return Path(word).name in ("dassl-prompts", "fdrd-check", "fdrd-build")
+    return False
+
+
 moved.install()
-register_all()
+if not _is_own_command():
+    register_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 
@@ -28,7 +29,15 @@ def check_torch_pair() -> str:
     return f"torch {torch.__version__}, torchvision {torchvision.__version__}"
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog="python -m dassl_prompts.check",
+        description="Whether torch and torchvision belong together, and the device.",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser().parse_args(argv)
     try:
         pair = check_torch_pair()
     except TorchMismatch as error:

@@ -8,19 +8,10 @@ import traceback
 from pathlib import Path
 
 import dassl_prompts
+from dassl_prompts import engine
 from dassl_prompts.check import TorchMismatch, check_torch_pair
-from dassl_prompts.engine import (
-    ImageReadError,
-    UnsafePickleError,
-    build_trainer,
-    collect_env_info,
-    get_cfg_default,
-    merge_file,
-    merge_opts,
-    set_random_seed,
-    setup_logger,
-)
-from dassl_prompts.engine.resume import FILE as RESUME_FILE
+from dassl_prompts.engine.unpickle import UnsafePickleError
+from dassl_prompts.images import ImageReadError
 
 EPILOG = """\
 Trailing KEY VALUE pairs change the configuration, e.g. DATASET.NUM_SHOTS 16 TRAINER.COOP.N_CTX 4
@@ -59,11 +50,11 @@ def parser() -> argparse.ArgumentParser:
 
 def setup_cfg(args):
     """The resolved, frozen configuration: defaults < dataset file < method file < flags < KEY VALUE pairs."""
-    cfg = get_cfg_default()
+    cfg = engine.get_cfg_default()
     dassl_prompts.extend_cfg(cfg)
     for path in (args.dataset_config_file, args.config_file):
         if path:
-            merge_file(cfg, path)
+            engine.merge_file(cfg, path)
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
@@ -78,8 +69,8 @@ def setup_cfg(args):
     given = [item for key, value in flags.items() if value for item in (key, value)]
     if args.seed >= 0:
         given += ["SEED", args.seed]
-    merge_opts(cfg, given)
-    merge_opts(cfg, [opt for opt in args.opts or [] if opt != "--"])
+    engine.merge_opts(cfg, given)
+    engine.merge_opts(cfg, [opt for opt in args.opts or [] if opt != "--"])
     for key, flag in (("TRAINER.NAME", "--trainer"), ("DATASET.NAME", "--dataset-config-file")):
         section, leaf = key.split(".")
         if not cfg[section][leaf]:
@@ -92,14 +83,16 @@ def run(args) -> float | None:
     """Execute the parsed command; returns the final metric, or None when nothing was evaluated."""
     import torch
 
+    from dassl_prompts.engine.resume import FILE as RESUME_FILE
+
     check_torch_pair()
     # a fork of Dassl may bring a CoOp or Caltech101 of its own; this command promises ours
     dassl_prompts.register_all("replace")
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
-        set_random_seed(cfg.SEED)
+        engine.set_random_seed(cfg.SEED)
     # a restarted run goes on in its own log, where CoOp's result parser looks
-    setup_logger(cfg.OUTPUT_DIR, append=Path(cfg.OUTPUT_DIR, RESUME_FILE).exists())
+    engine.setup_logger(cfg.OUTPUT_DIR, append=Path(cfg.OUTPUT_DIR, RESUME_FILE).exists())
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
 
@@ -107,9 +100,9 @@ def run(args) -> float | None:
     for key, value in sorted(vars(args).items()):
         print(f"{key}: {value}")
     print(f"************\n** Config **\n************\n{cfg}")
-    print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+    print(f"Collecting env info ...\n** System info **\n{engine.collect_env_info()}\n")
 
-    trainer = build_trainer(cfg)
+    trainer = engine.build_trainer(cfg)
     if args.eval_only:
         if args.model_dir:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)

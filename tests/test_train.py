@@ -157,8 +157,8 @@ def test_a_failure_on_the_way_and_wrong_input_have_different_codes(error, code, 
         def train(self):
             raise error
 
-    monkeypatch.setattr("dassl_prompts.train.build_trainer", lambda cfg: Trainer())
-    monkeypatch.setattr("dassl_prompts.train.collect_env_info", lambda: "")  # asks every tool of the machine
+    monkeypatch.setattr("dassl_prompts.engine.build_trainer", lambda cfg: Trainer())
+    monkeypatch.setattr("dassl_prompts.engine.collect_env_info", lambda: "")  # asks every tool of the machine
     with pytest.raises(SystemExit) as stop:
         main([*EMOJI, "--trainer", "CoOp"])
     assert stop.value.code == code and capsys.readouterr().err == f"error: {error}\n"

@@ -12,17 +12,16 @@ import ast
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from dassl_prompts.composed.query import QueryFunction
+    from dassl_prompts.composed.target_pad import TargetPadTransform
+    from dassl_prompts.composed.trainer import ComposedTrainer
+    from dassl_prompts.models.tokens import TokenEncoder
 
-from dassl_prompts.composed.index import ImageIndex, list_folder
-from dassl_prompts.composed.query import BASELINES, QueryFunction
-from dassl_prompts.composed.target_pad import TargetPadTransform
-from dassl_prompts.composed.trainer import ComposedTrainer
-from dassl_prompts.engine import TRAINER_REGISTRY
-from dassl_prompts.models.backbones import load_token_encoder
-from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder
-from dassl_prompts.ranking.sheet import Row, contact_sheet
+#: how image and sentence are combined without a trained model; composed/query.py has the functions
+QUERIES = ("image", "text", "image+text", "image+text, normalised")
 
 
 def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, float]:
@@ -34,12 +33,18 @@ def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, 
     """
     if model.get("run"):
         return load_run(model["run"], device)
+    from dassl_prompts.composed.query import BASELINES
+    from dassl_prompts.models.backbones import load_token_encoder
+
     encoder = load_token_encoder(model["backbone"], device)
     return encoder, BASELINES[model["query"]](encoder), 1.25
 
 
 def trained_methods() -> dict[str, type[ComposedTrainer]]:
     """The registered methods of composed retrieval that are trained, by name."""
+    from dassl_prompts.composed.trainer import ComposedTrainer
+    from dassl_prompts.engine import TRAINER_REGISTRY
+
     known = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
     return {k: v for k, v in known.items() if issubclass(v, ComposedTrainer) and v.config_node}
 
@@ -54,14 +59,14 @@ def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float
     from dassl_prompts.engine import PromptTrainer, get_cfg_default, load_checkpoint, load_learned_tensors
     from dassl_prompts.engine.trainer import find_checkpoint
 
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
     results, methods = PromptTrainer.read_run(run), trained_methods()
     if results.get("trainer") not in methods:
         raise ValueError(
             f"{run} is not a run of {' or '.join(methods)} (its results.json says {results.get('trainer')})"
         )
     method = methods[results["trainer"]]
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
     node = f"TRAINER.{method.config_node}."
     wanted = {
         k: v for k, v in results["config"].items() if k.startswith((node, "MODEL.BACKBONE.NAME", "CIR.TARGETPAD_RATIO"))
@@ -74,11 +79,17 @@ def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float
 
 
 def transform_of(encoder: TokenEncoder, ratio: float) -> TargetPadTransform:
+    from dassl_prompts.composed.target_pad import TargetPadTransform
+    from dassl_prompts.models.tokens import MEAN, STD
+
     return TargetPadTransform(encoder.image_size, MEAN, STD, ratio)
 
 
-@torch.no_grad()
 def index(args) -> None:
+    import torch
+
+    from dassl_prompts.composed.index import ImageIndex, list_folder
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # absolute, so that the index can be asked from another working directory
     if args.run:
@@ -107,8 +118,10 @@ def index(args) -> None:
         print(f"Left out {len(bad)} unreadable images: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}")
 
 
-@torch.no_grad()
 def ask(args) -> None:
+    import torch
+
+    from dassl_prompts.composed.index import ImageIndex
     from dassl_prompts.images import read_image
 
     opened = ImageIndex.open(args.index)
@@ -132,6 +145,8 @@ def ask(args) -> None:
     for rank, (path, score) in enumerate(found, 1):
         print(f"{rank:3d}  {score:.4f}  {path}")
     if not args.no_sheet:
+        from dassl_prompts.ranking.sheet import Row, contact_sheet
+
         labels = [f"{i}. {Path(path).name}" for i, (path, _) in enumerate(found, 1)]
         try:
             contact_sheet([Row(args.image, args.text, [path for path, _ in found], labels)], args.sheet)
@@ -149,7 +164,7 @@ def only_one_part(model: dict, query: str) -> dict:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m dassl_prompts.composed.search",
+        prog="python -m dassl_prompts.search",
         description=__doc__.split("\n\n")[0],
         epilog="Exit codes: 0 done, 2 wrong input.",
     )
@@ -161,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     i.add_argument(
         "--query",
         default="image+text",
-        choices=BASELINES,
+        choices=QUERIES,
         help="how image and sentence are combined without --run",
     )
     i.add_argument("--run", default="", help="folder of a PVLF or TransAgg run to ask with")
@@ -196,7 +211,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("give --image, --text, or both")
         if args.command == "ask" and args.k < 1:
             raise ValueError(f"-k is {args.k}; ask for at least one result")
-        args.run_command(args)
+        import torch
+
+        with torch.no_grad():
+            args.run_command(args)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,17 +14,22 @@ import sys
 EPILOG = "exit codes: 0 done, 2 wrong input, or the embedded data is missing or damaged"
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.emoji", description="The embedded emoji data.", epilog=EPILOG
     )
-    parser.add_argument("--sheet", metavar="PNG", help="draw classes x styles with captions")
-    parser.add_argument("--triplets", metavar="PNG", help="draw composed-retrieval triplets")
-    parser.add_argument("--cards", action="store_true", help="print the tables of docs/emoji.md")
-    parser.add_argument("--write", metavar="DIR", help="write the retrieval annotations below DIR")
-    args = parser.parse_args(argv)
+    p.add_argument("--sheet", metavar="PNG", help="draw classes x styles with captions")
+    p.add_argument("--triplets", metavar="PNG", help="draw composed-retrieval triplets")
+    p.add_argument("--cards", action="store_true", help="print the tables of docs/emoji.md")
+    p.add_argument("--write", metavar="DIR", help="write the retrieval annotations below DIR")
+    return p
+
+
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
     if not any(vars(args).values()):
-        parser.error("say what to do: --sheet, --triplets, --cards or --write")
+        p.error("say what to do: --sheet, --triplets, --cards or --write")
     try:
         work(args)
     except (ValueError, OSError) as error:

@@ -10,13 +10,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dassl_prompts
-from dassl_prompts.engine import UnsafePickleError
 from dassl_prompts.engine.files import require_file_writable, require_writable
-from dassl_prompts.predict.export import export
-from dassl_prompts.predict.run import TrainedRun, load_run
-from dassl_prompts.predict.words import nearest_words
+from dassl_prompts.engine.unpickle import UnsafePickleError
+
+if TYPE_CHECKING:
+    from dassl_prompts.predict.run import TrainedRun
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 EPILOG = """\
@@ -209,6 +210,8 @@ def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
 def words_table(run: TrainedRun, count: int) -> str:
     from tabulate import tabulate
 
+    from dassl_prompts.predict.words import nearest_words
+
     rows = [
         {**row, "words": ", ".join(f"{word} ({distance:.3f})" for word, distance in row["words"])}
         for row in nearest_words(run, count)
@@ -231,11 +234,15 @@ def work(args: argparse.Namespace) -> int:
         require_file_writable(args.output, "--output")
     if args.export is not None:
         require_writable(args.export, "folder of --export", "give another one with --export")
+    from dassl_prompts.predict.run import load_run
+
     with contextlib.redirect_stdout(sys.stderr):  # labels on the screen must not mix with what loading prints
         run = load_run(args.run, classes, device=args.device, backbone=args.backbone, epoch=args.epoch)
     if args.words is not None:
         print(words_table(run, args.words))
     if args.export is not None:
+        from dassl_prompts.predict.export import export
+
         for path in export(run, args.export, args.with_backbone):
             print(f"wrote {path}")
     return 3 if args.images and label_images(run, args) else 0

@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-from dassl_prompts.prepare.check import check, check_fdrd, dataset_classes
 from dassl_prompts.prepare.errors import ByHandError, CheckError, PrepareError
 from dassl_prompts.prepare.fetch import prepare
 from dassl_prompts.prepare.links import CoopPage
@@ -32,44 +31,46 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.prepare",
         description="Get datasets, lay them out as CoOp's code expects them, and check them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    p.add_argument(
         "datasets",
         nargs="*",
         metavar="DATASET",
         help="names as in the configurations (Caltech101 or caltech101), or `all`",
     )
-    parser.add_argument(
+    p.add_argument(
         "--root",
         type=Path,
         default=Path(os.environ.get("DATA", "data")),
         metavar="DATA",
         help="folder that holds the dataset folders (default: $DATA, else ./data)",
     )
-    parser.add_argument("--check", action="store_true", help="fetch nothing, only examine what is there")
-    parser.add_argument("--fast", action="store_true", help="with --check: do not read the images, only look for them")
-    parser.add_argument("--list", action="store_true", help="list the datasets and their sources")
-    parser.add_argument("--keep-archives", action="store_true", help="keep downloaded archives after unpacking")
-    parser.add_argument(
+    p.add_argument("--check", action="store_true", help="fetch nothing, only examine what is there")
+    p.add_argument("--fast", action="store_true", help="with --check: do not read the images, only look for them")
+    p.add_argument("--list", action="store_true", help="list the datasets and their sources")
+    p.add_argument("--keep-archives", action="store_true", help="keep downloaded archives after unpacking")
+    p.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that read images (default: all cores)"
     )
-    parser.add_argument(
+    p.add_argument(
         "--coop-page",
         default=COOP_PAGE,
         metavar="URL",
         help="page or local file with the links to CoOp's split files (default: %(default)s)",
     )
-    return parser
+    return p
 
 
 def known_names() -> dict[str, str]:
     """Every accepted spelling, lower-cased -> registered name."""
+    from dassl_prompts.prepare.check import dataset_classes
+
     classes = dataset_classes()
     names = {}
     for name, cls in classes.items():
@@ -112,6 +113,8 @@ def handle(name: str, args: argparse.Namespace, page: CoopPage) -> None:
         return handle_retrieval(name, args)
     if not args.check and name in SOURCES:
         prepare(name, args.root, page, args.keep_archives)
+    from dassl_prompts.prepare.check import check
+
     report = check(name, args.root, decode=args.check and not args.fast, workers=args.workers)
     print(report.summary())
     if report.problems:
@@ -132,6 +135,8 @@ def handle_retrieval(name: str, args: argparse.Namespace) -> None:
 
 def handle_fdrd(root: Path) -> None:
     """A summary line per domain that is there; `python -m dassl_prompts.fdrd check` tells more of a file."""
+    from dassl_prompts.prepare.check import check_fdrd
+
     reports = check_fdrd(root)
     if not reports:
         raise ByHandError(GUIDES["FDRD"])
@@ -144,18 +149,18 @@ def handle_fdrd(root: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
     if args.list:
         print_list()
         return 0
     if not args.datasets:
-        parser.error("name a dataset, `all`, or --list")
+        p.error("name a dataset, `all`, or --list")
     if args.fast and not args.check:
-        parser.error("--fast belongs to --check")
+        p.error("--fast belongs to --check")
     if "://" not in args.coop_page and not os.path.isfile(args.coop_page):
-        parser.error(f"--coop-page: {args.coop_page} is neither an address nor a file")
-    names = resolve(parser, args.datasets)
+        p.error(f"--coop-page: {args.coop_page} is neither an address nor a file")
+    names = resolve(p, args.datasets)
     args.root = args.root.expanduser().absolute()
     page = CoopPage(args.root, args.coop_page)
     codes = []

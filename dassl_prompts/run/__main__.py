@@ -172,8 +172,8 @@ def report_failures(failed: list[Node]) -> None:
 def run(argv: list[str]) -> int:
     words, opts = split_opts(argv)
     args = parser().parse_args(words)
-    dassl_prompts.register_all("replace")  # as train.py does, so that the digests are those of its datasets
     sweep = settle(args, read_file(args.file) if args.file else {}, opts)
+    dassl_prompts.register_all("replace")  # as train.py does, so that the digests are those of its datasets
     nodes = sweep.nodes()
     if args.dry_run:
         print(dry_run(nodes))

@@ -18,9 +18,9 @@ SOURCE = Path(dassl_prompts.__file__).parent
 def make_dassl(folder):
     """Write ``folder/dassl`` and return ``folder``."""
     package = folder / "dassl"
-    for part in ("engine", "data"):
-        shutil.copytree(SOURCE / part, package / "copied" / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for init in ("", "engine", "data"):
+    shutil.copytree(SOURCE / "engine", package / "copied" / "engine", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(SOURCE / "images.py", package / "copied")
+    for init in ("", "engine"):
         (package / "copied" / init / "__init__.py").write_text("")
     (package / "copied" / "VERSION").write_text("0\n")
     for path in (package / "copied").rglob("*.py"):
