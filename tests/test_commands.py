@@ -72,7 +72,7 @@ def test_list_shows_what_is_registered_and_shipped(capsys):
     for word in ("DPC_CoOp", "caltech101", "4,128", "base2new", "ViT-B/16", "emoji-tiny"):
         assert word in shown
     assert front.main(["list", "recipes"]) == 0
-    assert "vit_b16_ep20_official" in capsys.readouterr().out
+    assert "vit_b16_ep50_ctxv1" in capsys.readouterr().out
 
 
 def test_info_names_engine_device_and_data(capsys, monkeypatch, tmp_path):
