@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dassl_prompts.engine import resume
+from dassl_prompts.engine import epochs, resume
 from dassl_prompts.engine.backend import DataManager, TrainerX
 from dassl_prompts.engine.builtin.trainer import SimpleTrainer
 from dassl_prompts.engine.checkpoint import (
@@ -65,6 +65,7 @@ class PromptTrainer(TrainerX):
         self.time_start = time.time()
         self._rng = None
         self._training = False
+        self.epoch_means: dict[str, float] = {}  # what run_batches leaves of an epoch
         super().__init__(cfg)
 
     # -- data -------------------------------------------------------------------------------------------
@@ -97,6 +98,7 @@ class PromptTrainer(TrainerX):
                 for self.epoch in range(self.start_epoch, self.max_epoch):
                     self.before_epoch()
                     self.run_epoch()
+                    self.note_epoch()
                     self.after_epoch()
                     self.save_resume_state()
                 self.after_train()
@@ -116,6 +118,7 @@ class PromptTrainer(TrainerX):
         """Resume, claim the output folder, open tensorboard, start the clock."""
         self.time_start = time.time()
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
+        self._epochs = [entry for entry in epochs.read(self.output_dir) if entry["epoch"] <= self.start_epoch]
         self.write_results({**self.description(), "kind": "training", "finished": False})
         self.init_writer(Path(self.output_dir) / "tensorboard")
 
@@ -127,6 +130,11 @@ class PromptTrainer(TrainerX):
         if self.cfg.DATALOADER.SEED_ITEMS and isinstance(wrapper, PromptDatasetWrapper):
             wrapper.epoch_seed = int(torch.randint(2**62, ()))
         self.run_batches(iter(self.train_loader_x), self._checked_step)
+
+    def note_epoch(self) -> None:
+        """Add the epoch's mean losses to ``epochs.json``, from which curves are drawn."""
+        self._epochs.append({"epoch": self.epoch + 1, "train": self.epoch_means})
+        epochs.write(self.output_dir, self._epochs)
 
     def _checked_step(self, batch: Any) -> dict[str, float] | None:
         count_corrupt(batch, self.corrupt_images, self.cfg.DATALOADER.MAX_CORRUPT)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dassl_prompts.engine.files import atomic_path, require_file_writable, require_writable
 from dassl_prompts.results.groups import group
+from dassl_prompts.results.long_form import long_form
 from dassl_prompts.results.notes import sections
 from dassl_prompts.results.runs import Run, find_runs
 from dassl_prompts.results.tables import FORMATS, tables
@@ -36,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("output", metavar="OUTPUT", help="folder with runs, at any depth")
-    p.add_argument("--format", choices=FORMATS, default="console", help="how the tables are written (default console)")
+    p.add_argument(
+        "--format",
+        choices=[*FORMATS, "csv"],
+        default="console",
+        help="how the tables are written (default console); csv is for programs: a line per number with mean, std and n",
+    )
     p.add_argument("--write", type=Path, metavar="FILE", help="write the tables to a file instead of the screen")
     p.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots into this folder (PNG)")
     p.add_argument("--trainer", nargs="+", metavar="NAME", help="only these methods")
@@ -116,11 +122,12 @@ def run(args: argparse.Namespace) -> int:
     runs = chosen(runs, args)
     methods = group(runs, args.join)
     notes = notes_text(sections(methods, runs, unfinished, args.seeds), args.format)
-    text = "\n".join(table.text(args.format) for table in tables(methods))
-    if args.format != "csv":  # a spreadsheet takes no prose
+    if args.format == "csv":  # a program takes no prose
+        text = long_form(methods)
+        print(notes, end="\n" if notes else "", file=sys.stderr)
+    else:
+        text = "\n".join(table.text(args.format) for table in tables(methods))
         text = f"{text}\n{notes}".rstrip() + "\n"
-    elif notes:
-        print(notes, file=sys.stderr)
     if args.write:
         write_text(args.write, text, args.format)
         print(f"wrote {args.write}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from dassl_prompts.results.groups import Method
 
 #: colours that colour-blind readers tell apart (Okabe and Ito), then again with other markers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
+HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
 DPI = 130
 
 
@@ -19,12 +22,48 @@ def pyplot():
     return plt
 
 
-def style(number: int) -> dict[str, str]:
-    """Colour and marker of the method with this number."""
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
-    }
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn in every plot of a report; ``hatch`` tells bars of one colour apart."""
+
+    color: str
+    marker: str
+    hatch: str
+
+    @property
+    def line(self) -> dict[str, str]:
+        return {"color": self.color, "marker": self.marker}
+
+
+class Looks:
+    """Looks of all methods of a report: a trainer has one colour, its recipes, shots and settings differ in the marker.
+
+    Args:
+        methods: all methods of the report, in their order; a plot of some of them takes its looks from here.
+    """
+
+    def __init__(self, methods: list[Method]):
+        trainers = list(dict.fromkeys(m.trainer for m in methods))
+        self.found: dict[tuple, Look] = {}
+        taken: dict[str, list[str]] = {}
+        for method in methods:
+            number = trainers.index(method.trainer)
+            color = COLOURS[number % len(COLOURS)]
+            own = taken.setdefault(color, [])
+            if self.key(method) not in self.found:
+                start = number + number // len(COLOURS)
+                turned = [MARKERS[(start + i) % len(MARKERS)] for i in range(len(MARKERS))]
+                free = [marker for marker in turned if marker not in own] or turned
+                self.found[self.key(method)] = Look(color, free[0], HATCHES[len(own) % len(HATCHES)])
+                own.append(free[0])
+
+    @staticmethod
+    def key(method: Method) -> tuple:
+        """What a method of several protocols has in common."""
+        return method.trainer, method.cfg, method.backbone, method.shots, method.variant
+
+    def __getitem__(self, method: Method) -> Look:
+        return self.found[self.key(method)]
 
 
 def names(methods: list[Method]) -> list[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.report.curves import per_epoch, read_curves
-from dassl_prompts.report.drawing import DPI, grid, names, pyplot, shared_legend, style
+from dassl_prompts.report.drawing import DPI, Looks, grid, names, pyplot, shared_legend
 from dassl_prompts.results.groups import Method, accuracy, base_new
 from dassl_prompts.results.published import counterpart
 from dassl_prompts.results.statistics import Value
@@ -20,14 +21,19 @@ LEAST_SPAN = 4.0
 
 
 def draw_all(methods: list[Method], folder: Path) -> Iterator[Path]:
-    """Draw everything there is data for; yields the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Draw everything there is data for; yields the files.
+
+    Args:
+        methods: in their order, which the plots keep.
+    """
+    looks = Looks(methods)
     for protocol, draws in PLOTS.items():
         chosen = [m for m in methods if m.protocol == protocol]
         for draw in draws if chosen else ():
-            for name, figure in draw(chosen):
+            for name, figure in draw(chosen, looks):
                 path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.png"
-                figure.savefig(path, dpi=DPI)
+                with atomic_path(path) as temporary:
+                    figure.savefig(temporary, dpi=DPI, format="png")
                 pyplot().close(figure)
                 yield path
 
@@ -35,7 +41,7 @@ def draw_all(methods: list[Method], folder: Path) -> Iterator[Path]:
 # -- base-to-new ---------------------------------------------------------------------------------------------
 
 
-def base_new_scatter(methods: list[Method]):
+def base_new_scatter(methods: list[Method], looks: Looks):
     """Base against new accuracy with lines of equal HM; hollow markers are published numbers."""
     datasets = ordered(methods)
     points = [(m, n, point) for m, n in zip(methods, names(methods)) if (point := mean_point(m, datasets))]
@@ -43,8 +49,8 @@ def base_new_scatter(methods: list[Method]):
         return
     figure, axis = pyplot().subplots(figsize=(6.6, 4.8), layout="constrained")
     compared = False
-    for number, (method, name, (base, new, done)) in enumerate(points):
-        look = style(number)
+    for method, name, (base, new, done) in points:
+        look = looks[method].line
         part = "" if len(done) == len(datasets) else f", {len(done)} of {len(datasets)} datasets"
         axis.errorbar(
             base.mean,
@@ -141,7 +147,7 @@ def seen_unseen_curves(methods: list[Method]):
 # -- accuracy per dataset ------------------------------------------------------------------------------------
 
 
-def base_new_per_dataset(methods: list[Method]):
+def base_new_per_dataset(methods: list[Method], looks: Looks):
     """A dot per method and dataset, base and new side by side."""
     scores = {(i, d): s for i, m in enumerate(methods) for d in ordered(methods) if (s := base_new(m, d))}
     panels = {
@@ -150,24 +156,23 @@ def base_new_per_dataset(methods: list[Method]):
         "harmonic mean": {key: s.hm_value for key, s in scores.items()},
     }
     if scores:
-        yield "base_new_per_dataset", dots(methods, panels)
+        yield "base_new_per_dataset", dots(methods, panels, looks)
 
 
-def accuracy_per_dataset(methods: list[Method], name: str = "accuracy_per_dataset"):
+def accuracy_per_dataset(methods: list[Method], looks: Looks, name: str = "accuracy_per_dataset"):
     """A dot per method and dataset; a method's shots follow each other by number."""
-    methods = sorted(methods, key=lambda m: (m.trainer, m.cfg, m.variant, m.shots))
     values = {(i, d): v for i, m in enumerate(methods) for d in ordered(methods) if (v := accuracy(m, d))}
     if values:
-        yield name, dots(methods, {"accuracy": values})
+        yield name, dots(methods, {"accuracy": values}, looks)
 
 
-def transfer_per_dataset(methods: list[Method]):
+def transfer_per_dataset(methods: list[Method], looks: Looks):
     yield from accuracy_per_dataset(
-        [m for m in methods if any(r.is_target for r in m.runs.values())], "transfer_per_dataset"
+        [m for m in methods if any(r.is_target for r in m.runs.values())], looks, "transfer_per_dataset"
     )
 
 
-def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]]):
+def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]], looks: Looks):
     """Datasets from top to bottom, a dot per method with its standard deviation, a panel per measure."""
     plt = pyplot()
     datasets = [
@@ -197,7 +202,7 @@ def dots(methods: list[Method], panels: dict[str, dict[tuple[int, str], Value]])
                 label=name,
                 markersize=5,
                 capsize=2,
-                **style(i),
+                **looks[methods[i]].line,
             )
         axis.set(
             title=title,
@@ -223,12 +228,11 @@ def widen(axis) -> None:
 # -- shots ---------------------------------------------------------------------------------------------------
 
 
-def shots_curves(methods: list[Method]):
+def shots_curves(methods: list[Method], looks: Looks):
     """Accuracy over the number of shots, a panel per dataset, where a method has several."""
-    kinds = {(m.trainer, m.cfg, m.variant) for m in methods if m.shots > 0}
+    kinds = dict.fromkeys((m.trainer, m.cfg, m.variant) for m in methods if m.shots > 0)
     lines = {
-        k: sorted((m for m in methods if (m.trainer, m.cfg, m.variant) == k), key=lambda m: m.shots)
-        for k in sorted(kinds)
+        k: sorted((m for m in methods if (m.trainer, m.cfg, m.variant) == k), key=lambda m: m.shots) for k in kinds
     }
     lines = {k: ms for k, ms in lines.items() if len(ms) > 1}
     datasets = [
@@ -239,7 +243,7 @@ def shots_curves(methods: list[Method]):
     figure, axes = grid(len(datasets))
     recipes = {k[0]: {other[1:] for other in lines if other[0] == k[0]} for k in lines}
     for axis, dataset in zip(axes, datasets):
-        for number, (kind, some) in enumerate(lines.items()):
+        for kind, some in lines.items():
             points = [(m.shots, v) for m in some if (v := accuracy(m, dataset))]
             label = (
                 kind[0]
@@ -252,7 +256,7 @@ def shots_curves(methods: list[Method]):
                 yerr=[v.std for _, v in points],
                 capsize=2,
                 label=label,
-                **style(number),
+                **looks[some[0]].line,
             )
         ticks = sorted({m.shots for some in lines.values() for m in some})
         axis.set_xscale("log", base=2)
@@ -266,7 +270,7 @@ def shots_curves(methods: list[Method]):
 # -- training curves -----------------------------------------------------------------------------------------
 
 
-def training_curves(methods: list[Method]):
+def training_curves(methods: list[Method], looks: Looks):
     """Loss and, where logged, accuracy over epochs, a panel per dataset: mean over seeds and their range."""
     labels = names(methods)
     curves = {(d, i): c for d in ordered(methods) for i, m in enumerate(methods) if (c := method_curves(m, d))}
@@ -280,7 +284,7 @@ def training_curves(methods: list[Method]):
                 points = curves.get((dataset, i), {}).get(term, {})
                 if not points:
                     continue
-                look, epochs = style(i), sorted(points)
+                look, epochs = looks[methods[i]].line, sorted(points)
                 axis.plot(
                     epochs,
                     [sum(points[e]) / len(points[e]) for e in epochs],
@@ -317,7 +321,7 @@ def method_curves(method: Method, dataset: str) -> dict[str, dict[int, list[floa
 # -- recall --------------------------------------------------------------------------------------------------
 
 
-def recall_bars(methods: list[Method]):
+def recall_bars(methods: list[Method], looks: Looks):
     """R@1, 5, 10 in both directions, a figure per dataset; ticks mark published numbers."""
     plt = pyplot()
     panels = (("i2t", "image to text"), ("t2i", "text to image"))
@@ -325,7 +329,8 @@ def recall_bars(methods: list[Method]):
         figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
         for axis, (side, title) in zip(axes, panels):
             columns = [f"{side}_r{k}" for k in (1, 5, 10)]
-            bars(axis, methods, [entry_values(m, dataset, "test", columns) for m in methods], columns, dataset)
+            values = [entry_values(m, dataset, "test", columns) for m in methods]
+            bars(axis, methods, values, columns, dataset, looks)
             axis.set(title=title, ylabel="recall (%)" if side == "i2t" else "")
             axis.set_xticks(range(3), ["R@1", "R@5", "R@10"])
         figure.suptitle(dataset)
@@ -333,7 +338,7 @@ def recall_bars(methods: list[Method]):
         yield f"recall_{dataset}", figure
 
 
-def composed_bars(methods: list[Method]):
+def composed_bars(methods: list[Method], looks: Looks):
     """Recalls of composed retrieval, a figure per evaluation."""
     plt = pyplot()
     for dataset, split in dict.fromkeys((d, s) for m in methods for (d, _, _), r in m.runs.items() for s in r.metrics):
@@ -344,14 +349,16 @@ def composed_bars(methods: list[Method]):
         if not columns:
             continue
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        bars(axis, methods, values, columns, evaluated(split))
+        bars(axis, methods, values, columns, evaluated(split), looks)
         axis.set(title=split, ylabel="recall (%)")
         axis.set_xticks(range(len(columns)), columns)
         shared_legend(figure, [axis])
         yield f"recall_{split}", figure
 
 
-def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: list[str], dataset: str) -> None:
+def bars(
+    axis, methods: list[Method], values: list[dict[str, Value]], columns: list[str], dataset: str, looks: Looks
+) -> None:
     """Grouped bars: a group per column, a bar per method."""
     present = [i for i, found in enumerate(values) if found]
     width = 0.8 / max(1, len(present))
@@ -365,7 +372,9 @@ def bars(axis, methods: list[Method], values: list[dict[str, Value]], columns: l
             width * 0.92,
             yerr=[values[i][c].std for c in have],
             capsize=2,
-            color=style(i)["color"],
+            color=looks[methods[i]].color,
+            hatch=looks[methods[i]].hatch,
+            edgecolor="white",
             label=labels[i],
         )
         paper = counterpart(methods[i], dataset)

@@ -51,6 +51,21 @@ class Method:
         """What a table calls the method."""
         return f"{self.trainer} ({self.cfg}{f', settings {self.variant}' if self.variant > 1 else ''})"
 
+    @property
+    def order(self) -> tuple:
+        """Where the method stands in every table and plot: zero-shot first, DPC below its backbone, then by name."""
+        backbone = self.trainer.removeprefix("DPC_")
+        return (
+            not self.trainer.startswith("Zeroshot"),
+            backbone.lower(),
+            backbone != self.trainer,
+            self.cfg,
+            self.backbone,
+            self.source,
+            self.variant,
+            self.shots,
+        )
+
     def add(self, run: Run) -> None:
         """Take a run in; of two for the same cell the newer one counts."""
         key = (run.dataset, run.classes, run.seed)
@@ -80,7 +95,7 @@ class Method:
 
 
 def group(runs: Iterable[Run], join: Sequence[str] = ()) -> list[Method]:
-    """Methods in order of first appearance; the runs of one method have equal settings.
+    """Methods in their order; the runs of one method have equal settings.
 
     Args:
         join: names of recipes that count as one, by the name of the first, such as a recipe and its variant
@@ -92,7 +107,7 @@ def group(runs: Iterable[Run], join: Sequence[str] = ()) -> list[Method]:
         cfg = join[0] if run.cfg in join else run.cfg
         key = (run.protocol, run.trainer, cfg, run.shots, run.backbone, source)
         place(run, found.setdefault(key, []), key)
-    return [method for variants in found.values() for method in variants]
+    return sorted((method for variants in found.values() for method in variants), key=lambda method: method.order)
 
 
 def place(run: Run, variants: list[Method], key: tuple) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -11,7 +9,7 @@ from dassl_prompts.results.groups import BaseNew, Method, accuracy, accuracy_by_
 from dassl_prompts.results.published import Published, canonical, counterpart
 from dassl_prompts.results.statistics import Value, harmonic_mean, hm_over_seeds, paired, paired_hm
 
-FORMATS = {"console": "simple", "markdown": "github", "latex": "latex_booktabs", "csv": "csv"}
+FORMATS = {"console": "simple", "markdown": "github", "latex": "latex_booktabs"}
 AVERAGE = "Average"
 
 
@@ -43,12 +41,6 @@ class Table:
 
     def text(self, form: str) -> str:
         """The table in one of :data:`FORMATS`."""
-        if form == "csv":
-            out = io.StringIO()
-            writer = csv.writer(out, lineterminator="\n")
-            writer.writerow(["table", *self.columns])
-            writer.writerows([self.title, *("" if c is None else c for c in row)] for row in self.rows)
-            return out.getvalue()
         from tabulate import tabulate
 
         kwargs = {"disable_numparse": True, "missingval": "-"}
@@ -174,7 +166,7 @@ def accuracy_table(methods: list[Method]) -> Table:
     table = Table("Accuracy on all classes (%)", [*LEAD, "seeds", "accuracy"])
     cells, datasets = settings(methods), ordered(methods)
     for dataset in datasets:
-        for method in sorted(methods, key=lambda m: (m.trainer, m.cfg, m.variant, m.shots)):
+        for method in methods:
             value = accuracy(method, dataset)
             if value:
                 table.add(

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_prompts.fdrd.domains import get_domain
+from dassl_prompts.results.statistics import Value, paired
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.job import Job, eval_step, train_step
 from dassl_prompts.run.options import check_options, select
 from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.steps import Step, StepFailed
+from dassl_prompts.run.tables import table
 
 #: trainer -> its name in tables and on the command line
 METHODS = {
@@ -115,9 +117,9 @@ def compare(runs: Runs, seeds: Sequence[int], methods: Sequence[str]) -> dict[st
 
 def ablate(runs: Runs, seeds: Sequence[int], methods: Sequence[str] = ()) -> dict[str, list[Step]]:
     """Steps of every row of the ablation."""
-    table = {name: [runs.step("DCAR", s, tag, opts) for s in seeds] for name, (tag, opts) in ABLATION.items()}
-    again = [runs.evaluate(run, "DCAR", s, BRANCH_TAG, PROMPT_BRANCH) for run, s in zip(table["DCAR"], seeds)]
-    first, *rest = table.items()
+    steps = {name: [runs.step("DCAR", s, tag, opts) for s in seeds] for name, (tag, opts) in ABLATION.items()}
+    again = [runs.evaluate(run, "DCAR", s, BRANCH_TAG, PROMPT_BRANCH) for run, s in zip(steps["DCAR"], seeds)]
+    first, *rest = steps.items()
     return dict([first, (BRANCH_ROW, again), *rest])
 
 
@@ -125,10 +127,10 @@ def ablate(runs: Runs, seeds: Sequence[int], methods: Sequence[str] = ()) -> dic
 Values = dict[str, dict[str, list[float]]]
 
 
-def values_of(table: dict[str, list[Step]]) -> Values:
+def values_of(steps_of: dict[str, list[Step]]) -> Values:
     """What the runs of a table measured; training recalls are there where every run has them."""
     values = {}
-    for name, steps in table.items():
+    for name, steps in steps_of.items():
         results = [step.results() for step in steps]
         values[name] = {title: [r["test"][key] for r in results] for key, title in COLUMNS.items()}
         for way in ("on", "off"):
@@ -158,30 +160,30 @@ def rows_of(values: Values) -> list[dict[str, str]]:
         {
             "method": name,
             "seeds": str(len(next(iter(row.values())))),
-            **{column: spread(row[column]) if column in row else "" for column in columns},
+            **{column: str(Value.over(row[column])) if column in row else "" for column in columns},
         }
         for name, row in values.items()
     ]
 
 
-def spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
-
-
-def markdown(rows: Sequence[dict[str, str]]) -> str:
-    from tabulate import tabulate
-
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+def differences_of(values: Values, reference: str) -> list[dict[str, str]]:
+    """Cells as text: the other methods minus ``reference``, seed by seed; zero-shot CLIP has no seeds to pair."""
+    theirs, rows = values[reference], []
+    for name, row in values.items():
+        if name not in (reference, METHODS[ZERO_SHOT]):
+            pairs = {c: [dict(enumerate(side[c])) for side in (row, theirs)] for c in COLUMNS.values()}
+            count = len(next(iter(row.values())))
+            rows.append({"method": name, "seeds": str(count), **{c: str(paired(*pair)) for c, pair in pairs.items()}})
+    return rows
 
 
 def run_domains(tables: dict[str, dict[str, list[Step]]], args) -> tuple[dict[str, Values], dict[str, Exception]]:
     """Run the domains one after the other; returns what each measured, and why others failed."""
     finished, failed = {}, {}
-    for domain, table in tables.items():
+    for domain, steps_of in tables.items():
         try:
-            execute([step for steps in table.values() for step in steps], force=args.force, quiet=args.quiet)
-            finished[domain] = values_of(table)
+            execute([step for steps in steps_of.values() for step in steps], force=args.force, quiet=args.quiet)
+            finished[domain] = values_of(steps_of)
         except (StepFailed, ValueError, FileNotFoundError) as error:
             print(f"error: {domain}: {error}", file=sys.stderr)
             failed[domain] = error
@@ -189,12 +191,18 @@ def run_domains(tables: dict[str, dict[str, list[Step]]], args) -> tuple[dict[st
 
 
 def report(finished: dict[str, Values]) -> str:
-    """A table per domain and, from two domains on, their mean."""
+    """A table per domain and, from two domains on, their mean; below each the differences to DCAR."""
     parts = [(domain, values) for domain, values in finished.items()]
     if len(parts) > 1:
         named = f"mean of {len(parts)} domains, unweighted: {', '.join(finished)}"
         parts.append((named, mean_over_domains(list(finished.values()))))
-    return "\n\n".join(f"{title}\n\n{markdown(rows_of(values))}" for title, values in parts)
+    texts = []
+    for title, values in parts:
+        texts += [title, table(rows_of(values))]
+        differences = differences_of(values, METHODS["DCAR"]) if METHODS["DCAR"] in values else []
+        if differences:
+            texts += [f"{title}: minus DCAR, seed by seed", table(differences)]
+    return "\n\n".join(texts)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,19 +12,20 @@ import argparse
 import os
 import re
 import shlex
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from dassl_prompts.results.statistics import Value, paired
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.options import check_options, pairs, select
 from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.steps import Step, StepFailed
+from dassl_prompts.run.tables import table as markdown
 
 #: name on the command line -> configuration file and its options
 DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -142,17 +143,18 @@ def metric_rows(step: Step, name: str = "") -> list[dict]:
     return rows
 
 
-def table(rows: Sequence[dict], style: str = "github") -> str:
+def table(rows: Sequence[dict]) -> str:
     """One table per evaluation set."""
-    from tabulate import tabulate
-
     parts = []
     for name in dict.fromkeys(row["set"] for row in rows):
         chosen = [row for row in rows if row["set"] == name]
         columns = CIRR_COLUMNS if "Rs@1" in chosen[0] else [c for c in chosen[0] if "R@" in c]
-        body = [[row["query"], *(row[c] for c in columns)] for row in chosen]
-        parts.append(f"{name}\n\n{tabulate(body, headers=['', *columns], tablefmt=style, floatfmt='.2f')}")
+        parts.append(f"{name}\n\n{markdown([{'': row['query'], **{c: row[c] for c in columns}} for row in chosen])}")
     return "\n\n".join(parts)
+
+
+def metrics_of(row: dict) -> list[str]:
+    return [key for key in row if key not in ("query", "set", "label", "seed")]
 
 
 def over_seeds(rows: Sequence[dict]) -> list[dict]:
@@ -160,15 +162,27 @@ def over_seeds(rows: Sequence[dict]) -> list[dict]:
     are."""
     merged = []
     for key in dict.fromkeys((row["query"], row["set"]) for row in rows):
-        group = [row for row in rows if (row["query"], row["set"]) == key]
-        metrics = [k for k in group[0] if k not in ("query", "set", "label")]
-        values = {k: [row[k] for row in group] for k in metrics}
-        shown = {
-            k: f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if len(v) > 1 else f"{v[0]:.2f}"
-            for k, v in values.items()
-        }
+        same = [row for row in rows if (row["query"], row["set"]) == key]
+        shown = {k: str(Value.over(row[k] for row in same)) for k in metrics_of(same[0])}
         merged.append({"query": key[0], "set": key[1], **shown})
     return merged
+
+
+def pvlf_minus_transagg(rows: Sequence[dict]) -> list[dict]:
+    """The two methods with the same tuning mode, seed by seed, as text."""
+    found = []
+    for ours, theirs, entry in dict.fromkeys(
+        (row["query"], row["query"].replace("PVLF", "TransAgg", 1), row["set"])
+        for row in rows
+        if "PVLF" in row["query"]
+    ):
+        sides = [{row["seed"]: row for row in rows if (row["query"], row["set"]) == (q, entry)} for q in (ours, theirs)]
+        if all(sides):
+            columns = metrics_of(next(iter(sides[0].values())))
+            by_seed = {c: [{seed: row[c] for seed, row in side.items()} for side in sides] for c in columns}
+            differences = {c: str(paired(*pair)) for c, pair in by_seed.items()}
+            found.append({"query": f"{ours} minus {theirs}, seed by seed", "set": entry, **differences})
+    return found
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -235,8 +249,8 @@ def compare(plan: Plan, args) -> list[dict]:
         for seed in args.seed
     ]
     execute([plan.baselines(), *(step for _, step in steps)], force=args.force)
-    rows = metric_rows(plan.baselines()) + [row for name, step in steps for row in last_rows(step, name)]
-    return over_seeds(rows)
+    trained = [row for name, step in steps for row in last_rows(step, name)]
+    return over_seeds(metric_rows(plan.baselines()) + trained) + pvlf_minus_transagg(trained)
 
 
 def ablation(what: str) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -262,12 +276,14 @@ def ablate(plan: Plan, args) -> list[dict]:
             opts = [o for key, value in keys for o in (f"TRAINER.{NODES[trainer]}.{key}", value)]
             steps += [(f"{trainer} {tag}", variant.train(trainer, seed, *opts)) for seed in args.seed]
     execute([step for _, step in steps], force=args.force)
-    return over_seeds([row for name, step in steps for row in last_rows(step, name)])
+    rows = [row for name, step in steps for row in last_rows(step, name)]
+    return over_seeds(rows) + pvlf_minus_transagg(rows)
 
 
 def last_rows(step: Step, name: str) -> list[dict]:
-    """The evaluations of the last step's weights."""
-    return [row for row in metric_rows(step, name) if row["label"] == "last"]
+    """The evaluations of the last step's weights, with the run's seed."""
+    seed = (step.results() or {}).get("seed")
+    return [{**row, "seed": seed} for row in metric_rows(step, name) if row["label"] == "last"]
 
 
 def check(args, opts: Sequence[str]) -> None:

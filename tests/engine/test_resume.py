@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dassl_prompts.engine import CannotResume
+from dassl_prompts.engine import CannotResume, epochs
 from tests.engine.toy import ToyTrainer, make_images, toy_trainer
 
 TOY = Path(__file__).parent / "toy.py"
@@ -49,6 +49,8 @@ def test_sigkill_at_any_moment(images, uninterrupted, tmp_path):
     assert trainer.train() == 100.0
     assert_same_end(tmp_path, uninterrupted[0])
     assert trainer.history == uninterrupted[1].history
+    noted = epochs.read(tmp_path)
+    assert noted == epochs.read(uninterrupted[0]) and [entry["epoch"] for entry in noted] == [1, 2, 3, 4]
     assert not list(tmp_path.rglob("*.tmp"))
     assert json.loads((tmp_path / "results.json").read_text())["finished"] is True
 

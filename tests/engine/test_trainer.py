@@ -72,6 +72,23 @@ def test_printed_lines(images, tmp_path, capsys):
     assert re.fullmatch(r"Elapsed: \d:\d\d:\d\d", lines[-1])
 
 
+def test_epochs_json_holds_the_means_of_every_epoch(images, tmp_path, monkeypatch):
+    losses = []
+    original = ToyTrainer.forward_backward
+
+    def noting(self, batch):
+        losses.append(original(self, batch)["loss"])
+        return {"loss": losses[-1]}
+
+    monkeypatch.setattr(ToyTrainer, "forward_backward", noting)
+    toy_trainer(images, tmp_path, "OPTIM.MAX_EPOCH", 2).train()
+    noted = json.loads((tmp_path / "epochs.json").read_text())
+    half = len(losses) // 2
+    assert half > 1 and [entry["epoch"] for entry in noted] == [1, 2]
+    for entry, some in zip(noted, (losses[:half], losses[half:])):
+        assert entry["train"] == {"loss": pytest.approx(sum(some) / half)}
+
+
 def test_rates_printed_at_the_end_of_an_epoch_are_the_next_ones(images, tmp_path, capsys):
     toy_trainer(images, tmp_path).train()
     rates = re.findall(r"batch \[3/3\].* lr (\S+)", capsys.readouterr().out)
@@ -84,6 +101,7 @@ def test_files_of_a_run(images, tmp_path):
     accuracy = toy_trainer(images, out, "TRAIN.CHECKPOINT_FREQ", 2).train()
     files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.parent.name != "tensorboard")
     assert files == [
+        "epochs.json",
         "prompt_learner/checkpoint",
         "prompt_learner/model.pth.tar-2",
         "prompt_learner/model.pth.tar-4",

@@ -12,6 +12,8 @@ import statistics
 
 import pytest
 
+from dassl_prompts.engine import epochs
+from dassl_prompts.report import plots
 from dassl_prompts.report.__main__ import main
 from dassl_prompts.report.curves import per_epoch, read_curves
 from dassl_prompts.results.groups import base_new, group
@@ -516,18 +518,77 @@ def test_formats(tmp_path, capsys):
     outside = [x for x in latex.split("\\end{tabular}")[-1].splitlines() if x]
     assert all(line.startswith("%") for line in outside)
     _, text, err = report(tmp_path, capsys, "--format", "csv", "--seeds", "1", "2")
-    lines = list(csv.reader(io.StringIO(text.split("\n\n")[0])))
-    assert (
-        lines[0][:4] == ["table", "dataset", "method", "recipe"]
-        and lines[1][1:3] == ["EuroSAT", "CoOp"]
-        and "Missing" in err
-    )
+    assert len(list(csv.DictReader(io.StringIO(text)))) == 4 and "Missing" in err
     target = tmp_path / "deep" / "table.md"
     code, out, _ = report(tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2")
     assert code == 0 and target.read_text() == markdown and out == f"wrote {target}\n"
     target.write_text("By hand.\n<!-- begin: report -->\nold\n<!-- end -->\nMore.\n")
     report(tmp_path, capsys, "--format", "markdown", "--write", str(target), "--seeds", "1", "2")
     assert target.read_text() == f"By hand.\n<!-- begin: report -->\n{markdown.strip()}\n<!-- end -->\nMore.\n"
+
+
+def test_csv_is_long_and_has_mean_deviation_and_count_in_columns(tmp_path, capsys):
+    for seed, base in ((1, 81.0), (2, 82.5), (4, 90.0)):
+        base_new_pair(tmp_path, base, 60.0, "DPC_CoOp", seed=seed, dataset="EuroSAT")
+    write_run(tmp_path, "fewshot/train_all", values=50.125, shots=4)
+    values = {f"{d}_r{k}": 10.0 * k for d in ("i2t", "t2i") for k in (1, 5, 10)}
+    config = {"DATASET.FDRD_DOMAIN": "'DTD'"}
+    write_run(
+        tmp_path, "retrieval/train_all", "DCAR", "FDRD", values={"test": values}, config=config, backbone="ViT-B/32"
+    )
+    _, text, _ = report(tmp_path, capsys, "--format", "csv")
+    rows = {(row["method"], row["metric"]): row for row in csv.DictReader(io.StringIO(text))}
+    assert len(rows) == text.count("\n") - 1 == 3 + 1 + 6
+    base = rows["DPC_CoOp", "Base"]
+    assert float(base["mean"]) == statistics.fmean([81.0, 82.5, 90.0]) and base["n"] == "3" and base["seeds"] == "1 2 4"
+    assert float(base["std"]) == statistics.stdev([81.0, 82.5, 90.0]) and base["published"] == "93.4"
+    assert float(rows["DPC_CoOp", "HM"]["mean"]) == pytest.approx(2 * 84.5 * 60 / 144.5)
+    one = rows["CoOp", "accuracy"]
+    assert (one["mean"], one["std"], one["n"], one["shots"]) == ("50.125", "", "1", "4")
+    recall = rows["DCAR", "i2t_r1"]
+    assert (recall["dataset"], recall["mean"], recall["published"]) == ("FDRD DTD", "10.0", "47.1")
+
+
+def test_methods_stand_in_one_order_in_tables_and_plots(tmp_path):
+    for trainer in ("MaPLe", "DPC_CoOp", "ZeroshotCLIP", "DPC_MaPLe", "CoOp", "CoCoOp"):
+        base_new_pair(tmp_path, 80.0, 60.0, trainer)
+        for shots in (16, 4):
+            write_run(tmp_path, "fewshot/train_all", trainer, values=50.0, shots=shots)
+    order = ["ZeroshotCLIP", "CoCoOp", "CoOp", "DPC_CoOp", "MaPLe", "DPC_MaPLe"]
+    for protocol in ("base2new", "accuracy"):
+        rows, _ = rows_of(tmp_path, protocol)
+        assert list(dict.fromkeys(row["method"] for row in rows)) == order
+    assert [row["shots"] for row in rows if row["method"] == "CoOp"] == ["4", "16"]
+
+
+def test_a_method_looks_the_same_in_every_plot_of_a_report(tmp_path, monkeypatch):
+    """Colour and marker do not depend on which methods share a plot."""
+    from matplotlib.colors import to_hex
+
+    for trainer in ("CoOp", "MaPLe", "ZeroshotCLIP"):
+        for seed in (1, 2):
+            base_new_pair(tmp_path, 80.0 + seed, 60.0, trainer, "EuroSAT", seed, log=progress([4.0, 2.0]))
+    for shots in (1, 4):  # fewer methods, and CoOp with another recipe
+        write_run(tmp_path, "fewshot/train_all", "MaPLe", "EuroSAT", values=50.0, shots=shots)
+        write_run(tmp_path, "fewshot/train_all", "CoOp", "EuroSAT", values=50.0, shots=shots, cfg="rn50")
+    seen: dict[str, set] = {}
+    methods = group(find_runs(tmp_path)[0])
+    looks = plots.Looks(methods)
+    for protocol in ("base2new", "accuracy"):
+        chosen = [m for m in methods if m.protocol == protocol]
+        for draw in plots.PLOTS[protocol]:
+            for _, figure in draw(chosen, looks):
+                for axis in figure.axes:
+                    handles, labels = axis.get_legend_handles_labels()
+                    for handle, label in zip(handles, labels):
+                        line = handle[0] if isinstance(handle, tuple) else handle
+                        line = line.lines[0] if hasattr(line, "lines") else line
+                        seen.setdefault(label.split(" (")[0], set()).add(to_hex(line.get_color()))
+                plots.pyplot().close(figure)
+    assert {name: len(colours) for name, colours in seen.items()} == {"CoOp": 1, "MaPLe": 1, "ZeroshotCLIP": 1}
+    assert len(set.union(*seen.values())) == 3
+    every = [(looks[m].color, looks[m].marker) for m in methods]
+    assert len(set(every)) == len({plots.Looks.key(m) for m in methods})
 
 
 def test_filters(tmp_path, capsys):
@@ -548,6 +609,15 @@ def test_curves_come_from_all_logs_of_a_run(tmp_path):
     assert sorted(curves) == ["acc", "loss"]
     assert per_epoch(curves["loss"]) == {1: 4.0, 2: 2.0, 3: 1.0}
     assert curves["loss"][0.5] == 2.0
+
+
+def test_curves_come_from_the_structured_file_and_logs_only_fill_in(tmp_path):
+    """A run that began under a version without epochs.json has its first epochs in the log alone."""
+    epochs.write(tmp_path, [{"epoch": 3, "train": {"loss": 1.25, "acc": 50.0}}])
+    (tmp_path / "log.txt").write_text(progress([4.0, 2.0, 9.0]))
+    assert per_epoch(read_curves(tmp_path)["loss"]) == {1: 4.0, 2: 2.0, 3: 1.25}
+    epochs.write(tmp_path, [{"epoch": e, "train": {"loss": 1.0 / e}} for e in (1, 2, 3)])
+    assert read_curves(tmp_path) == {"loss": {1.0: 1.0, 2.0: 0.5, 3.0: 1 / 3}}
 
 
 def test_plots_are_drawn_for_what_there_is(tmp_path, capsys):

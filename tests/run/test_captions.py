@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dassl_prompts.results.statistics import Value
 from dassl_prompts.run import captions as retrieval
 from dassl_prompts.run.captions import (
     ABLATION,
@@ -15,12 +16,11 @@ from dassl_prompts.run.captions import (
     ablate,
     compare,
     main,
-    markdown,
     rows_of,
-    spread,
     values_of,
 )
 from dassl_prompts.run.steps import StepFailed
+from dassl_prompts.run.tables import table as markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,7 +112,7 @@ def test_rows_hold_mean_and_deviation(tmp_path):
         and first["train R@1, weights on"] == ""
     )
     assert second["train R@1, weights off"] == "15.00 ± 7.07"
-    assert spread([3.14159]) == "3.14"
+    assert str(Value.over([3.14159])) == "3.14"
     assert "train R@1, weights on" in markdown([first, second])
     alone = values_of({"CoOp": table["CoOp"]})
     assert "train" not in markdown(rows_of(alone))
@@ -151,6 +151,18 @@ def test_several_domains_end_with_their_unweighted_mean(pretend, tmp_path, capsy
     assert cells(out, "DCAR") == ["13.00 ± 1.41", "23.00 ± 1.41", "63.00 ± 1.41", "33.00 ± 1.41"]
     assert cells(out, "zero-shot CLIP")[-1] == "32.00" and cells(out, "DCAR", "I2T R@5")[-1] == "38.00 ± 1.41"
     assert "mean of 3 domains, unweighted: DTD, UCF101, Food101" in out
+
+
+def test_differences_to_dcar_are_of_paired_seeds(tmp_path):
+    """Both methods move by 10 points from seed to seed, their difference by 1."""
+    steps = compare(Runs("emoji", output=tmp_path), [1, 2], ["ZeroshotITR", "CoOpITR", "DCAR"])
+    finish(steps["zero-shot CLIP"][0], 5.0)
+    for coop, dcar, value in zip(steps["CoOp"], steps["DCAR"], (10.0, 20.0)):
+        finish(coop, value)
+        finish(dcar, value + 1 + value / 10)
+    text = retrieval.report({"emoji": values_of(steps)})
+    _, differences = text.split("emoji: minus DCAR, seed by seed")
+    assert cells(differences, "CoOp") == ["-2.50 ± 0.71"] and "zero-shot" not in differences
 
 
 def test_a_failing_domain_does_not_stop_the_others(pretend, tmp_path, capsys):

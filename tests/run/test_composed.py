@@ -200,6 +200,22 @@ def test_mean_and_deviation():
     assert "| a  | 2.00 ± 1.00 |" in table(merged)
 
 
+def test_pvlf_minus_transagg_is_paired_by_seed_and_tuning_mode():
+    rows = [
+        {"query": f"{name} ({tune} tuned)", "set": "s", "label": "last", "seed": seed, "R@10": value}
+        for name, tune, seed, value in (
+            ("TransAgg", "none", 1, 10.0),
+            ("TransAgg", "none", 2, 20.0),
+            ("PVLF", "none", 2, 22.0),
+            ("PVLF", "none", 1, 11.0),
+            ("PVLF", "both", 1, 99.0),
+        )
+    ]
+    (row,) = composed.pvlf_minus_transagg(rows)
+    assert row["query"] == "PVLF (none tuned) minus TransAgg (none tuned), seed by seed"
+    assert row["R@10"] == "+1.50 ± 0.71"
+
+
 @pytest.mark.parametrize(
     ("args", "match"),
     [

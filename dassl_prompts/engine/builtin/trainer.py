@@ -336,7 +336,7 @@ class SimpleTrainer(TrainerBase):
     # -- one epoch --------------------------------------------------------------------------------------
 
     def run_batches(self, batches: Iterator, step: Callable[[Any], dict | None]) -> None:
-        """``self.num_batches`` steps with progress lines and scalars.
+        """``self.num_batches`` steps with progress lines and scalars; leaves the means in ``self.epoch_means``.
 
         Args:
             batches: yields what ``step`` takes; waiting for it counts as data time.
@@ -358,6 +358,7 @@ class SimpleTrainer(TrainerBase):
                     self.write_scalar(f"train/{name}", meter.avg, n_iter)
                 self.write_scalar("train/lr", self.get_current_lr(), n_iter)
             end = time.time()
+        self.epoch_means = {name: meter.avg for name, meter in losses.meters.items()}
 
     def progress_line(self, losses: MetricMeter, batch_time: AverageMeter, data_time: AverageMeter) -> str:
         """Dassl's progress line of the current batch."""
