@@ -114,7 +114,7 @@ def hm_contours(axis) -> None:
     axis.clabel(lines, fmt="HM %.4g", fontsize=7, colors="0.5")
 
 
-def seen_unseen_curves(methods: list[Method]):
+def seen_unseen_curves(methods: list[Method], looks: Looks):
     """Base over new accuracy while a constant is added to base scores, a panel per dataset; the marker is at no constant."""
     labels = names(methods)
     curves = {
@@ -131,7 +131,7 @@ def seen_unseen_curves(methods: list[Method]):
             found = curves.get((dataset, i))
             if not found:
                 continue
-            look, new = style(i), np.linspace(0, 100, 201)
+            look, new = looks[methods[i]].line, np.linspace(0, 100, 201)
             mean = np.mean([np.interp(new, *np.array(c)[::-1, ::-1].T, right=np.nan) for c in found], axis=0)
             axis.plot(new, mean, label=name, color=look["color"])
             runs = methods[i].of(dataset, "union").values()

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dassl_prompts.results.groups import Method, accuracy_by_seed, base_new
 from dassl_prompts.results.published import counterpart
 from dassl_prompts.results.statistics import Value
-from dassl_prompts.results.tables import entry_values, evaluated
+from dassl_prompts.results.tables import entry_values, evaluated, union_scores
 
-#: settings: number of the settings among those of one recipe name. split: of the evaluation. n: seeds in mean and std
+#: settings: number of the settings among those of one recipe name. split: of the evaluation, union: base and new classes
+#: together. n: seeds in mean and std
 COLUMNS = (
     "protocol",
     "dataset",
@@ -63,6 +64,7 @@ def numbers(method: Method) -> Iterator[dict[str, object]]:
             found = {"Base": scores.base, "New": scores.new, "HM": scores.hm_value} if scores else {}
             paper = counterpart(method)
             yield from lines(dataset, "test", found, scores.seeds if scores else (), paper and paper.on(dataset))
+            yield from lines(dataset, "union", union_scores(method, dataset), sorted(method.of(dataset, "union")), None)
         elif method.protocol in ("accuracy", "transfer"):
             found = accuracy_by_seed(method, dataset)
             values = {"accuracy": Value.over(found.values())} if found else {}

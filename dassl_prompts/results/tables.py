@@ -305,6 +305,18 @@ def ordered(methods: list[Method]) -> list[str]:
 UNION_COLUMNS = {"base": "Base", "new": "New", "area": "area under curve"}
 
 
+def union_scores(method: Method, dataset: str) -> dict[str, Value]:
+    """The measures of :func:`union_table`; empty where the method was not tested so."""
+    runs = method.of(dataset, "union")
+    by_seed = {name: {s: r.metrics["test"][key] for s, r in runs.items()} for key, name in UNION_COLUMNS.items()}
+    if not runs:
+        return {}
+    return {
+        **{k: Value.over(v.values()) for k, v in by_seed.items()},
+        "HM": hm_over_seeds(by_seed["Base"], by_seed["New"]),
+    }
+
+
 def union_table(methods: list[Method]) -> Table:
     """Base and new classes together: accuracy on pictures of either kind over all classes, HM of the two means, and the area
     under the seen-unseen curve. A method has its row where it was tested with ``--task unknown``.
@@ -315,13 +327,10 @@ def union_table(methods: list[Method]) -> Table:
     cells = settings(methods)
     for dataset in ordered(methods):
         for method in methods:
-            runs = method.of(dataset, "union")
-            if not runs:
-                continue
-            by_seed = {key: {s: r.metrics["test"][key] for s, r in runs.items()} for key in UNION_COLUMNS}
-            values = {name: Value.over(by_seed[key].values()) for key, name in UNION_COLUMNS.items()}
-            values["HM"] = hm_over_seeds(by_seed["base"], by_seed["new"])
-            table.add({"dataset": dataset, **cells(method), "seeds": listed(runs), **values})
+            values = union_scores(method, dataset)
+            if values:
+                seeds = listed(sorted(method.of(dataset, "union")))
+                table.add({"dataset": dataset, **cells(method), "seeds": seeds, **values})
     return table.trimmed()
 
 

@@ -708,7 +708,8 @@ def test_seen_unseen_curve_is_the_mean_over_seeds(tmp_path, monkeypatch):
 
     union_run(tmp_path, "CoOp", 1, 60.0, 40.0, 30.0, [[0.0, 80.0], [60.0, 40.0], [90.0, 0.0]])
     union_run(tmp_path, "CoOp", 2, 70.0, 40.0, 30.0, [[0.0, 80.0], [70.0, 40.0], [80.0, 0.0]])
-    [(name, figure)] = list(seen_unseen_curves(group(find_runs(tmp_path)[0])))
+    methods = group(find_runs(tmp_path)[0])
+    [(name, figure)] = list(seen_unseen_curves(methods, plots.Looks(methods)))
     line, marker = figure.axes[0].lines
     points = dict(line.get_xydata().round(6).tolist())
     assert name == "seen_unseen" and [points[x] for x in (0.0, 20.0, 40.0)] == pytest.approx([85.0, 75.0, 65.0])
