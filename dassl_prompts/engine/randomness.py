@@ -47,13 +47,18 @@ def set_rng_state(state: dict) -> None:
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
+def start_stream(seed: int) -> None:
+    """Seed the global CPU generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def own_stream(seed: int) -> Iterator[None]:
     """Run a block on generators seeded with ``seed`` and put the global CPU generators back afterwards."""
     saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+    start_stream(seed)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from dassl_prompts.engine import Datum
-from dassl_prompts.engine.randomness import own_stream
+from dassl_prompts.engine.randomness import own_stream, start_stream
 
 
 def hard_negatives(
@@ -91,13 +91,17 @@ def _start_worker(dataset):
 
 
 def _load(index: int, seed: int):
-    return load_seeded(_items, index, seed).numpy()
+    return load_seeded(_items, [index], [seed])[0].numpy()
 
 
-def load_seeded(dataset, index: int, seed: int) -> Tensor:
-    """``dataset[index]["img"]`` with its augmentation drawn from ``seed`` alone; the caller's random state is untouched."""
-    with own_stream(seed):
-        return dataset[index]["img"]
+def load_seeded(dataset, indices: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+    """``dataset[i]["img"]``, each with its augmentation drawn from its seed alone; the caller's random state is untouched."""
+    images = []
+    with own_stream(0):  # the state is kept once for all of them
+        for index, seed in zip(indices, seeds):
+            start_stream(seed)
+            images.append(dataset[index]["img"])
+    return images
 
 
 class ImagePool:
@@ -117,7 +121,7 @@ class ImagePool:
     def submit(self, indices: Sequence[int], seeds: Sequence[int]) -> Callable[[], Tensor]:
         """Start loading; calling the returned function waits and gives ``[n, 3, H, W]``."""
         if self._executor is None:
-            return lambda: torch.stack([load_seeded(self.dataset, i, s) for i, s in zip(indices, seeds)])
+            return lambda: torch.stack(load_seeded(self.dataset, indices, seeds))
         jobs: list[Future] = [self._executor.submit(_load, i, s) for i, s in zip(indices, seeds)]
         return lambda: torch.stack([torch.from_numpy(job.result()) for job in jobs])
 
@@ -146,11 +150,11 @@ def lay_out(labels: Sequence[int], negatives: Sequence[Sequence[int]], share_ima
     """The pairs of a step.
 
     Args:
-        labels: classes of the B anchors. negatives: those of each. share_images: a class that is a negative of several
-            anchors has one image in the step, not one each.
+        labels: classes of the B anchors. negatives: those of each. share_images: a class has one image in the step, which is the
+            first anchor's where it is an anchor's class; otherwise every negative has one of its own.
     """
     step = Step([], [], [], [])
-    row: dict[int, int] = {}
+    row = {label: anchor for anchor, label in reversed(list(enumerate(labels)))} if share_images else {}
     for anchor, (label, group) in enumerate(zip(labels, negatives)):
         step.anchors.append(len(step.labels))
         step.labels += [label, *group]

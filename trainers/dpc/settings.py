@@ -97,7 +97,7 @@ def extend_cfg(cfg):
             "NEG_TRANSFORM": PRESET,
             "NEG_CAP": PRESET,
             "NEG_DEDUP": PRESET,  # step: no class twice in a step, so that it has fewer than B x K pairs
-            "NEG_IMAGES": PRESET,  # class: one image per negative class of a step; pair: one per negative, drawn anew
+            "NEG_IMAGES": PRESET,  # class: one image per class of a step; pair: one per negative, drawn anew
             "NEG_MIN_FILL": -1,
             "NEG_FILL_RANGE": PRESET,
             "DUPLICATES": "official",

@@ -366,8 +366,9 @@ def test_negatives_come_from_the_base_training_images(make_cfg, coop_stage1):
         assert batch["label"].max() < len(trainer.dm.dataset.classnames)
         drawn, anchors = batch["negative_index"], set(batch["anchors"].tolist())
         for pair, (row, label) in enumerate(zip(batch["rows"].tolist(), batch["label"].tolist())):
-            if pair in anchors:
-                assert row < len(anchors)
+            if row < len(anchors):  # an anchor, or a negative that shows the anchor of its class
+                shown = batch["label"][batch["anchors"][row]]
+                assert label == shown and (pair not in anchors or batch["anchors"][row] == pair)
             else:
                 assert trainer.pool.dataset.data_source[drawn[row - len(anchors)]].label == label
 
@@ -383,7 +384,8 @@ def test_a_step_has_b_times_k_pairs_and_an_image_per_negative_class(make_cfg, co
         assert len(batch["label"]) == len(batch["rows"]) == anchors * trainer.topk
         negatives = [y for i, y in enumerate(batch["label"].tolist()) if i not in batch["anchors"].tolist()]
         repeated |= len(set(negatives)) < len(negatives)
-        assert len(batch["img"]) == anchors + (len(set(negatives)) if shared else len(negatives))
+        own = set(batch["label"][batch["anchors"]].tolist())
+        assert len(batch["img"]) == anchors + (len(set(negatives) - own) if shared else len(negatives))
     assert repeated
 
 
