@@ -8,7 +8,7 @@ a process during one step, with weights, prompts and optimiser, after a step on 
 Stage 2 encodes the text of the step's classes only (PromptSRC's consistency terms need all), so it may need less than stage 1.
 Pictures per second are those of one batch of the same number of images, class features kept as in a test: the backbone; DPC
 told the task, which costs what the backbone costs; and DPC with the task unknown, which looks at a picture under both prompts
-where the image tower is prompted.
+where the image tower is prompted. On a CPU they are pictures per processor second, times the threads: a busy machine does not change them.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def frames(args, name: str) -> dict[str, float]:
             net = model.tuned if task == "backbone" else model
             model.task = task
             net(step.images[:1])  # class features are made once per test
-            found[task] = args.images / clock(lambda net=net: net(step.images))
+            wall, processor = clock.both(lambda net=net: net(step.images))
+            found[task] = args.images / (wall if args.device.startswith("cuda") else processor / args.threads)
     return found
 
 

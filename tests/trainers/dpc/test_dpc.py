@@ -391,7 +391,7 @@ def test_a_step_has_b_times_k_pairs_and_an_image_per_negative_class(make_cfg, co
 
 def test_all_training_images_of_a_class_serve_as_negatives(make_cfg, coop_stage1):
     """Not always the first one."""
-    trainer = ready(make_cfg, coop_stage1, output="a")
+    trainer = ready(make_cfg, coop_stage1, "TRAINER.DPC.NEG_IMAGES", "pair", output="a")
     drawn = set()
     for trainer.train_loader_x.epoch in range(20):
         drawn |= {i for batch in trainer.train_loader_x for i in batch["negative_index"]}
