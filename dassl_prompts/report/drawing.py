@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from dassl_prompts.results.groups import Method
 
-#: colours that colour-blind readers tell apart (Okabe and Ito), then again with other markers
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+#: colours that colour-blind readers tell apart (Okabe and Ito), then four of Tol's muted ones, then again with other markers
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"),
+    *("#882255", "#44AA99", "#332288", "#999933"),
+)
 MARKERS = "osD^vP*X"
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
 DPI = 130
@@ -43,13 +46,17 @@ class Looks:
     """
 
     def __init__(self, methods: list[Method]):
-        trainers = list(dict.fromkeys(m.trainer for m in methods))
+        trainers: dict[str, list[str]] = {}  # of each task: methods of two tasks never share a plot
         self.found: dict[tuple, Look] = {}
-        taken: dict[str, list[str]] = {}
+        taken: dict[tuple[str, str], list[str]] = {}
         for method in methods:
-            number = trainers.index(method.trainer)
+            task = method.protocol if method.protocol in ("retrieval", "composed") else "classification"
+            known = trainers.setdefault(task, [])
+            if method.trainer not in known:
+                known.append(method.trainer)
+            number = known.index(method.trainer)
             color = COLOURS[number % len(COLOURS)]
-            own = taken.setdefault(color, [])
+            own = taken.setdefault((task, color), [])
             if self.key(method) not in self.found:
                 start = number + number // len(COLOURS)
                 turned = [MARKERS[(start + i) % len(MARKERS)] for i in range(len(MARKERS))]

@@ -289,7 +289,7 @@ def training_curves(methods: list[Method], looks: Looks):
                     epochs,
                     [sum(points[e]) / len(points[e]) for e in epochs],
                     label=name,
-                    markersize=3,
+                    markersize=4,
                     **look,
                 )
                 axis.fill_between(
