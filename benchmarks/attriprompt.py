@@ -216,7 +216,8 @@ def report(args) -> str:
         f"{clock}, best of {args.repeats}. ViT-B/16 with random weights, first 50 class names of Caltech101, template "
         '"a photo of a {}.".\n',
     ]
-    parts += [f"### {title}\n\n{tabulate(rows, headers='keys', tablefmt='github')}\n" for title, rows in tables]
+    for title, rows in tables:
+        parts.append(f"### {title}\n\n{tabulate(rows, headers='keys', tablefmt='github', disable_numparse=True)}\n")
     parts.insert(2, passes_note(clip) + "\n")
     return "\n".join(parts)
 

@@ -202,7 +202,7 @@ def main() -> None:
         "Random weights and features."
     ]
     for name in args.parts:
-        table = tabulate(PARTS[name](args), headers="keys", tablefmt="github")
+        table = tabulate(PARTS[name](args), headers="keys", tablefmt="github", disable_numparse=True)
         sections.append(f"### {name}\n\n{' '.join(PARTS[name].__doc__.split())}\n\n{table}")
         print(sections[-1], flush=True)
     sections.insert(1, conditions(args.device, args.threads) + ".")

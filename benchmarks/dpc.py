@@ -220,7 +220,9 @@ def main() -> None:
         + tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
         + f"\n\n### What stage 2 adds to a backbone\n\n{dpc_cost.__doc__.split(chr(10) * 2)[2].strip()}\n"
         f"{args.images} images, {args.classes} classes. The secondary source on the paper says for CoOp: 8K to 16K parameters, "
-        "0.25 GB more.\n\n" + tabulate(dpc_cost.rows(args), headers="keys", tablefmt="github") + "\n"
+        "0.25 GB more.\n\n"
+        + tabulate(dpc_cost.rows(args), headers="keys", tablefmt="github", disable_numparse=True)
+        + "\n"
     )
     print(text)
     if args.write:

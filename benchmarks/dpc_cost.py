@@ -221,7 +221,7 @@ def main() -> None:
         return
     from tabulate import tabulate
 
-    print(tabulate(rows(args), headers="keys", tablefmt="github"))
+    print(tabulate(rows(args), headers="keys", tablefmt="github", disable_numparse=True))
 
 
 if __name__ == "__main__":

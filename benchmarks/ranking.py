@@ -44,7 +44,9 @@ def main() -> None:
 
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    table = tabulate([measure(n, args) for n in sorted(args.sizes)], headers="keys", tablefmt="github")
+    table = tabulate(
+        [measure(n, args) for n in sorted(args.sizes)], headers="keys", tablefmt="github", disable_numparse=True
+    )
     text = (
         f"Written by `python -m benchmarks.ranking --device {args.device} --write`. Random normalised features; both directions of\n"
         "an image-caption gallery, one positive each. Extra memory is the growth of the peak over the features themselves.\n\n"

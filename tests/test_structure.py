@@ -24,6 +24,18 @@ def test_a_file_past_400_lines_says_why_it_is_one(folder):
     assert not silent
 
 
+def test_every_table_leaves_text_that_looks_like_a_number_as_it_is():
+    """tabulate reprints it otherwise: the tag 83.10 as 83.1, the class 007 as 7, 1234e56 as a float."""
+    loose = []
+    for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tabulate":
+                given = {word.arg: word.value for word in node.keywords}
+                if getattr(given.get("disable_numparse"), "value", None) is not True:
+                    loose.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not loose
+
+
 @pytest.mark.parametrize("old", MOVED)
 def test_an_old_module_name_gives_the_module_at_its_new_place(old, capsys):
     assert importlib.import_module(old) is importlib.import_module(MOVED[old])

@@ -37,7 +37,7 @@ from dassl_prompts.engine import (
 )
 from dassl_prompts.run.distillation import TEACHER_DIR
 from dassl_prompts.run.job import config_file, stage1_recipe
-from dassl_prompts.run.tables import harmonic_mean
+from dassl_prompts.run.tables import harmonic_mean, table
 
 
 @register_dataset
@@ -140,8 +140,6 @@ def main() -> None:
     p.add_argument("--judge", action="append", metavar='"KEY VALUE ..."', help="a setting of the judging")
     p.add_argument("--first", default="", metavar='"KEY VALUE ..."', help="changes the recipe of DPC's first stage")
     args = p.parse_args()
-    from tabulate import tabulate
-
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         seeds = [Seed(seed, Path(folder), shlex.split(args.first)) for seed in args.seed]
@@ -153,7 +151,7 @@ def main() -> None:
             name = f"{words} {judge}".strip() or "as shipped"
             rows.append({"variant": name, "Base": base, "New": new, "HM": harmonic_mean(base, new)})
             print(f"{name}: {base:.2f} / {new:.2f}", flush=True)
-    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
+    print(table(rows))
 
 
 if __name__ == "__main__":

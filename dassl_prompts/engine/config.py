@@ -113,19 +113,49 @@ def merge_file(cfg: CfgNode, path: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not YAML, an unknown key (names the nearest known one), a value of another type; names the
-            file.
+        ValueError: not YAML, a key that stands twice, an unknown key (names the nearest known one), a value of another
+            type; names the file.
     """
     with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
+        values = read_yaml(file, str(path))
     if values is None:
         return
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a config file is a mapping of keys, this one is a {type(values).__name__}")
     _merge_mapping(cfg, values, "", str(path))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader without its rule that of two equal keys the last one counts."""
+
+    def construct_mapping(self, node, deep=False):
+        seen: dict[Any, Any] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor, whose keys may be set anew
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                first, again = seen[key].start_mark.line + 1, key_node.start_mark.line + 1
+                raise ValueError(f"the key {key!r} stands twice, in lines {first} and {again}: make it one block")
+            seen[key] = key_node
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: Any, name: str) -> Any:
+    """The content of a YAML file or text; executes nothing.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: not YAML, or a mapping has a key twice (YAML drops the first of them without a word).
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{name} is not valid YAML: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _merge_mapping(cfg: CfgNode, values: dict, prefix: str, source: str) -> None:
@@ -165,18 +195,37 @@ def _coerce(old: Any, value: Any, full_key: str, source: str) -> Any:
         value = given  # a folder called 2024 is a text
     if isinstance(old, CfgNode):
         raise ValueError(f"{source}: {full_key} is a node with the keys {sorted(old)}, it cannot be set to {value!r}")
+    if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
+        return type(old)(_numbers(old, value, full_key, source))
     if old is None or value is None or type(old) is type(value):
         return value
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(value)
-    if isinstance(old, list) and isinstance(value, tuple):
-        return list(value)
     raise ValueError(
         f"{source}: {full_key} is a {type(old).__name__} (now {old!r}) "
         f"and cannot take {value!r} of type {type(value).__name__}"
     )
+
+
+def _numbers(old: list | tuple, items: list | tuple, full_key: str, source: str) -> list:
+    """``items`` as numbers where a list holds numbers: YAML takes ``2e-1`` for text, as it wants a dot and a sign.
+
+    A list is one of numbers if its default has numbers or, where the default is empty, if one of the items is a number.
+    """
+    known = old or [item for item in items if not isinstance(item, str)]
+    if not known or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known):
+        return list(items)
+    whole = all(isinstance(v, int) for v in known)
+    found = []
+    for item in items:
+        if isinstance(item, str):
+            try:
+                item = float(item)
+            except ValueError:
+                raise ValueError(f"{source}: {full_key} is a list of numbers (now {old!r}), {item!r} is none") from None
+            item = int(item) if whole and item.is_integer() else item
+        found.append(item)
+    return found
 
 
 def unknown_key(cfg: CfgNode, full_key: str, source: str) -> str:

@@ -216,7 +216,7 @@ def words_table(run: TrainedRun, count: int) -> str:
         {**row, "words": ", ".join(f"{word} ({distance:.3f})" for word, distance in row["words"])}
         for row in nearest_words(run, count)
     ]
-    return tabulate(rows, headers="keys", tablefmt="github")
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def work(args: argparse.Namespace) -> int:

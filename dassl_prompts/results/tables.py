@@ -43,8 +43,7 @@ class Table:
         """The table in one of :data:`FORMATS`."""
         from tabulate import tabulate
 
-        kwargs = {"disable_numparse": True, "missingval": "-"}
-        body = tabulate(self.rows, self.columns, tablefmt=FORMATS[form], **kwargs)
+        body = tabulate(self.rows, self.columns, tablefmt=FORMATS[form], disable_numparse=True, missingval="-")
         if form == "latex":
             body = body.replace("±", r"$\pm$")
             return f"% {self.title}\n{body}\n" + "".join(f"% published: {s}\n" for s in self.sources)

@@ -8,8 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dassl_prompts.engine.config import read_yaml
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.plan import Node, plan
 from dassl_prompts.run.protocols import PROTOCOLS
@@ -69,14 +68,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML, or an unknown key; names the file.
+        ValueError: not YAML, an unknown key or one that stands twice; names the file.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no sweep file {path}") from None
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no sweep file {path}")
+    with open(path, encoding="utf-8") as file:
+        content = read_yaml(file, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} has to be a mapping such as 'trainer: [CoOp, MaPLe]', not {type(content).__name__}")
     check_keys(content, (*MATRIX, *SETTINGS, *PLACES, "runs"), path)

@@ -12,7 +12,7 @@ from dassl_prompts.engine import (
     merge_file,
     merge_opts,
 )
-from dassl_prompts.engine.config import ENGINE_DEFAULTS, with_engine_defaults
+from dassl_prompts.engine.config import ENGINE_DEFAULTS, flatten, read_yaml, with_engine_defaults
 from dassl_prompts.engine.resume import flat_config
 
 
@@ -118,6 +118,57 @@ def test_wrong_files_are_named(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         merge_file(get_cfg_default(), tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("INPUT: {PIXEL_STD: [2e-1, 2.5e-01, 0.3]}", "INPUT.PIXEL_STD", [0.2, 0.25, 0.3]),
+        ("OPTIM: {STEPSIZE: [1e1, 20]}", "OPTIM.STEPSIZE", (10, 20)),
+        ("BIAS: [2e-1, 0, 1e-3]", "BIAS", [0.2, 0, 0.001]),
+        ("NAMES: [2e-1, '007', 12e45]", "NAMES", ["2e-1", "007", "12e45"]),
+        ("INPUT: {TRANSFORMS: ['1e5']}", "INPUT.TRANSFORMS", ("1e5",)),
+    ],
+)
+def test_numbers_of_a_list_are_numbers_and_words_stay_words(tmp_path, text, key, value):
+    """YAML reads ``2e-1`` as text; only a list of numbers takes it for one."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    cfg = get_cfg_default()
+    add_defaults(cfg, "", {"BIAS": [], "NAMES": []})
+    merge_file(cfg, path)
+    found = flatten(cfg)[key]
+    assert found == value and [type(item) for item in found] == [type(item) for item in value]
+
+
+def test_text_in_a_list_of_numbers_names_the_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("INPUT: {PIXEL_STD: [0.2, two, 0.3]}")
+    with pytest.raises(ValueError, match=r"c.yaml: INPUT.PIXEL_STD is a list of numbers .*, 'two' is none"):
+        merge_file(get_cfg_default(), path)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("OPTIM: {LR: 0.1}\nSEED: 1\nOPTIM: {MAX_EPOCH: 3}\n", "'OPTIM' stands twice, in lines 1 and 3"),
+        ("OPTIM:\n  LR: 0.1\n  MAX_EPOCH: 3\n  LR: 0.2\n", "'LR' stands twice, in lines 2 and 4"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_by_name(tmp_path, text, where):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    cfg = get_cfg_default()
+    with pytest.raises(ValueError, match=f"c.yaml: the key {where}: make it one block"):
+        merge_file(cfg, path)
+    assert cfg == get_cfg_default()
+
+
+def test_anchors_may_be_merged_and_their_keys_set_anew(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("OPTIM: &o {LR: 0.1, MAX_EPOCH: 3}\nTRAIN: {PRINT_FREQ: 7}\n")
+    assert read_yaml(path.read_text(), "c") == {"OPTIM": {"LR": 0.1, "MAX_EPOCH": 3}, "TRAIN": {"PRINT_FREQ": 7}}
+    assert read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n", "c")["b"] == {"x": 1, "y": 3}
 
 
 def test_clean_cfg_drops_other_methods():

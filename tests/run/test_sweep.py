@@ -68,6 +68,7 @@ def test_blocks_of_a_file_and_flags_over_it(tmp_path):
         ("trainers: CoOp", "unknown key 'trainers'; known: protocol, trainer"),
         ("runs: [{epoch: 1}]", "runs entry 1 has an unknown key 'epoch'"),
         ("runs: CoOp", "runs has to be a list"),
+        ("seed: 1\nseed: 2", "the key 'seed' stands twice, in lines 1 and 2"),
     ],
 )
 def test_bad_files_are_explained(tmp_path, text, message):
@@ -263,7 +264,7 @@ def test_epochs_are_those_of_both_stages_and_the_averaging_window_follows(tmp_pa
     first, *_, second = [step for step in PROTOCOLS["base2new"].steps(job) if step.is_training]
     for one in (first, second):
         chosen = options(one)
-        assert chosen["OPTIM.MAX_EPOCH"] == "5" and "epochs5" in str(step.output)
+        assert chosen["OPTIM.MAX_EPOCH"] == "5" and "epochs5" in str(one.output)
         assert (
             chosen["TRAINER.PROMPTSRC.GPA_MEAN"] == "4" and chosen["TRAINER.PROMPTSRC.GPA_STD"] == "1"
         )  # 15 and 1 of 20

@@ -186,4 +186,4 @@ class DataManager:
         if self.dataset.val:
             table.append(["# val", f"{len(self.dataset.val):,}"])
         table.append(["# test", f"{len(self.dataset.test):,}"])
-        print(tabulate(table))
+        print(tabulate(table, disable_numparse=True))
