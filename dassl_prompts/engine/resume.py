@@ -60,8 +60,32 @@ def config_differences(old: dict[str, str], cfg: CfgNode) -> list[str]:
         old: a stored config: ``results["config"]`` of results.json, or of a resume file.
         cfg: the present config.
     """
-    changed = differing_keys(old, flat_config(cfg), ignore=FREE_KEYS)
+    ignore = (*FREE_KEYS, *foreign_keys([*old, *flat_config(cfg)], cfg.TRAINER.NAME))
+    changed = differing_keys(old, flat_config(cfg), ignore=ignore)
     return [f"{key}: {before} -> {now}" for key, (before, now) in changed.items()]
+
+
+def foreign_keys(keys: Iterable[str], trainer: str) -> set[str]:
+    """Those of ``keys`` that only other methods read: ``TRAINER.<NODE>.*`` of nodes that belong to them.
+
+    Their defaults may change between versions without a change of this run. A method reads its own node and those of the
+    methods that it derives from or builds on.
+    """
+    from dassl_prompts.engine.backend import TRAINER_REGISTRY
+
+    methods = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
+    if trainer not in methods:
+        return set()
+    own, others = nodes_of(methods[trainer]), set().union(*map(nodes_of, methods.values()))
+    return {key for key in keys if key.startswith(tuple(f"TRAINER.{node}." for node in others - own))}
+
+
+def nodes_of(method: type | None) -> set[str]:
+    """Names below ``cfg.TRAINER`` that a trainer class reads."""
+    if method is None:
+        return set()
+    named = {vars(cls).get("config_node", "") for cls in method.__mro__}
+    return (named | nodes_of(getattr(method, "backbone", None))) - {""}
 
 
 def fingerprint(items: Iterable, root: str) -> str:

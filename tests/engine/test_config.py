@@ -186,3 +186,32 @@ def test_config_differences_leave_out_what_does_not_change_the_result():
     cfg.OPTIM.LR, cfg.SEED = 0.1, 2
     add_defaults(cfg, "TRAINER.NEW", {"KEY": 1})  # unknown to the older run
     assert config_differences(stored, cfg) == ["OPTIM.LR: 0.0003 -> 0.1", "SEED: -1 -> 2"]
+
+
+def test_defaults_of_other_methods_are_no_difference_of_a_run():
+    """What a version changes in DPC's node leaves the runs of CoOp as they are; DPC on CoOp reads both nodes."""
+    import dassl_prompts
+
+    def differences(trainer):
+        cfg = get_cfg_default()
+        dassl_prompts.extend_cfg(cfg)
+        merge_opts(cfg, ["TRAINER.NAME", trainer])
+        stored = flat_config(cfg)
+        changes = [
+            "TRAINER.DPC.TOPK",
+            3,
+            "TRAINER.COOP.N_CTX",
+            2,
+            "TRAINER.MAPLE.N_CTX",
+            5,
+            "TRAINER.IVLP.N_CTX_TEXT",
+            7,
+        ]
+        merge_opts(cfg, changes)
+        return [line.split(":")[0] for line in config_differences(stored, cfg)]
+
+    assert differences("CoOp") == ["TRAINER.COOP.N_CTX"]
+    assert differences("DPC_CoOp") == ["TRAINER.COOP.N_CTX", "TRAINER.DPC.TOPK"]
+    assert differences("ZeroshotCLIP") == []
+    # a trainer that nobody knows may read any node
+    assert len(differences("TheirOwn")) == 4
