@@ -18,6 +18,12 @@ RECIPES: dict[str, dict[str, str]] = {
                   "fewshot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot", "*": "vit_b16_c2_ep20_batch4_4+4ctx"},
     "PromptKD": {"xd": "vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets", "dg": "vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets",
                  "*": "vit_b16_c2_ep20_batch8_4+4ctx"},
+    "KgCoOp": {"*": "vit_b16_ep100_ctxv1"},
+    "ProGrad": {"*": "vit_b16_ep100_ctxv1"},
+    "CLIPAdapter": {"*": "vit_b16"},
+    "TipAdapter": {"*": "vit_b16"},
+    "TipAdapterF": {"*": "vit_b16"},
+    "LinearProbe": {"*": "vit_b16"},
     "AttriPrompt": {"xd": "vit_b16_ep5_batch4_cross_datasets", "dg": "vit_b16_ep5_batch4_cross_datasets",
                     "fewshot": "vit_b16_ep50_batch4_few_shot", "*": "vit_b16_ep20_batch4"},
     "DPC_CoOp": {"xd": "vit_b16_ep20_xd", "dg": "vit_b16_ep20_xd", "*": "vit_b16_ep20"},
@@ -61,6 +67,13 @@ def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: s
     if cfg.startswith("vit_l14"):
         return STAGE1_RECIPES_L14[trainer]
     return RECIPES[trainer]["xd"] if protocol == "transfer" else STAGE1_RECIPES[trainer]
+
+
+def dataset_options(trainer: str, dataset: str, shots: int) -> tuple[str, ...]:
+    """KEY VALUE pairs by which the authors' runs on a dataset differ from the recipe; of DPC's backbone for DPC."""
+    if trainer == "ProGrad" and dataset in ("oxford_flowers", "dtd", "eurosat") and shots >= 8:
+        return "LOSS.LAMBDA", "0.8"
+    return ()
 
 
 def config_file(*parts: str) -> str:

@@ -70,9 +70,8 @@ class CoCoOpModel(PromptedCLIP):
             shift = self.prompt_learner.meta_net(features.float())
             return Prompts(text=(self.prompt_learner.ctx + shift[:, None])[:, None])
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.encode_images(images, Prompts())
-        return self.logits(features, self.encode_classes(self.condition(features)))
+    def prompts_for(self, images: Tensor, prompts: Prompts) -> Prompts:
+        return self.condition(images)
 
 
 @register_trainer

@@ -58,10 +58,14 @@ class CoOpModel(PromptedCLIP):
         if position not in POSITIONS:
             raise ValueError(f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}; choose one of {', '.join(POSITIONS)}")
         per_class = len(classnames) if csc and not ctx_init else None
-        ctx = initial_context(clip.text, n_ctx, ctx_init.replace("_", " "), per_class)
+        ctx, fixed = self.initial(n_ctx, ctx_init.replace("_", " "), per_class)
         self.class_position = position
-        self.class_prompts = clip.text.class_prompts(self.classnames, n_ctx=ctx.shape[-2])
+        self.class_prompts = clip.text.class_prompts(self.classnames, n_ctx=ctx.shape[-2], words=fixed)
         self.prompt_learner = PromptLearner(ctx)
+
+    def initial(self, n_ctx: int, words: str, n_classes: int | None) -> tuple[torch.Tensor, str]:
+        """What the context starts from, and the words that stand fixed between it and the class name."""
+        return initial_context(self.clip.text, n_ctx, words, n_classes), ""
 
     @property
     def checkpoint_module(self):
@@ -79,5 +83,15 @@ class CoOp(ClassificationTrainer):
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):
-        node = cfg.TRAINER.COOP
-        return CoOpModel(clip, classnames, node.N_CTX, node.CTX_INIT, node.CSC, node.CLASS_TOKEN_POSITION)
+        return CoOpModel(clip, classnames, **coop_arguments(cfg))
+
+
+def coop_arguments(cfg) -> dict:
+    """Arguments of :class:`CoOpModel` from ``cfg.TRAINER.COOP``."""
+    node = cfg.TRAINER.COOP
+    return {
+        "n_ctx": node.N_CTX,
+        "ctx_init": node.CTX_INIT,
+        "csc": node.CSC,
+        "position": node.CLASS_TOKEN_POSITION,
+    }

@@ -122,12 +122,12 @@ class IVLPModel(PromptedCLIP):
     def emit(self) -> Prompts:
         return Prompts(*text_prompts(self, self.depth_text), *visual_prompts(self, self.depth_vision))
 
-    def encode_classes(self, prompts, index=None):
+    def text_features(self, prompts, index=None):
         if prompts.text is not None:
-            return super().encode_classes(prompts, index)
+            return super().text_features(prompts, index)
         if self._fixed_text is None:  # nothing to learn on this side: once per run
             with torch.no_grad():
-                self._fixed_text = super().encode_classes(prompts)
+                self._fixed_text = super().text_features(prompts)
         return self._fixed_text if index is None else self._fixed_text[index.to(self._fixed_text.device)]
 
 

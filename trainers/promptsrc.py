@@ -13,7 +13,7 @@ from torch import Tensor
 from dassl_prompts.classification.prompted import normalize
 from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
 from dassl_prompts.classification.trainer import method_node
-from dassl_prompts.engine import add_defaults, compute_accuracy, register_trainer
+from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.trainers.ivlp import IVLP, IVLPModel, ivlp_arguments
 
 
@@ -164,21 +164,16 @@ class PromptSRC(IVLP):
         node = method_node(self.cfg, self.config_node)
         self.aggregation = GaussianAggregation(self.cfg.OPTIM.MAX_EPOCH, node.GPA_MEAN, node.GPA_STD)
 
-    def loss(self, images, labels):
+    def regularisers(self, images, image, text):
         node, model = method_node(self.cfg, self.config_node), self.model
-        prompts = model.emit()
-        image, text = model.encode_images(images, prompts), model.encode_classes(prompts)
-        logits = model.logits(image, text)
         d_text, d_image, d_logits = consistency_losses(
             image, text, model.frozen_image_features(images), model.text_target, model.scale
         )
-        terms = {
-            "loss_ce": F.cross_entropy(logits, labels),
+        return {
             "loss_text": node.TEXT_LOSS_WEIGHT * d_text,
             "loss_image": node.IMAGE_LOSS_WEIGHT * d_image,
             "loss_logits": d_logits,
         }
-        return {"loss": sum(terms.values()), **terms, "acc": compute_accuracy(logits, labels)[0]}
 
     # -- Gaussian prompt aggregation -------------------------------------------------------------------------
 

@@ -5,8 +5,13 @@ Source: Radford et al. 2021; the seven selected ImageNet templates and the per-d
 
 from __future__ import annotations
 
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
 from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normalize
-from dassl_prompts.classification.templates import CUSTOM_TEMPLATES, ENSEMBLE_TEMPLATES
+from dassl_prompts.classification.templates import ENSEMBLE_TEMPLATES, template_for
 from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
 
@@ -42,6 +47,19 @@ class ZeroshotModel(PromptedCLIP):
         return normalize(features)
 
 
+class FrozenTextModel(ZeroshotModel):
+    """What classifiers on top of frozen features score against: the template's class features, computed once and kept."""
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Normalised ``[C, E]``."""
+        with torch.no_grad(), torch.autocast(self.scale.device.type, enabled=False):
+            return super().encode_classes(Prompts())
+
+    def encode_classes(self, prompts, index=None):
+        return self.text if index is None else self.text[index.to(self.text.device)]
+
+
 @register_trainer
 class ZeroshotCLIP(ClassificationTrainer):
     """Evaluation only: one template per dataset."""
@@ -50,14 +68,7 @@ class ZeroshotCLIP(ClassificationTrainer):
 
     @classmethod
     def templates(cls, cfg) -> list[str]:
-        template = cfg.TRAINER.ZSCLIP.TEMPLATE or CUSTOM_TEMPLATES.get(cfg.DATASET.NAME)
-        if template is None:
-            raise ValueError(
-                f'no template is known for dataset {cfg.DATASET.NAME}: set TRAINER.ZSCLIP.TEMPLATE "a photo of a {{}}."'
-            )
-        if template.count("{}") != 1:
-            raise ValueError(f"TRAINER.ZSCLIP.TEMPLATE must hold {{}} once for the class name, got {template!r}")
-        return [template]
+        return [template_for(cfg, cfg.TRAINER.ZSCLIP.TEMPLATE, "TRAINER.ZSCLIP.TEMPLATE")]
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):

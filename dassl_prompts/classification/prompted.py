@@ -23,13 +23,14 @@ class Prompts:
 
     Attributes:
         text: layer-0 context tokens: ``[n, d_t]`` shared, ``[C, n, d_t]`` per class, ``[B, 1, n, d_t]`` per image, or None.
-        text_deep: ``J - 1`` tensors of the same kinds that overwrite the slots at the input of text blocks 1 .. J-1.
+        text_deep: ``J - 1`` tensors of the same kinds that overwrite the slots at the input of text blocks 1 .. J-1; None
+            leaves them as they are.
         vision: layer-0 visual tokens ``[n, d_v]`` or ``[B, n, d_v]``, or None.
         vision_deep: tensors that overwrite the visual slots at the input of vision blocks 1 .. J-1.
     """
 
     text: Tensor | None = None
-    text_deep: tuple[Tensor, ...] = ()
+    text_deep: tuple[Tensor | None, ...] = ()
     vision: Tensor | None = None
     vision_deep: tuple[Tensor, ...] = ()
 
@@ -39,17 +40,16 @@ class Prompts:
 
     def map(self, fn: Callable[..., Tensor], *others: Prompts) -> Prompts:
         """Apply ``fn`` slot by slot to this and the other prompts, which must have the same slots."""
+        slot = lambda *items: None if items[0] is None else fn(*items)
         columns = [[getattr(p, f.name) for p in (self, *others)] for f in fields(self)]
         out = []
         for column in columns:
             if isinstance(column[0], tuple):
                 if len({len(c) for c in column}) != 1:
                     raise ValueError(f"prompts of different depth cannot be combined: {[len(c) for c in column]}")
-                out.append(tuple(fn(*items) for items in zip(*column)))
-            elif column[0] is None:
-                out.append(None)
+                out.append(tuple(slot(*items) for items in zip(*column)))
             else:
-                out.append(fn(*column))
+                out.append(slot(*column))
         return Prompts(*out)
 
 
@@ -122,8 +122,13 @@ class PromptedCLIP(nn.Module):
         """All parameters outside the frozen CLIP."""
         return [p for name, p in self.named_parameters() if not name.startswith("clip.")]
 
-    def encode_classes(self, prompts: Prompts, index: Tensor | None = None) -> Tensor:
-        """Normalised text features ``[C, E]`` (``[B, C, E]`` for per-image prompts), of all classes or those in ``index``."""
+    def prompts_for(self, images: Tensor, prompts: Prompts) -> Prompts:
+        """The text prompts to score ``images`` (normalised features ``[B, E]``) with; a method may shift them per image."""
+        return prompts
+
+    def text_features(self, prompts: Prompts, index: Tensor | None = None) -> Tensor:
+        """Text features ``[C, E]`` (``[B, C, E]`` for per-image prompts), not normalised, of all classes or those in
+        ``index``."""
         classes = self.class_prompts
         text = prompts.text
         deep = prompts.text_deep
@@ -131,13 +136,21 @@ class PromptedCLIP(nn.Module):
             classes = classes.select(index)
             per_class = lambda t: t[index.to(t.device)] if t is not None and t.ndim == 3 else t
             text, deep = per_class(text), tuple(per_class(t) for t in deep)
-        return normalize(self.clip.text(classes, text, deep, position=self.class_position))
+        return self.clip.text(classes, text, deep, position=self.class_position)
+
+    def image_features(self, images: Tensor, prompts: Prompts) -> Tensor:
+        """Image features ``[B, E]``, not normalised; frozen unless the method has visual prompts."""
+        if prompts.has_vision:
+            return self.clip.vision(images, prompts.vision, prompts.vision_deep)
+        return self.clip.encode_image(images)
+
+    def encode_classes(self, prompts: Prompts, index: Tensor | None = None) -> Tensor:
+        """:meth:`text_features`, normalised."""
+        return normalize(self.text_features(prompts, index))
 
     def encode_images(self, images: Tensor, prompts: Prompts) -> Tensor:
-        """Normalised image features ``[B, E]``; frozen unless the method has visual prompts."""
-        if prompts.has_vision:
-            return normalize(self.clip.vision(images, prompts.vision, prompts.vision_deep))
-        return normalize(self.clip.encode_image(images))
+        """:meth:`image_features`, normalised."""
+        return normalize(self.image_features(images, prompts))
 
     def cache_key(self) -> tuple:
         """What the class matrix depends on: the prompts, and where the model is.
@@ -159,11 +172,25 @@ class PromptedCLIP(nn.Module):
         self._cache = None
         return super().train(mode)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, C]`` in fp32; under ``no_grad`` the class matrix is taken from :meth:`class_features`."""
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised features of images ``[B, E]`` and of the classes ``[C, E]`` (``[B, C, E]``) to score them against.
+
+        Under ``no_grad`` the class matrix is taken from :meth:`class_features`.
+        """
         prompts = self.emit()
-        text = self.encode_classes(prompts) if torch.is_grad_enabled() else self.class_features()
-        return self.logits(self.encode_images(images, prompts), text)
+        image = self.encode_images(images, prompts)
+        return image, self.classes_for(image, prompts)
+
+    def classes_for(self, images: Tensor, prompts: Prompts) -> Tensor:
+        """The class features that :meth:`features` gives for normalised image features."""
+        own = self.prompts_for(images, prompts)
+        if own is prompts and not torch.is_grad_enabled():
+            return self.class_features()
+        return self.encode_classes(own)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, C]`` in fp32."""
+        return self.logits(*self.features(images))
 
     def logits(self, images: Tensor, text: Tensor) -> Tensor:
         """``s V T^T`` from normalised features; ``text`` is ``[C, E]`` or, per image, ``[B, C, E]``."""

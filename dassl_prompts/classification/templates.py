@@ -29,6 +29,20 @@ CUSTOM_TEMPLATES = {
     **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."),
 }
 
+#: KgCoOp's: CoOp's but for the textures
+KGCOOP_TEMPLATES = {**CUSTOM_TEMPLATES, "DescribableTextures": "a photo of a {}, a type of texture."}
+
+#: ProGrad's, class name last; their words also start its context
+PROGRAD_TEMPLATES = {
+    **CUSTOM_TEMPLATES,
+    "OxfordPets": "a type of pet, a photo of a {}.",
+    "OxfordFlowers": "a type of flower, a photo of a {}.",
+    "Food101": "a type of food, a photo of {}.",
+    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+    "DescribableTextures": "a texture of {}.",
+    **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a type of emoji, a photo of a {}."),
+}
+
 #: the seven templates that CoOp selected for its zero-shot ensemble
 ENSEMBLE_TEMPLATES = (
     "itap of a {}.",
@@ -105,17 +119,20 @@ PROMPTSRC_TEMPLATES = (
 )
 
 
-def template_for(cfg) -> str:
-    """The hand-written template of ``cfg.DATASET.NAME``.
+def template_for(
+    cfg, own: str = "", key: str = "the method's TEMPLATE", table: dict[str, str] = CUSTOM_TEMPLATES
+) -> str:
+    """``own``, which the user gave as the configuration key ``key``, else the template of ``cfg.DATASET.NAME`` in ``table``.
 
     Raises:
-        ValueError: no template is known for this dataset.
+        ValueError: no template is known for this dataset, or ``own`` does not hold ``{}`` once.
     """
-    try:
-        return CUSTOM_TEMPLATES[cfg.DATASET.NAME]
-    except KeyError:
+    if own and own.count("{}") != 1:
+        raise ValueError(f"{key} must hold {{}} once for the class name, got {own!r}")
+    template = own or table.get(cfg.DATASET.NAME)
+    if template is None:
         raise ValueError(
-            f"no template is known for DATASET.NAME {cfg.DATASET.NAME!r} "
-            f"(known: {', '.join(CUSTOM_TEMPLATES)}); "
-            "add it to dassl_prompts.classification.templates.CUSTOM_TEMPLATES or give the trainer's own template key"
-        ) from None
+            f'no template is known for dataset {cfg.DATASET.NAME}: set {key} "a photo of a {{}}." '
+            f"(DATASET.NAME {cfg.DATASET.NAME!r} is none of {', '.join(table)})"
+        )
+    return template

@@ -34,7 +34,8 @@ def method_node(cfg, name: str):
 class ClassificationTrainer(PromptTrainer):
     """Trains the prompts of a :class:`~dassl_prompts.classification.prompted.PromptedCLIP`.
 
-    A method sets ``config_node`` and implements ``build_net`` and, unless it is plain cross-entropy, ``loss``.
+    A method sets ``config_node`` and implements ``build_net``; one that adds terms to cross-entropy gives them in
+    ``regularisers``, one with another objective overrides ``loss``, one with another step ``update``.
     """
 
     #: the method's node under cfg.TRAINER
@@ -49,11 +50,27 @@ class ClassificationTrainer(PromptTrainer):
 
     def loss(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Terms of the objective of one batch; ``"loss"`` is what gets differentiated, the rest is logged."""
-        logits = self.model(images)
+        image, text = self.model.features(images)
+        logits = self.model.logits(image, text)
+        cross_entropy = nn.functional.cross_entropy(logits, labels)
+        terms = self.regularisers(images, image, text)
         return {
-            "loss": nn.functional.cross_entropy(logits, labels),
+            "loss": cross_entropy + sum(terms.values()),
+            **({"loss_ce": cross_entropy, **terms} if terms else {}),
             "acc": compute_accuracy(logits, labels)[0],
         }
+
+    def regularisers(self, images: Tensor, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """What the method adds to cross-entropy, weighted, by the name that is logged.
+
+        Args:
+            images: pixels of the batch. image, text: its normalised features ``[B, E]`` and those of the classes ``[C, E]``.
+        """
+        return {}
+
+    def update(self, terms: dict[str, Tensor]) -> None:
+        """One optimiser step from the terms of :meth:`loss`."""
+        self.step(terms["loss"])
 
     @classmethod
     def load_state(cls, model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -144,9 +161,17 @@ class ClassificationTrainer(PromptTrainer):
         print(f"Learned tensors: {len(learnable)}, {sum(p.numel() for p in learnable):,} parameters")
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(module, self.cfg.MODEL.INIT_WEIGHTS)
-        self.optim = build_optimizer(learnable, self.cfg.OPTIM)
+        self.optim = self.build_optimizer(learnable)
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
         self.register_model(self.model.checkpoint_name, module, self.optim, self.sched)
+
+    def build_optimizer(self, learnable: list[nn.Parameter], groups: list[dict] | None = None) -> torch.optim.Optimizer:
+        """``OPTIM``'s optimiser for ``learnable``, or for parameter ``groups`` with rates of their own."""
+        optim = build_optimizer(learnable, self.cfg.OPTIM, param_groups=groups)
+        if self.cfg.OPTIM.NAME in ("adam", "amsgrad", "adamw"):
+            for group in optim.param_groups:  # Dassl's function does not know the key
+                group["eps"] = self.cfg.OPTIM.ADAM_EPS
+        return optim
 
     def load_learned_state(self, name, module, state):
         self.load_state(self.model, state, f"the checkpoint of {name}")
@@ -160,7 +185,7 @@ class ClassificationTrainer(PromptTrainer):
         images, labels = self.parse_batch_train(batch)
         with self.autocast():
             terms = self.loss(images, labels)
-        self.step(terms["loss"])
+        self.update(terms)
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         # one transfer for all of them
@@ -170,11 +195,18 @@ class ClassificationTrainer(PromptTrainer):
         """One optimiser step on ``loss``; stops the run when it is not finite."""
         self.detect_anomaly(loss)
         self.model_zero_grad()
+        self.scaled(loss).backward()
+        self.apply_gradients()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """``loss`` as it has to be differentiated: times the scale of fp16 autocast."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def apply_gradients(self) -> None:
+        """Let the optimisers use the gradients of :meth:`scaled` losses."""
         if self.scaler is None:
-            loss.backward()
             self.model_update()
             return
-        self.scaler.scale(loss).backward()
         for name in self.get_model_names():
             self.scaler.step(self._optims[name])
         self.scaler.update()

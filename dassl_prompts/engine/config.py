@@ -24,6 +24,10 @@ ENGINE_DEFAULTS = {
         # draw augmentations per (epoch, image): the same for every NUM_WORKERS; False = stock Dassl's stream
         "SEED_ITEMS": True,
     },
+    "OPTIM": {
+        # added to the root of the second moment: adam, amsgrad, adamw
+        "ADAM_EPS": 1e-8,
+    },
     "TRAIN": {
         # epochs between writing resume.pt (and at the end); 0 = never
         "RESUME_FREQ": 1,

@@ -56,6 +56,19 @@ class PromptDatasetWrapper(DatasetWrapper):
                 yield other
 
 
+def whole_pass_loader(cfg, dm):
+    """The training images of a data manager, augmented, each exactly once and in order; none is dropped."""
+    from torch.utils.data import DataLoader
+
+    from dassl_prompts.engine.backend import build_transform
+
+    return DataLoader(
+        PromptDatasetWrapper(cfg, dm.dataset.train_x, transform=build_transform(cfg, is_train=True), is_train=True),
+        batch_size=cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
 def count_corrupt(batch: Any, seen: set[str], limit: int) -> None:
     """Note the unreadable files that ``batch`` reports (its ``corrupt`` entry is taken out).
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from dassl_prompts.configs.recipes import RECIPES, config_file, stage1_recipe
+from dassl_prompts.configs.recipes import RECIPES, config_file, dataset_options, stage1_recipe
 from dassl_prompts.run.steps import Step
 
 __all__ = ["RECIPES", "Job", "config_file", "eval_step", "stage1_recipe", "subsample", "train_step"]
@@ -97,9 +97,17 @@ class Job:
             config_file("datasets", dataset or self.dataset),
             "--config-file",
             config_file("trainers", self.trainer, self.cfg),
+            *self.dataset_options,
             *shortened(self),
             *extra,
         )
+
+    @property
+    def dataset_options(self) -> tuple[str, ...]:
+        """What the authors set for this dataset; a configuration file of the user's own speaks for itself."""
+        if self.cfg.endswith(".yaml"):
+            return ()
+        return dataset_options(self.trainer.removeprefix("DPC_"), self.dataset, self.shots)
 
 
 def shortened(job: Job) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ METHODS = {
         ],
         "VLPromptLearner",
     ),
+    "KgCoOp": (["TRAINER.KGCOOP.TEMPLATE", "a photo of a {}.", "TRAINER.COOP.N_CTX", 4], "prompt_learner"),
+    "ProGrad": (["TRAINER.PROGRAD.TEMPLATE", "a photo of a {}.", "TRAINER.COOP.N_CTX", 4], "prompt_learner"),
     "PromptKD": (["TRAINER.PROMPTKD.PROMPT_DEPTH_VISION", 3], "VLPromptLearner"),
 }
 

@@ -20,9 +20,13 @@ CLASSIFIERS = {
     "CoOp": ["TRAINER.COOP.N_CTX", 4],
     "AttriPrompt": ["TRAINER.ATTRIPROMPT.TEMPLATE", TEMPLATE],
     **{name: opts for name, (opts, _) in METHODS.items()},
+    "CLIPAdapter": ["TRAINER.CLIP_ADAPTER.TEMPLATE", TEMPLATE],
+    "TipAdapterF": ["TRAINER.TIP_ADAPTER.TEMPLATE", TEMPLATE],
+    "LinearProbe": ["TRAINER.LP.TEMPLATE", TEMPLATE],
 }
+CACHED = {"TipAdapter": ["TRAINER.TIP_ADAPTER.TEMPLATE", TEMPLATE]}  # trained without a gradient
 ZEROSHOT = ["TRAINER.ZSCLIP.TEMPLATE", TEMPLATE]
-DPC = [f"DPC_{name}" for name in CLASSIFIERS if name not in ("CoCoOp", "AttriPrompt")]  # two stages each
+DPC = [f"DPC_{name}" for name in ("CoOp", "IVLP", "MaPLe", "PromptSRC", "PromptKD")]  # two stages each
 RETRIEVAL, COMPOSED = ["CoOpITR", "CLIPAdapterITR", "MaPLeITR", "DCAR"], ["PVLF", "TransAgg"]
 UNTRAINED = ["ZeroshotCLIP", "ZeroshotCLIP2", "ZeroshotITR", "ZeroshotCIR"]  # tested in their families' files
 TRAINED = [*CLASSIFIERS, *RETRIEVAL, *COMPOSED]
@@ -33,7 +37,7 @@ def test_no_trainer_is_left_out():
     ours = {
         name: cls for name, cls in _ours["trainer"].items() if cls.__module__.startswith("dassl_prompts.")
     }  # not a test's
-    assert sorted([*TRAINED, *DPC, *UNTRAINED]) == sorted(ours)
+    assert sorted([*TRAINED, *CACHED, *DPC, *UNTRAINED]) == sorted(ours)
     assert all(TRAINER_REGISTRY.get(name) is cls for name, cls in ours.items())
 
 
@@ -54,7 +58,7 @@ def classifier(make_cfg, teacher_file, teacher_clip, tmp_path):
             path = tmp_path / "square.pt"
             torch.save(plain.openai_state(embed=64, text_width=64, vision_width=64, patch=8), path)
             return [*CLASSIFIERS[name], "MODEL.BACKBONE.NAME", str(path)]
-        return CLASSIFIERS.get(name, ZEROSHOT)
+        return (CLASSIFIERS | CACHED).get(name, ZEROSHOT)
 
     def build(name, *opts):
         if name not in DPC:
@@ -123,7 +127,7 @@ def test_one_step(name, build):
     assert all(p.isfinite().all() for p in learned.values())
 
 
-@pytest.mark.parametrize("name", [*TRAINED, *DPC, *UNTRAINED])
+@pytest.mark.parametrize("name", [*TRAINED, *CACHED, *DPC, *UNTRAINED])
 def test_run_on_a_pretended_gpu(name, build):
     with pretend_cuda() as gpu:
         trainer = build("USE_CUDA", True, "TEST.NO_TEST", False)

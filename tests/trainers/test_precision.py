@@ -13,6 +13,8 @@ NODES = {
     "MaPLe": "MAPLE",
     "PromptSRC": "PROMPTSRC",
     "PromptKD": "PROMPTKD",
+    "KgCoOp": "COOP",
+    "ProGrad": "COOP",
 }
 
 

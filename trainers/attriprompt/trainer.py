@@ -136,7 +136,9 @@ class AttriPrompt(ClassificationTrainer):
     @classmethod
     def build_net(cls, cfg, classnames, clip):
         node = method_node(cfg, cls.config_node)
-        return AttriPromptModel(clip, classnames, node, node.TEMPLATE or template_for(cfg))
+        return AttriPromptModel(
+            clip, classnames, node, template_for(cfg, node.TEMPLATE, "TRAINER.ATTRIPROMPT.TEMPLATE")
+        )
 
     def loss(self, images, labels):
         node, model = method_node(self.cfg, self.config_node), self.model
