@@ -36,6 +36,7 @@ from dassl_prompts.models.class_prompts import (
     common_prefix,
     select_texts,
 )
+from dassl_prompts.models.class_wise import class_wise_features, first_class_wise
 
 POSITIONS = ("end", "middle", "front")
 #: tokens evaluated at once when their activations are not kept
@@ -143,7 +144,7 @@ class TextTower(nn.Module):
         self,
         prompts: ClassPrompts,
         ctx: Tensor | None = None,
-        deep: Sequence[Tensor] = (),
+        deep: Sequence[Tensor | None] = (),
         *,
         position: str = "end",
         token_weights: Tensor | None = None,
@@ -161,7 +162,7 @@ class TextTower(nn.Module):
             ctx: vectors for the slots: None (the placeholder tokens stay), ``[n, d]`` shared by all texts, ``[C, n, d]``
                 one context per text, ``[B, 1, n, d]`` one per image.
             deep: tensors of the same kinds; ``deep[i]`` overwrites the slots at the input of block i + 1, or as many of the
-                first ones as it has rows.
+                first ones as it has rows; None leaves them as they are. The prefix is shared below the first one per text.
             position: where the class name stands: behind the context, in its middle, or in front of it.
             token_weights: ``[C, 77]`` factors on the token embeddings behind the slots, before the positional embedding.
             share_prefix: evaluate what all texts begin with once; where that is not possible (context per text, name not
@@ -184,10 +185,11 @@ class TextTower(nn.Module):
         if accumulate and return_tokens:
             raise ValueError("accumulate moves the tokens apart, so return_tokens cannot be had with it")
         per_text = any(t.ndim == 3 for t in (ctx, *deep) if t is not None)
-        split = (
-            share_prefix and trim and position == "end" and not per_text and not return_tokens and prompts.n_prefix > 1
-        )
-        if split:
+        split = share_prefix and trim and position == "end" and not return_tokens and prompts.n_prefix > prompts.n_ctx
+        if split and per_text and first_class_wise(ctx, deep) and not accumulate:
+            chunks = self._chunks(prompts, 1, 1, chunk_tokens)
+            return class_wise_features(self, prompts, ctx, deep, token_weights, chunks, checkpoint)
+        if split and not per_text and prompts.n_prefix > 1:
             return self._shared(prompts, ctx, deep, token_weights, chunk_tokens, checkpoint, accumulate)
         length = prompts.length if trim else self.context_length
         parts = self._chunks_plain(prompts, length, ctx, deep, chunk_tokens)
@@ -252,7 +254,7 @@ class TextTower(nn.Module):
         if ctx is not None:
             x = torch.cat([*self._lead(x[:, :1], ctx, len(x)), self._follow(x[:, 1 + n :], ctx, len(x))], dim=-2)
         elif per_image:
-            x = x.expand(next(t for t in deep if t.ndim == 4).shape[0], *x.shape)
+            x = x.expand(next(t for t in deep if t is not None and t.ndim == 4).shape[0], *x.shape)
         if position != "end":
             order = arrangement(prompts, position, length)
             x = x.gather(-2, order[..., None].expand(x.shape))
@@ -260,7 +262,7 @@ class TextTower(nn.Module):
         lead_shape, eot = x.shape[:-2], prompts.eot.expand(x.shape[:-2]).reshape(-1)
         x = x.reshape(-1, length, self.width)
         for i, block in enumerate(self.blocks):
-            if 1 <= i <= len(deep):
+            if 1 <= i <= len(deep) and deep[i - 1] is not None:
                 m = deep[i - 1].shape[-2]
                 vectors = deep[i - 1].expand(*lead_shape, m, self.width).reshape(-1, m, self.width).to(x.dtype)
                 x = torch.cat([x[:, :1], vectors, x[:, 1 if accumulate else 1 + m :]], dim=1)
@@ -297,7 +299,7 @@ class TextTower(nn.Module):
         """Prefix once (per image), then every text's own tokens against its keys and values."""
         per_image = any(t.ndim == 4 for t in (ctx, *deep) if t is not None)
         n_prefix = min(prompts.n_prefix, 1 + prompts.n_ctx) if weights is not None else prompts.n_prefix
-        kv = self._prefix(prompts, ctx, deep, n_prefix, accumulate)
+        kv, _ = self.prefix(prompts, ctx, deep, n_prefix, accumulate, upto=self.layers)
         groups = kv[0].shape[0]
         parts = self._chunks(prompts, n_prefix, groups, chunk_tokens)
         out = []
@@ -316,8 +318,11 @@ class TextTower(nn.Module):
             features = torch.cat(out, dim=1)[:, torch.cat(parts).argsort()]
         return features if per_image else features[0]
 
-    def _prefix(self, prompts, ctx, deep, n_prefix: int, accumulate: bool) -> list[Tensor]:
-        """Keys and values ``[G, H, P, e]`` of the prefix in every block, interleaved k, v, k, v, ...
+    def prefix(
+        self, prompts, ctx, deep, n_prefix: int, accumulate: bool, upto: int
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Keys and values ``[G, H, P, e]`` of the prefix in the first ``upto`` blocks, interleaved k, v, k, v, ..., and its
+        rows ``[G, P', d]`` at the input of the next one without the slots that are overwritten there (None: there is no next).
 
         G is the number of images for contexts per image, else 1. Slots that the next block overwrites are seen by others, but
         what they become themselves is thrown away: of them only keys and values are computed.
@@ -331,27 +336,32 @@ class TextTower(nn.Module):
             x = torch.cat([x[:, :1], grouped(ctx).float(), x[:, 1 + n :]], dim=1)
         x = (x + self.positional_embedding[:n_prefix].float()).to(self.dtype)
         kv = []
-        for i, block in enumerate(self.blocks):
-            if 1 <= i <= len(deep):  # the slots to overwrite were left out below
+        for i, block in enumerate(self.blocks[:upto]):
+            if 1 <= i <= len(deep) and deep[i - 1] is not None:  # the slots to overwrite were left out below
                 x = torch.cat([x[:, :1], grouped(deep[i - 1]).to(x.dtype), x[:, 1:]], dim=1)
             k, v = project(block, x, "kv")
             kv += [k, v]
             if i == self.layers - 1:
-                break
+                return kv, None
             seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-            if i < len(deep) and not accumulate:
+            if i < len(deep) and deep[i] is not None and not accumulate:
                 behind = 1 + deep[i].shape[-2]
                 x, seen = torch.cat([x[:, :1], x[:, behind:]], dim=1), torch.cat([seen[:1], seen[behind:]])
             (q,) = project(block, x, "q")
             x = finish(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
-        return kv
+        return kv, x
+
+    def embed_suffix(self, prompts, n_prefix: int, weights: Tensor | None) -> Tensor:
+        """Embeddings ``[1, R, d]`` of the positions behind the prefix, packed."""
+        length = prompts.length
+        w = None if weights is None else weights[:, n_prefix:length]
+        x = self._embed(prompts.tokens[:, n_prefix:length], n_prefix, w)
+        return prompts.layout(n_prefix).pack(x).to(self.dtype)[None]
 
     def _suffix(self, prompts, n_prefix: int, weights: Tensor | None, *kv: Tensor) -> Tensor:
         """Features ``[G, C, E]`` of the positions behind the prefix."""
-        layout, length = prompts.layout(n_prefix), prompts.length
-        w = None if weights is None else weights[:, n_prefix:length]
-        x = layout.pack(self._embed(prompts.tokens[:, n_prefix:length], n_prefix, w)).to(self.dtype)
-        x = x[None]  # one row for all groups until it has seen the prefix
+        layout = prompts.layout(n_prefix)
+        x = self.embed_suffix(prompts, n_prefix, weights)  # one row for all groups until it has seen the prefix
         for block, prefix_k, prefix_v in zip(self.blocks[:-1], kv[::2], kv[1::2]):
             q, k, v = project(block, x)
             x = finish(block, x, attend_with_prefix(q, k, v, prefix_k, prefix_v, layout))

@@ -93,7 +93,7 @@ def text_features(state, tokens: Tensor, ctx=None, deep=(), normalise=True) -> T
     x = x + state["positional_embedding"]
     mask = torch.full((CONTEXT, CONTEXT), float("-inf")).triu(1)
     for i in range(sum(k.startswith("transformer.") and k.endswith("ln_1.weight") for k in state)):
-        if 1 <= i <= len(deep):
+        if 1 <= i <= len(deep) and deep[i - 1] is not None:
             n = deep[i - 1].shape[-2]
             x = torch.cat([x[:, :1], deep[i - 1].expand(len(x), n, -1), x[:, 1 + n :]], dim=1)
         x = block(state, f"transformer.resblocks.{i}.", x, mask)
