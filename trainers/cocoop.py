@@ -81,6 +81,10 @@ class CoCoOp(ClassificationTrainer):
     config_node = "COCOOP"
 
     @classmethod
+    def model_class(cls):
+        return CoCoOpModel
+
+    @classmethod
     def build_net(cls, cfg, classnames, clip):
         node = cfg.TRAINER.COCOOP
-        return CoCoOpModel(clip, classnames, node.N_CTX, node.CTX_INIT)
+        return cls.model_class()(clip, classnames, node.N_CTX, node.CTX_INIT)

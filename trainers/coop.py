@@ -82,8 +82,12 @@ class CoOp(ClassificationTrainer):
     config_node = "COOP"
 
     @classmethod
+    def model_class(cls):
+        return CoOpModel
+
+    @classmethod
     def build_net(cls, cfg, classnames, clip):
-        return CoOpModel(clip, classnames, **coop_arguments(cfg))
+        return cls.model_class()(clip, classnames, **coop_arguments(cfg))
 
 
 def coop_arguments(cfg) -> dict:

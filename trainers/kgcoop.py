@@ -50,9 +50,13 @@ class KgCoOp(CoOp):
     """L = CE + W (1 - mean_c cos(t_c, w_c)) over all classes of the run; only ``ctx`` is learned."""
 
     @classmethod
+    def model_class(cls):
+        return KgCoOpModel
+
+    @classmethod
     def build_net(cls, cfg, classnames, clip):
         template = template_for(cfg, cfg.TRAINER.KGCOOP.TEMPLATE, "TRAINER.KGCOOP.TEMPLATE", KGCOOP_TEMPLATES)
-        return KgCoOpModel(clip, classnames, template, **coop_arguments(cfg))
+        return cls.model_class()(clip, classnames, template, **coop_arguments(cfg))
 
     def regularisers(self, images, image, text):
         return {"loss_kg": self.cfg.TRAINER.COOP.W * knowledge_distance(text, self.model.target)}

@@ -78,9 +78,13 @@ class MaPLe(ClassificationTrainer):
     config_node = "MAPLE"
 
     @classmethod
+    def model_class(cls):
+        return MaPLeModel
+
+    @classmethod
     def build_net(cls, cfg, classnames, clip):
         node = cfg.TRAINER.MAPLE
-        return MaPLeModel(clip, classnames, node.N_CTX, node.CTX_INIT, node.PROMPT_DEPTH)
+        return cls.model_class()(clip, classnames, node.N_CTX, node.CTX_INIT, node.PROMPT_DEPTH)
 
     @classmethod
     def load_state(cls, model, state, source):

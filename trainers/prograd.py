@@ -106,12 +106,16 @@ class ProGrad(CoOp):
             raise ValueError(f"LOSS.T is {cfg.LOSS.T}; a temperature is positive")
 
     @classmethod
+    def model_class(cls):
+        return ProGradModel
+
+    @classmethod
     def build_net(cls, cfg, classnames, clip):
         template = template_for(cfg, cfg.TRAINER.PROGRAD.TEMPLATE, "TRAINER.PROGRAD.TEMPLATE", PROGRAD_TEMPLATES)
         words = cfg.TRAINER.COOP.CTX_INIT.replace("_", " ")
         if words in FROM_TEMPLATE:
             words = template.split("{}")[0].strip()
-        return ProGradModel(clip, classnames, template, **{**coop_arguments(cfg), "ctx_init": words})
+        return cls.model_class()(clip, classnames, template, **{**coop_arguments(cfg), "ctx_init": words})
 
     def loss(self, images, labels):
         image, text = self.model.features(images)

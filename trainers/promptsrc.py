@@ -146,11 +146,15 @@ class PromptSRC(IVLP):
     config_node = "PROMPTSRC"
 
     @classmethod
+    def model_class(cls):
+        return PromptSRCModel
+
+    @classmethod
     def build_net(cls, cfg, classnames, clip):
         load = None
         if clip.dtype is torch.float16:
             load = lambda: cls.load_target_clip(cfg, clip.logit_scale.device)
-        return PromptSRCModel(clip, classnames, load_target_clip=load, **ivlp_arguments(cfg, cls.config_node))
+        return cls.model_class()(clip, classnames, load_target_clip=load, **ivlp_arguments(cfg, cls.config_node))
 
     @staticmethod
     def load_target_clip(cfg, device):

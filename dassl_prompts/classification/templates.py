@@ -32,6 +32,26 @@ CUSTOM_TEMPLATES = {
 #: KgCoOp's: CoOp's but for the textures
 KGCOOP_TEMPLATES = {**CUSTOM_TEMPLATES, "DescribableTextures": "a photo of a {}, a type of texture."}
 
+#: TCP's hand-written prompts
+TCP_TEMPLATES = {
+    **KGCOOP_TEMPLATES,
+    "FGVCAircraft": "a photo of an aircraft {}.",
+    "Food101": "a photo of a {}, a type of food.",
+}
+#: the texts whose first four words TCP's context overwrites; the stop that one of them lacks is missing in the official table
+TCP_STUDENT_TEMPLATES = {
+    **dict.fromkeys(("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), PLAIN_TEMPLATE),
+    **dict.fromkeys(("Caltech101", "SUN397", "EuroSAT"), "X X X X {}."),
+    "OxfordPets": "X X X X {}, a type of pet.",
+    "StanfordCars": "X X X X {}, a type of car",
+    "OxfordFlowers": "X X X X {}, a type of flower.",
+    "Food101": "X X X X {}, a type of food.",
+    "FGVCAircraft": "X X X X {}, a type of aircraft.",
+    "DescribableTextures": "X X X X {} texture.",
+    "UCF101": "a photo of a person doing {}.",
+    **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "X X X X {}, a type of emoji."),
+}
+
 #: ProGrad's, class name last; their words also start its context
 PROGRAD_TEMPLATES = {
     **CUSTOM_TEMPLATES,

@@ -44,6 +44,11 @@ class ClassificationTrainer(PromptTrainer):
     # -- what a method defines ------------------------------------------------------------------------------------
 
     @classmethod
+    def model_class(cls) -> type[nn.Module]:
+        """The class of the method's model; a wrapper such as DePT puts a mixin in front of it."""
+        raise NotImplementedError(f"{cls.__name__} names no class of its model")
+
+    @classmethod
     def build_net(cls, cfg, classnames: Sequence[str], clip: nn.Module) -> nn.Module:
         """The method's model for ``classnames`` on a loaded CLIP, without data or trainer."""
         raise NotImplementedError
@@ -161,9 +166,13 @@ class ClassificationTrainer(PromptTrainer):
         print(f"Learned tensors: {len(learnable)}, {sum(p.numel() for p in learnable):,} parameters")
         if self.cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(module, self.cfg.MODEL.INIT_WEIGHTS)
-        self.optim = self.build_optimizer(learnable)
+        self.optim = self.build_optimizer(learnable, self.parameter_groups(module))
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
         self.register_model(self.model.checkpoint_name, module, self.optim, self.sched)
+
+    def parameter_groups(self, module: nn.Module) -> list[dict] | None:
+        """Groups of learnable parameters with rates of their own; None is one group at ``OPTIM.LR``."""
+        return None
 
     def build_optimizer(self, learnable: list[nn.Parameter], groups: list[dict] | None = None) -> torch.optim.Optimizer:
         """``OPTIM``'s optimiser for ``learnable``, or for parameter ``groups`` with rates of their own."""

@@ -24,6 +24,19 @@ METHODS = {
     ),
     "KgCoOp": (["TRAINER.KGCOOP.TEMPLATE", "a photo of a {}.", "TRAINER.COOP.N_CTX", 4], "prompt_learner"),
     "ProGrad": (["TRAINER.PROGRAD.TEMPLATE", "a photo of a {}.", "TRAINER.COOP.N_CTX", 4], "prompt_learner"),
+    "TCP": (
+        [
+            "TRAINER.TCP.TEMPLATE",
+            "a photo of a {}.",
+            "TRAINER.TCP.STUDENT",
+            "X X X X {}.",
+            "TRAINER.TCP.LAYER",
+            2,
+            "TRAINER.COOP.N_CTX",
+            4,
+        ],
+        "prompt_learner",
+    ),
     "PromptKD": (["TRAINER.PROMPTKD.PROMPT_DEPTH_VISION", 3], "VLPromptLearner"),
 }
 

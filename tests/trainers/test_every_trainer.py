@@ -24,6 +24,7 @@ CLASSIFIERS = {
     "TipAdapterF": ["TRAINER.TIP_ADAPTER.TEMPLATE", TEMPLATE],
     "LinearProbe": ["TRAINER.LP.TEMPLATE", TEMPLATE],
 }
+CLASSIFIERS |= {f"DePT_{name}": CLASSIFIERS[name] for name in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC")}
 CACHED = {"TipAdapter": ["TRAINER.TIP_ADAPTER.TEMPLATE", TEMPLATE]}  # trained without a gradient
 ZEROSHOT = ["TRAINER.ZSCLIP.TEMPLATE", TEMPLATE]
 DPC = [f"DPC_{name}" for name in ("CoOp", "IVLP", "MaPLe", "PromptSRC", "PromptKD")]  # two stages each

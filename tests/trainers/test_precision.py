@@ -15,6 +15,7 @@ NODES = {
     "PromptKD": "PROMPTKD",
     "KgCoOp": "COOP",
     "ProGrad": "COOP",
+    "TCP": "COOP",
 }
 
 
