@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,6 +148,19 @@ def test_files_and_their_formats(train, pictures, tmp_path, capsys):
     rows = read_csv((tmp_path / "a.csv").read_text())
     assert [r["label"] for r in rows if r["label"]] == [i["label"] for i in items if "label" in i]
     assert not list(tmp_path.glob("**/.*.tmp"))
+
+
+def test_equal_scores_are_listed_in_the_order_of_the_classes(tmp_path, capsys):
+    names = [f"class {i}" for i in range(1000)]
+    run = SimpleNamespace(
+        classnames=names, predict=lambda paths, size: ((path, torch.full((1000,), 1e-3)) for path in paths)
+    )
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for top in (1, 5, 10):
+        args = command.parser().parse_args(["RUN", str(tmp_path / "a.png"), "--top", str(top)])
+        assert command.label_images(run, args) == 0
+        (row,) = read_csv(capsys.readouterr().out)
+        assert [row[c] for c in row if c.startswith("label")] == names[:top]
 
 
 def test_images_are_read_batch_by_batch():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dassl_prompts.captions.records import usable_negatives
+from dassl_prompts.ranking.exact import topk
 
 #: attribute words of closed vocabularies; a word is replaced by another of its row
 ATTRIBUTES = (
@@ -92,10 +93,9 @@ def swap_table_uniform(n_classes: int) -> list[list[int]]:
 
 
 def swap_table_similar(features: Tensor, k: int = 10) -> list[list[int]]:
-    """The ``k`` classes whose name features ``[C, E]`` (normalised) are most similar."""
-    scores = features.float() @ features.float().t()
-    scores.fill_diagonal_(-torch.inf)
-    return scores.topk(min(k, len(features) - 1), dim=1).indices.tolist()
+    """The ``k`` classes whose name features ``[C, E]`` (normalised) are most similar, most similar first."""
+    k = min(k, len(features) - 1)
+    return topk(features, features, k, exclude=torch.arange(len(features)))[1].tolist() if k else [[]] * len(features)
 
 
 def swap_table_meta(classnames: Sequence[str], meta: Mapping[str, str], source: str = "meta table") -> list[list[int]]:

@@ -3,9 +3,11 @@ ones."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl_prompts.composed.triplets import IMAGE_SUFFIXES
-from dassl_prompts.engine.files import read_json, write_json
+from dassl_prompts.engine.files import atomic_path, read_json, write_json
 from dassl_prompts.features.feature_cache import cached_features
 from dassl_prompts.ranking.exact import ordered_topk, topk
 
 CHUNK = 65_536
-MANIFEST, FAISS_FILE = "index.json", "faiss.index"
+MANIFEST, FAISS_FILE, COPIES_FILE = "index.json", "faiss.index", "copies.npy"
 #: FAISS returns this many times k candidates, which are then scored exactly
 RERANK = 10
 
 
-def chunked_topk(queries: Tensor, gallery: np.ndarray, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def chunked_topk(
+    queries: Tensor, gallery: np.ndarray, k: int, chunk: int = CHUNK, left_out: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """Exact top-k by inner product over a gallery that need not fit into memory.
 
     Args:
-        queries: [Q, d]. gallery: [N, d] array or memory map of any float type. k: results per query, at most
-            N.
+        queries: [Q, d]; half precision is scored in fp32. gallery: [N, d] array or memory map of any float type.
+        k: results per query, at most N.
         chunk: gallery rows in memory at a time (as fp32), so the memory is about chunk * (d + Q) * 4 bytes.
+        left_out: ascending numbers of rows that take no part.
 
     Returns:
-        scores [Q, k] and row numbers [Q, k]; equal scores by smaller row.
+        scores [Q, k] and row numbers [Q, k]; equal scores by smaller row; -1 where no row is left.
 
     Raises:
         ValueError: k or chunk out of range.
@@ -42,15 +47,32 @@ def chunked_topk(queries: Tensor, gallery: np.ndarray, k: int, chunk: int = CHUN
         raise ValueError(f"{k} results were asked for, the index holds {len(gallery)} images")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; give a positive number of rows")
+    queries = queries if queries.dtype == torch.float64 else queries.float()
+    left_out = np.empty(0, np.int64) if left_out is None else left_out
     scores, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(gallery), chunk):
         part = torch.from_numpy(np.array(gallery[start : start + chunk])).to(queries.dtype)
-        new_scores, new_rows = ordered_topk(queries @ part.T, min(k, len(part)))
+        part_scores = queries @ part.T
+        here = left_out[np.searchsorted(left_out, start) : np.searchsorted(left_out, start + len(part))]
+        part_scores[:, here - start] = -torch.inf
+        new_scores, new_rows = ordered_topk(part_scores, min(k, len(part)))
         # earlier rows come first, and a stable sort keeps them first among equal scores
         scores, order = torch.cat([scores, new_scores], 1).sort(dim=1, descending=True, stable=True)
         rows = torch.cat([rows, new_rows + start], 1).gather(1, order)[:, :k]
         scores = scores[:, :k]
-    return scores, rows
+    return scores, rows.masked_fill(scores == -torch.inf, -1)
+
+
+def find_copies(features: np.ndarray) -> np.ndarray:
+    """Rows of a memory map [N, d] that repeat an earlier row bit by bit: [C, 2], each with the first of its kind."""
+    first: dict[bytes, int] = {}
+    pairs = []
+    for start in range(0, len(features), CHUNK):
+        for number, row in enumerate(np.array(features[start : start + CHUNK]) + 0.0, start):  # -0.0 is 0.0
+            original = first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), number)
+            if original != number:
+                pairs.append((number, original))
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def list_folder(folder: str | Path) -> list[str]:
@@ -138,6 +160,8 @@ class ImageIndex:
             "faiss": faiss,
         }
         index = cls(folder, manifest)
+        with atomic_path(folder / COPIES_FILE) as temporary, open(temporary, "wb") as file:
+            np.save(file, find_copies(index.features))
         if faiss:
             index.build_faiss(faiss)
         write_json(manifest, folder / MANIFEST)
@@ -164,22 +188,35 @@ class ImageIndex:
     def features(self) -> np.ndarray:
         return np.load(self.folder / f"{self.manifest['features']}.npy", mmap_mode="r")
 
+    @cached_property
+    def copies(self) -> np.ndarray:
+        """[C, 2]: rows with the features of an earlier row, and that row. None of an index from before 0.2."""
+        path = self.folder / COPIES_FILE
+        return np.load(path) if path.is_file() else np.empty((0, 2), np.int64)
+
     def search(self, queries: Tensor, k: int, exclude: Sequence[str] = ()) -> list[list[tuple[str, float]]]:
-        """``(path, score)`` of the best ``k`` images for every query [Q, d], without the paths in
-        ``exclude``."""
+        """``(path, score)`` of the best ``k`` images for every query [Q, d], without the paths in ``exclude``.
+
+        The higher score first, then the smaller number in ``paths``; either engine looks at images with equal features
+        once, so that they share one score.
+        """
         paths, hidden = self.manifest["paths"], {os.path.abspath(path) for path in exclude}
         hidden |= {paths[i] for i in self.manifest["unreadable"]}
         wanted = min(k + sum(path in hidden for path in paths) if hidden else k, len(paths))
         scores, rows = (
             self.search_faiss(queries, wanted)
             if self.manifest["faiss"]
-            else chunked_topk(queries, self.features, wanted)
+            else chunked_topk(queries, self.features, wanted, left_out=self.copies[:, 0])
         )
-        found = [
-            [(paths[r], s) for r, s in zip(*pair) if r >= 0 and paths[r] not in hidden]
-            for pair in zip(rows.tolist(), scores.tolist())
-        ]
-        return [row[:k] for row in found]
+        copies: dict[int, list[int]] = {}
+        for copy, original in self.copies.tolist():
+            copies.setdefault(original, []).append(copy)
+        found = []
+        for pair in zip(rows.tolist(), scores.tolist()):
+            every = [(one, s) for r, s in zip(*pair) if r >= 0 for one in (r, *copies.get(r, ()))]
+            every.sort(key=lambda row: (-row[1], row[0]))
+            found.append([(paths[r], s) for r, s in every if paths[r] not in hidden][:k])
+        return found
 
     # -- FAISS -----------------------------------------------------------------------------------------------
 
@@ -192,16 +229,22 @@ class ImageIndex:
             raise ValueError(f"FAISS does not know the index {factory!r}, use e.g. HNSW32 or IVF4096,Flat") from error
         if not index.is_trained:
             index.train(np.array(features[: 50 * CHUNK], dtype=np.float32))
-        for start in range(0, len(features), CHUNK):
-            index.add(np.array(features[start : start + CHUNK], dtype=np.float32))
+        for rows in np.array_split(self.distinct, range(CHUNK, len(self.distinct), CHUNK)):
+            index.add(np.array(features[rows], dtype=np.float32))
         temporary = self.folder / f"{FAISS_FILE}.tmp"
         faiss.write_index(index, str(temporary))
         os.replace(temporary, self.folder / FAISS_FILE)
 
+    @property
+    def distinct(self) -> np.ndarray:
+        """Numbers of the rows that FAISS holds: all but the copies."""
+        return np.delete(np.arange(len(self.manifest["paths"])), self.copies[:, 0])
+
     def search_faiss(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Approximate candidates, scored exactly; row -1 where FAISS found fewer than ``k``."""
         index = import_faiss().read_index(str(self.folder / FAISS_FILE))
-        candidates = torch.from_numpy(index.search(queries.numpy(), min(k * RERANK, index.ntotal))[1])
+        found = index.search(queries.float().numpy(), min(k * RERANK, index.ntotal))[1]
+        candidates = torch.from_numpy(np.where(found < 0, -1, self.distinct[found]))
         rows = torch.unique(candidates[candidates >= 0])
         features = torch.from_numpy(np.array(self.features[rows.numpy()], dtype=np.float32))
         position = torch.searchsorted(rows, candidates.clamp_min(0)).masked_fill(candidates < 0, -1)

@@ -72,16 +72,14 @@ def evaluate(task: RetrievalTask, queries: Tensor, gallery: Tensor) -> dict[str,
 
 
 def subset_ranks(queries: Tensor, gallery: Tensor, target: Tensor, members: Tensor) -> Tensor:
-    """1-based rank [Q] of each target among the ``members`` [Q, M] of its image set (padded with -1); scores
-    only these pairs."""
-    members, target = members.to(gallery.device), target.to(gallery.device)
-    scores = torch.einsum("qmd,qd->qm", gallery[members.clamp_min(0)].float(), queries.to(gallery.device).float())
+    """1-based rank [Q] of each target among the ``members`` [Q, M] of its image set (padded with -1).
+
+    The scores are those of :func:`best_members`, to the bit: a product of these pairs alone may round otherwise.
+    """
     is_target = members == target[:, None]
     if not bool(is_target.any(1).all()):
         raise ValueError(f"target of query {int((~is_target.any(1)).nonzero()[0])} is not in its image set")
-    own = scores.masked_fill(~is_target, -torch.inf).max(1, keepdim=True).values
-    ahead = (scores > own) | ((scores == own) & (members < target[:, None]))
-    return 1 + (ahead & (members >= 0)).sum(1)
+    return target_ranks(queries, gallery, target, candidates=members)
 
 
 def check_shapes(task: RetrievalTask, queries: Tensor, gallery: Tensor) -> None:

@@ -71,7 +71,7 @@ def class_wise_features(
             out.append(run(part, own, w, fixed, *kv, *sot_kv))
     if chunks[0] is None:
         return out[0]
-    return torch.cat(out)[torch.cat(list(chunks)).argsort()]
+    return torch.cat(out)[torch.cat(list(chunks)).argsort(stable=True)]
 
 
 def above_start(tower, prompts, deep, start: int, suffix: Tensor, fixed: Tensor, sot_kv: Sequence[Tensor]) -> Tensor:

@@ -315,7 +315,7 @@ class TextTower(nn.Module):
                 out.append(self._suffix(part, n_prefix, w, *kv))
         features = out[0]
         if parts[0] is not None:
-            features = torch.cat(out, dim=1)[:, torch.cat(parts).argsort()]
+            features = torch.cat(out, dim=1)[:, torch.cat(parts).argsort(stable=True)]
         return features if per_image else features[0]
 
     def prefix(

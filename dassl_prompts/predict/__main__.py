@@ -186,6 +186,8 @@ def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
     """Write a row per image; returns how many could not be read."""
     from tqdm import tqdm
 
+    from dassl_prompts.ranking.exact import ordered_topk
+
     total = sum(1 for _ in find_images(args.images))
     top = min(args.top or len(run.classnames), len(run.classnames))
     broken = 0
@@ -198,7 +200,7 @@ def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
                 broken += 1
                 out.write({"image": path, "scores": [], "error": str(scores)})
             else:
-                values, index = scores.topk(top)
+                values, index = ordered_topk(scores, top)
                 labels = [run.classnames[i] for i in index.tolist()]
                 out.write({"image": path, "scores": list(zip(labels, values.tolist()))})
             bar.update()

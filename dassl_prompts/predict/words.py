@@ -17,6 +17,8 @@ def nearest_words(run: TrainedRun, count: int = 3) -> list[dict]:
     """
     import torch
 
+    from dassl_prompts.ranking.exact import ordered_topk
+
     text = run.model.clip.text
     context = learned_context(run.model)
     if context is None:
@@ -25,8 +27,8 @@ def nearest_words(run: TrainedRun, count: int = 3) -> list[dict]:
     per_class = context.ndim == 3
     rows = []
     for index, tokens in enumerate(context if per_class else [context]):
-        distances, ids = torch.cdist(tokens.detach().float(), table).topk(count, largest=False)
-        for slot, (near, which) in enumerate(zip(distances.tolist(), ids.tolist()), 1):
+        nearness, ids = ordered_topk(-torch.cdist(tokens.detach().float(), table), count)
+        for slot, (near, which) in enumerate(zip((-nearness).tolist(), ids.tolist()), 1):
             words = [(text.tokenizer.decode([i]).strip() or f"<{i}>", d) for d, i in zip(near, which)]
             rows.append({"slot": slot, **({"class": run.classnames[index]} if per_class else {}), "words": words})
     return rows

@@ -1,7 +1,9 @@
 """Exact ranking by inner product, in blocks of queries: the N x N similarity matrix never exists as a whole.
 
-Order of a ranking: higher score first, equal scores by smaller gallery index. Gallery rows that are bitwise
-equal always get equal scores (a matrix product may round the same row differently at the edge of a tile), so ties are ties.
+The one order of every ranking of this package: higher score first, equal scores by smaller index, scores in at least fp32.
+:func:`ordered_topk` keeps it for scores that are there already (``torch.topk`` orders equal scores by chance: of 1,000 equal
+ones its first is number 0 for k = 1, number 3 for k = 5). Gallery rows that are bitwise equal always get equal scores (a matrix
+product may round the same row differently at the edge of a tile), so ties are ties.
 """
 
 from __future__ import annotations
@@ -100,6 +102,33 @@ def topk(
     return torch.cat(values), torch.cat(indices)
 
 
+def ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first ``k`` of scores in this package's order: the higher score, then the smaller index.
+
+    Args:
+        scores: ``[..., N]``, higher is better; half precision is compared in fp32.
+        k: 1 to N.
+
+    Returns:
+        values and indices ``[..., k]``.
+
+    >>> ordered_topk(torch.tensor([0.5, 0.9, 0.5, 0.9]), 3)[1].tolist()
+    [1, 3, 0]
+    """
+    flat = scores.reshape(-1, scores.shape[-1])
+    flat = flat if flat.dtype == torch.float64 else flat.float()
+    values, indices = flat.topk(k, dim=1)
+    # torch.topk orders equal scores arbitrarily, and may leave out the smaller index at the end of the list
+    cut = ((flat >= values[:, -1:]).sum(1) > k).nonzero().flatten()
+    for row in cut.tolist():
+        order = flat[row].argsort(descending=True, stable=True)[:k]
+        values[row], indices[row] = flat[row, order], order
+    indices, by_index = indices.sort(1)
+    values, order = values.gather(1, by_index).sort(dim=1, descending=True, stable=True)
+    shape = (*scores.shape[:-1], k)
+    return values.reshape(shape), indices.gather(1, order).reshape(shape)
+
+
 def recall_at(ranks: Tensor, ks: Iterable[int] = (1, 5, 10)) -> dict[int, float]:
     """Share of queries, in percent, whose target is among the first k, for every k.
 
@@ -125,6 +154,19 @@ def equal_groups(labels: Iterable) -> Tensor:
     return torch.tensor([rows[label] for label in labels], dtype=torch.long).reshape(len(labels), width)
 
 
+def equal_rows(gallery: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of ``[G, E]`` that repeat an earlier row bit by bit, and the first of the rows that they repeat; both ``[C]``."""
+    first: dict[bytes, int] = {}
+    copies, originals = [], []
+    # + 0.0 turns -0.0 into 0.0, which is the same number in other bits
+    for index, row in enumerate((gallery + 0.0).cpu().numpy()):
+        original = first.setdefault(row.tobytes(), index)
+        if original != index:
+            copies.append(index)
+            originals.append(original)
+    return tuple(torch.tensor(x, dtype=torch.long, device=gallery.device) for x in (copies, originals))
+
+
 def score_blocks(
     queries: Tensor,
     gallery: Tensor,
@@ -141,7 +183,7 @@ def score_blocks(
     size = chunk if chunk is not None else max(1, BLOCK_BYTES // (gallery.element_size() * max(1, len(gallery))))
     if size < 1:
         raise ValueError(f"chunk is {chunk}; give a positive number of queries")
-    copies, originals = _equal_rows(gallery)
+    copies, originals = equal_rows(gallery)
     transposed = gallery.t()
     buffer = gallery.new_empty(min(size, len(queries)), len(gallery))
     for start in range(0, len(queries), size):
@@ -189,19 +231,6 @@ def _index(index: Tensor | None, queries: Tensor, gallery: Tensor, name: str) ->
     return index
 
 
-def _equal_rows(gallery: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that repeat an earlier row bit by bit, and the rows that they repeat."""
-    first: dict[bytes, int] = {}
-    copies, originals = [], []
-    # + 0.0 turns -0.0 into 0.0, which is the same number in other bits
-    for index, row in enumerate((gallery + 0.0).cpu().numpy()):
-        original = first.setdefault(row.tobytes(), index)
-        if original != index:
-            copies.append(index)
-            originals.append(original)
-    return tuple(torch.tensor(x, dtype=torch.long, device=gallery.device) for x in (copies, originals))
-
-
 def _fill(scores: Tensor, index: Tensor) -> None:
     """-inf at ``index [rows, X]``, ignoring -1."""
     row, column = (index >= 0).nonzero(as_tuple=True)
@@ -240,16 +269,3 @@ def _ties_before(scores: Tensor, best: Tensor, position: Tensor, equal: Tensor) 
         before = torch.arange(scores.shape[1], device=scores.device) < position[tied]
         counts[tied] = ((scores[tied] == best[tied]) & before).sum(1)
     return counts
-
-
-def ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and columns ``[rows, k]`` of the largest scores, equal ones by smaller column."""
-    values, indices = scores.topk(k, dim=1)
-    # torch.topk orders equal scores arbitrarily, and may leave out the smaller index at the end of the list
-    cut = ((scores >= values[:, -1:]).sum(1) > k).nonzero().flatten()
-    for row in cut.tolist():
-        order = scores[row].argsort(descending=True, stable=True)[:k]
-        values[row], indices[row] = scores[row, order], order
-    indices, by_index = indices.sort(1)
-    values, order = values.gather(1, by_index).sort(dim=1, descending=True, stable=True)
-    return values, indices.gather(1, order)

@@ -51,6 +51,13 @@ def test_swap_tables():
     assert swap_table_uniform(3) == [[1, 2], [0, 2], [0, 1]]
     features = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), dim=1)
     assert swap_table_similar(features, k=1) == [[1], [0], [1]]
+    equal = torch.ones(1000, 3)  # equal names: the first of the others, whatever k
+    assert [swap_table_similar(equal, k)[5] for k in (1, 7, 10)] == [
+        [0],
+        [0, 1, 2, 3, 4, 6, 7],
+        [*range(5), *range(6, 11)],
+    ]
+    assert swap_table_similar(features[:1]) == [[]]
     assert swap_table_meta(["a", "b", "c", "d"], dict(a=1, b=2, c=1, d=2)) == [[2], [3], [0], [1]]
 
 

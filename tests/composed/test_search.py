@@ -202,6 +202,58 @@ def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
     assert [[p for p, _ in row] for row in exact] == [[p for p, _ in row] for row in approximate]
 
 
+@pytest.fixture
+def repeated(folder, blip, tmp_path):
+    """``repeated(factory)``: an index of 300 pictures, of which 200 are copies of one and 40 of another; and their order."""
+    for path in folder.rglob("*.*"):
+        path.unlink()
+    kinds = [0 if i % 3 else 1 if i % 7 == 0 else i for i in range(300)]
+    for i, kind in enumerate(kinds):
+        picture(folder / f"{i:03d}.png", kind)
+
+    def make(factory):
+        index = tmp_path / f"index{factory}"
+        args = ["index", str(folder), "--index", str(index), "--backbone", blip]
+        assert search.main([*args, *(["--faiss", factory] if factory else [])]) == 0
+        return ImageIndex.open(index)
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("factory", ["", "Flat", "HNSW16"])
+def test_copies_of_a_picture_come_in_the_order_of_the_folder(repeated, factory, dtype):
+    """FAISS has them in descending order, and its first answer depends on k; so does torch.topk's."""
+    pytest.importorskip("faiss")
+    index = repeated(factory)
+    features = torch.from_numpy(np.array(index.features)).float()
+    queries = F.normalize(features[[1, 0, 9]] + 0.01 * torch.randn(3, 16), dim=-1).to(dtype)
+    first, kinds = {}, []  # pictures with equal pixels have equal scores
+    for path in index.manifest["paths"]:
+        kinds.append(first.setdefault(Path(path).read_bytes(), len(kinds)))
+    assert sorted(map(kinds.count, set(kinds)))[-2:] > [10, 150]
+    scores = (queries.double() @ features.double().t())[:, kinds]
+    wanted = [[index.manifest["paths"][i] for i in row[:30]] for row in full_sort_of(scores)]
+    for k in (1, 5, 10, 30):
+        found = index.search(queries, k)
+        assert [[path for path, _ in row] for row in found] == [row[:k] for row in wanted]
+        assert len({score for _, score in found[0]}) == 1  # one score for all copies
+    shown = index.search(queries, 5, exclude=wanted[0][:1])
+    assert [path for path, _ in shown[0]] == wanted[0][1:6]
+
+
+def full_sort_of(scores):
+    return [sorted(range(len(row)), key=lambda i: (-row[i], i)) for row in scores.tolist()]
+
+
+def test_an_index_from_before_copies_were_noted_is_read(folder, blip, tmp_path):
+    search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
+    queries = F.normalize(torch.randn(3, 16), dim=-1)
+    found = ImageIndex.open(tmp_path / "a").search(queries, 5)
+    (tmp_path / "a" / "copies.npy").unlink()
+    assert ImageIndex.open(tmp_path / "a").search(queries, 5) == found
+
+
 def test_faiss_that_finds_too_few(folder, blip, tmp_path, monkeypatch):
     """FAISS fills up with -1; nothing is made up for it."""
     search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])

@@ -97,3 +97,16 @@ def test_coops_parser_reads_a_run(tmp_path, capsys):
     make_images(tmp_path / "data")
     toy_trainer(tmp_path / "data", tmp_path / "out", "TEST.FINAL_MODEL", "best_val").train()
     assert parse_as_coop_does(capsys.readouterr().out) == 100.0
+
+
+def test_of_equal_scores_the_smaller_class_counts(tmp_path):
+    """With 1,000 equal logits torch.topk's first class depends on k."""
+    from dassl_prompts.engine import compute_accuracy
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        equal = torch.zeros(4, 1000, dtype=dtype)
+        labels = torch.tensor([0, 3, 7, 9])
+        assert [float(a) for a in compute_accuracy(equal, labels, topk=(1, 4, 10))] == [25.0, 50.0, 100.0]
+        ev = evaluator(tmp_path)
+        ev.process(equal, labels)
+        assert ev.evaluate()["accuracy"] == 25.0

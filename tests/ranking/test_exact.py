@@ -1,9 +1,12 @@
 """Ranking against a brute-force sort in Python, with planted ties."""
 
+import ast
+
 import pytest
 import torch
 
-from dassl_prompts.ranking.exact import equal_groups, recall_at, target_ranks, topk
+from dassl_prompts.ranking.exact import equal_groups, ordered_topk, recall_at, target_ranks, topk
+from tests.conftest import ROOT
 
 CHUNKS = (1, 7, None)
 
@@ -80,6 +83,58 @@ def test_equal_rows_tie_in_floating_point():
     for chunk in CHUNKS:
         first, middle, last = (target_ranks(queries, gallery, torch.full((67,), t), chunk=chunk) for t in (1, 100, 196))
         assert torch.equal(middle, first + 1) and torch.equal(last, first + 2)
+
+
+# -- one order everywhere --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_first_answer_does_not_depend_on_k(dtype):
+    """torch.topk's does: among 1,000 equal scores its first is 0, 3 or 8 for k = 1, 5, 10."""
+    equal = torch.zeros(2, 1000, dtype=dtype)
+    for k in (1, 5, 10, 16, 500, 1000):
+        assert ordered_topk(equal, k)[1].tolist() == [list(range(k))] * 2
+        assert ordered_topk(equal[0], k)[1].tolist() == list(range(k))
+    features = torch.nn.functional.normalize(torch.randn(2300, 64), dim=1).to(dtype)
+    scores = features[:200] @ features.t()  # half precision: many ties among ordinary features
+    best = ordered_topk(scores, 10)[1]
+    assert torch.equal(best, scores.double().argsort(dim=1, descending=True, stable=True)[:, :10])
+    assert torch.equal(ordered_topk(scores, 1)[1], best[:, :1])
+
+
+def test_half_precision_features_are_scored_in_fp32():
+    features = torch.nn.functional.normalize(torch.randn(500, 64), dim=1).half()
+    queries, whole = features[:50], features.float()
+    scores, found = topk(queries, features, 5)
+    assert scores.dtype == torch.float32
+    assert torch.equal(found, (whole[:50] @ whole.t()).argsort(dim=1, descending=True, stable=True)[:, :5])
+    ranks = target_ranks(queries, features, found[:, 1])
+    assert (ranks == 2).all()
+
+
+def test_doctest():
+    import doctest
+
+    from dassl_prompts.ranking import exact
+
+    assert doctest.testmod(exact).failed == 0
+
+
+def loose(path):
+    """Calls that order by chance among equal values: torch's topk, and sorting without ``stable``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        words = {word.arg for word in node.keywords}
+        unstable = node.func.attr == "argsort" or (node.func.attr == "sort" and "descending" in words)
+        if node.func.attr == "topk" or (unstable and not words & {"stable", "kind"}):
+            yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_nothing_is_ordered_by_chance():
+    files = [p for f in ("dassl_prompts", "trainers", "datasets", "tools") for p in (ROOT / f).rglob("*.py")]
+    found = [place for path in files if path.name != "exact.py" for place in loose(path)]
+    assert not found, f"use dassl_prompts.ranking.exact.ordered_topk, or stable=True: {found}"
 
 
 def test_identity_similarity_is_perfect():

@@ -115,6 +115,6 @@ def canonical(x: Tensor, weights: Tensor, labels: Tensor) -> Clusters:
     sizes = members.sum(dim=2)
     first = torch.where(members, torch.arange(n_points, device=labels.device), n_points).amin(dim=2)
     order = (first - sizes * (n_points + 1)).argsort(dim=1, stable=True)
-    rank = order.argsort(dim=1)
+    rank = order.argsort(dim=1, stable=True)
     centroids = weights.gather(1, order[..., None].expand(-1, -1, n_points)) @ x
     return Clusters(centroids, rank.gather(1, labels), sizes.gather(1, order))

@@ -56,9 +56,9 @@ class Classification(EvaluatorBase):
         self._y_pred: list[int] = []
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Add a batch: logits ``mo`` [B, C], labels ``gt`` [B]."""
+        """Add a batch: logits ``mo`` [B, C], labels ``gt`` [B]; of equal logits the smaller class counts."""
         self._y_true.extend(gt.tolist())
-        self._y_pred.extend(mo.max(1)[1].tolist())
+        self._y_pred.extend(mo.argmax(1).tolist())
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return the results; accuracy comes first.

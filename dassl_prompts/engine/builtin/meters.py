@@ -62,7 +62,7 @@ class MetricMeter:
 
 @torch.no_grad()
 def compute_accuracy(output: Tensor, target: Tensor, topk: Iterable[int] = (1,)) -> list[Tensor]:
-    """Top-k accuracies in percent.
+    """Top-k accuracies in percent; equal scores count by the smaller class.
 
     Args:
         output: logits [B, C] (a list or tuple: its first element).
@@ -74,7 +74,8 @@ def compute_accuracy(output: Tensor, target: Tensor, topk: Iterable[int] = (1,))
     """
     topk = tuple(topk)
     output = output[0] if isinstance(output, (tuple, list)) else output
-    predicted = output.topk(max(topk), dim=1).indices
+    # not torch.topk, which orders equal scores by chance
+    predicted = output.float().argsort(dim=1, descending=True, stable=True)[:, : max(topk)]
     hits = predicted.eq(target[:, None])
     return [hits[:, :k].any(dim=1).float().mean().mul(100.0).reshape(1) for k in topk]
 
