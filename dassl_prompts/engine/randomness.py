@@ -67,6 +67,16 @@ def own_stream(seed: int) -> Iterator[None]:
         torch.set_rng_state(saved[2])
 
 
+@contextmanager
+def kept_streams() -> Iterator[None]:
+    """Put all global generators back after a block, which thereby draws nothing that follows it would have drawn."""
+    saved = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(saved)
+
+
 def collect_env_info() -> str:
     """Versions and hardware, as torch reports them, plus Pillow."""
     import PIL

@@ -29,8 +29,8 @@ from dassl_prompts.engine.checkpoint import (
 from dassl_prompts.engine.config import with_engine_defaults
 from dassl_prompts.engine.digest import data_digests
 from dassl_prompts.engine.files import read_json
-from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt
-from dassl_prompts.engine.randomness import set_rng_state
+from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt, draw_apart
+from dassl_prompts.engine.randomness import kept_streams, set_rng_state
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
 from dassl_prompts.engine.seam import ENGINE, VERSION, announce
 
@@ -74,6 +74,12 @@ class PromptTrainer(TrainerX):
         """Dassl's data manager over :class:`~dassl_prompts.engine.loading.PromptDatasetWrapper`."""
         self.use_data_manager(DataManager(self.cfg, dataset_wrapper=PromptDatasetWrapper))
         check_labels(self.dm.dataset)
+
+    def use_data_manager(self, dm) -> None:
+        """Publish the loaders and class names of ``dm``; what evaluates draws no random number of the training."""
+        SimpleTrainer.use_data_manager(self, dm)
+        for loader in (self.val_loader, self.test_loader):
+            draw_apart(loader)
 
     # -- training ---------------------------------------------------------------------------------------
 
@@ -163,16 +169,19 @@ class PromptTrainer(TrainerX):
         )
 
     # pinned to the built-in versions: the forks of Dassl differ here
-    use_data_manager = SimpleTrainer.use_data_manager
     run_batches = SimpleTrainer.run_batches
     progress_line = SimpleTrainer.progress_line
-    after_epoch = SimpleTrainer.after_epoch
     choose_split = SimpleTrainer.choose_split
     init_writer = SimpleTrainer.init_writer
     close_writer = SimpleTrainer.close_writer
     write_scalar = SimpleTrainer.write_scalar
     model_inference = SimpleTrainer.model_inference
     parse_batch_test = SimpleTrainer.parse_batch_test
+
+    def after_epoch(self) -> None:
+        """Validate and write checkpoints; training goes on from the random numbers that it would have without."""
+        with kept_streams():
+            SimpleTrainer.after_epoch(self)
 
     def after_train(self) -> None:
         """Final test, elapsed time."""

@@ -48,8 +48,9 @@ class ImageList(Dataset):
 
 
 def image_batches(images: ImageList, batch_size: int, workers: int = 0) -> Iterator[list[Tensor | str]]:
-    """Batches as plain lists, in order."""
-    yield from DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    """Batches as plain lists, in order; a run draws the same random numbers whether they are read or found in a cache."""
+    own = torch.Generator()
+    yield from DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=list, generator=own)
 
 
 def images_digest(paths: Sequence[str]) -> str:

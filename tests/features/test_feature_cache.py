@@ -51,6 +51,12 @@ def test_values_and_reuse(tmp_path, paths):
     np.testing.assert_array_equal(again.array, array)
 
 
+def test_a_run_draws_the_same_random_numbers_whether_a_cache_is_filled_or_found(tmp_path, paths):
+    before = torch.get_rng_state()
+    features(tmp_path, paths, Encoder())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_half_precision_rounds(tmp_path, paths):
     exact = features(tmp_path, paths, Encoder()).array
     half = features(tmp_path, paths, Encoder(), dtype="fp16").array

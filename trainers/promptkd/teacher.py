@@ -131,8 +131,9 @@ class TeacherCache:
     def compute(trainer) -> Tensor:
         cfg = trainer.cfg
         data = DatasetWrapper(cfg, trainer.dm.dataset.train_x, transform=build_transform(cfg, is_train=False))
+        own = torch.Generator()  # a run draws the same random numbers whether the cache is there or not
         loader = torch.utils.data.DataLoader(
-            data, batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS
+            data, cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS, generator=own
         )
         with trainer.autocast():
             parts = [trainer.model.teacher_image_features(batch["img"].to(trainer.device)).cpu() for batch in loader]
