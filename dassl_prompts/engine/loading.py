@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from dassl_prompts.engine.builtin.loading import DatasetWrapper
+from dassl_prompts.engine.builtin.randaugment import RandAugment
 from dassl_prompts.engine.images import ImageReadError
 from dassl_prompts.engine.randomness import own_stream
 
@@ -23,7 +26,7 @@ class PromptDatasetWrapper(DatasetWrapper):
     epoch_seed: int | None = None
 
     def __init__(self, cfg, data_source: Sequence, transform=None, is_train: bool = False):
-        super().__init__(cfg, data_source, transform=transform, is_train=is_train)
+        super().__init__(cfg, data_source, transform=with_own_randaugment(transform), is_train=is_train)
         self.replaces = is_train and cfg.DATALOADER.MAX_CORRUPT > 0
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
@@ -67,6 +70,32 @@ def whole_pass_loader(cfg, dm):
         batch_size=cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def with_own_randaugment(transform: Any) -> Any:
+    """A transform with our RandAugment in the place of Dassl's own, which is the same until numpy 1.24 and fails from there on."""
+    if isinstance(transform, (list, tuple)):
+        return [with_own_randaugment(one) for one in transform]
+    steps = getattr(transform, "transforms", ())
+    if not any(is_dassls(step) for step in steps):
+        return transform
+    return type(transform)([RandAugment(step.n, step.m) if is_dassls(step) else step for step in steps])
+
+
+def is_dassls(step: Any) -> bool:
+    return type(step).__module__.startswith("dassl.") and type(step).__name__ == RandAugment.__name__
+
+
+def draw_apart(loader: Any) -> None:
+    """Give an evaluation loader (and its sampler) a generator of its own.
+
+    A loader without one draws a seed from torch's global generator on every pass, and the next epoch of the training has
+    another order. A generator that is there already stays; what has none, such as a list of batches or None, is left alone.
+    """
+    own = torch.Generator()
+    for part in (loader, getattr(loader, "sampler", None)):
+        if getattr(part, "generator", own) is None:
+            part.generator = own
 
 
 def count_corrupt(batch: Any, seen: set[str], limit: int) -> None:

@@ -7,6 +7,8 @@ import random
 import torch
 from torch import Tensor
 
+from dassl_prompts.engine.builtin.randaugment import RandAugment
+
 AVAILABLE = [
     "random_flip",
     "random_resized_crop",
@@ -20,13 +22,13 @@ AVAILABLE = [
     "colorjitter",
     "randomgrayscale",
     "gaussian_blur",
+    "randaugment",
 ]
 #: policy augmentations of Dassl that fail there on current numpy and that no prompt-learning recipe uses
 LEFT_OUT = [
     "imagenet_policy",
     "cifar10_policy",
     "svhn_policy",
-    "randaugment",
     "randaugment_fixmatch",
     "randaugment2",
 ]
@@ -163,6 +165,9 @@ def _train_steps(inp, choices) -> list[tuple]:
         steps.append((f"random resized crop (size={size}, scale={inp.RRCROP_SCALE})", crop))
     if "random_flip" in choices:
         steps.append(("random flip", T.RandomHorizontalFlip()))
+    if "randaugment" in choices:
+        n, m = inp.RANDAUGMENT_N, inp.RANDAUGMENT_M
+        steps.append((f"randaugment (n={n}, m={m})", RandAugment(n, m)))
     if "colorjitter" in choices:
         b, c, s, h = inp.COLORJITTER_B, inp.COLORJITTER_C, inp.COLORJITTER_S, inp.COLORJITTER_H
         line = f"color jitter (brightness={b}, contrast={c}, saturation={s}, hue={h})"
