@@ -28,12 +28,20 @@ def _plugin_modules():
 
 
 def extend_cfg(cfg) -> None:
-    """Add every config node of this package that ``cfg`` lacks; values that are there stay."""
-    from dassl_prompts import engine
+    """Add every config node of this package that ``cfg`` lacks; values that are there stay.
 
-    for module in [engine, *_plugin_modules()]:
-        if hasattr(module, "extend_cfg"):
-            module.extend_cfg(cfg)
+    One line names the methods' keys whose value is not our default: a lab's ``PREC`` decides how our trainers compute, too.
+    """
+    from dassl_prompts import engine
+    from dassl_prompts.engine.config import theirs
+
+    extensions = [m.extend_cfg for m in [engine, *_plugin_modules()] if hasattr(m, "extend_cfg")]
+    said = theirs(cfg, extensions)
+    for extend in extensions:
+        extend(cfg)
+    if said:
+        print(said)
+        engine.seam.notes.append(lambda: said)
 
 
 def build_model(cfg, classnames: Sequence[str], checkpoint: str = "", epoch: int | None = None):

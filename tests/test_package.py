@@ -1,6 +1,7 @@
 """What an installed copy looks like from outside."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -160,3 +161,29 @@ def test_loading_the_emoji_data_takes_little_memory(tmp_path):
 
 def test_version():
     assert dassl_prompts.__version__ == (ROOT / "dassl_prompts" / "VERSION").read_text().strip()
+
+
+def requirements():
+    """Name -> lower bound of setup.py's direct dependencies."""
+    declared = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.S).group(1)
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', declared)), declared.count('"') // 2
+
+
+def constraints(which):
+    lines = (ROOT / "constraints" / f"{which}.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def numbers(version):
+    return [int(part) for part in version.split(".")]
+
+
+def test_the_declared_bounds_are_the_versions_that_the_oldest_test_runs_on():
+    declared, count = requirements()
+    oldest, newest = constraints("oldest"), constraints("newest")
+    assert count == len(declared)  # nothing is without a bound
+    assert declared.keys() == oldest.keys() == newest.keys()
+    for name, bound in declared.items():
+        assert numbers(oldest[name])[: len(numbers(bound))] == numbers(bound), name
+        assert not any(numbers(oldest[name])[len(numbers(bound)) :]), name
+        assert numbers(newest[name]) >= numbers(oldest[name]), name

@@ -10,7 +10,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from dassl_prompts.engine import seam
+from dassl_prompts.engine import registration, seam
 
 _PACKAGE = "dassl_prompts.engine."
 
@@ -52,7 +52,8 @@ def install_alias() -> None:
     """Publish the built-in engine under Dassl's module names; a second call does nothing.
 
     The modules carry ``__builtin_engine__ = True``. Classes keep their own module names, so that what is
-    pickled loads without the alias.
+    pickled loads without the alias. Trainers and datasets that are registered from now on under names of ours take
+    these names, as a CoOp checkout has a ``CoOp`` and a ``Caltech101`` of its own.
 
     Raises:
         RuntimeError: the real Dassl is there; the alias would hide it.
@@ -66,6 +67,7 @@ def install_alias() -> None:
         raise RuntimeError(f"there is a package dassl at {origin}; an alias of the built-in engine would hide it")
     for name, sources in LAYOUT.items():
         _publish(f"dassl.{name}".rstrip("."), sources)
+    registration.give_way()
     for name in LAYOUT:
         parent, _, child = f"dassl.{name}".rstrip(".").rpartition(".")
         if parent:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
@@ -75,6 +76,18 @@ def add_defaults(cfg: CfgNode, path: str, values: dict[str, Any]) -> None:
 def extend_cfg(cfg: CfgNode) -> None:
     """Add the keys of :data:`ENGINE_DEFAULTS` where they are missing."""
     add_defaults(cfg, "", ENGINE_DEFAULTS)
+
+
+def theirs(cfg: CfgNode, extensions: Iterable[Callable[[CfgNode], None]]) -> str:
+    """A line on the keys below TRAINER that ``cfg`` has already with other values than ``extensions`` would give; "" for none."""
+    ours = CfgNode({"TRAINER": CfgNode()})
+    for extend in extensions:
+        extend(ours)
+    given, defaults = flatten(cfg.get("TRAINER", CfgNode()), "TRAINER."), flatten(ours.TRAINER, "TRAINER.")
+    other = [
+        f"{key} {given[key]!r} (ours {value!r})" for key, value in defaults.items() if given.get(key, value) != value
+    ]
+    return f"values of your configuration stay where ours differ: {', '.join(other)}" if other else ""
 
 
 def with_engine_defaults(cfg: CfgNode) -> CfgNode:

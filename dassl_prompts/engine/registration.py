@@ -2,7 +2,7 @@
 
 A class decorated with ``@register_trainer`` (or ``_dataset``, ``_evaluator``) is registered at once if its
 name is free. If somebody else's class has the name, nothing is replaced until :func:`register_all` says what
-to do.
+to do. With ``install_alias`` it may also come later and take a name of ours (:func:`give_way`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from dassl_prompts.engine import seam
 from dassl_prompts.engine.backend import DATASET_REGISTRY, EVALUATOR_REGISTRY, TRAINER_REGISTRY
 
 REGISTRIES = {"trainer": TRAINER_REGISTRY, "dataset": DATASET_REGISTRY, "evaluator": EVALUATOR_REGISTRY}
@@ -64,6 +65,12 @@ def register_evaluator(cls: type) -> type:
     return _register("evaluator", cls)
 
 
+def is_ours(kind: str, name: str) -> bool:
+    """Whether ``name`` stands for a class of this package in the registry of its kind."""
+    registry = REGISTRIES[kind]
+    return name in registry.registered_names() and registry.get(name).__module__.startswith("dassl_prompts.")
+
+
 def conflicts() -> list[Conflict]:
     """Names of ours that stand for somebody else's class; a second import of the same file is none."""
     found = []
@@ -76,11 +83,37 @@ def conflicts() -> list[Conflict]:
     return found
 
 
+def give_way() -> None:
+    """Let classes of somebody else take names of ours that are registered already; for the built-in engine's registries.
+
+    Trainer and dataset files of a CoOp checkout can only be imported after ``install_alias``, hence after our own.
+    """
+    for kind, registry in REGISTRIES.items():
+        registry.give_way(_ours[kind])
+
+
+def outcome(found: list[Conflict], replaced: bool = False) -> str:
+    """One line on the names that stay somebody else's (or were ``replaced`` by ours): the first with both files; "" for none."""
+    if not found:
+        return ""
+    first = found[0]
+    kept, left = (first.ours, first.theirs) if replaced else (first.theirs, first.ours)
+    verb = "is now" if replaced else "stays"
+    line = f"{first.kind} {first.name} {verb} the one of {origin(kept)}, not the one of {origin(left)}"
+    more = {kind: [c.name for c in found[1:] if c.kind == kind] for kind in REGISTRIES}
+    named = "; ".join(f"{kind} {', '.join(names)}" for kind, names in more.items() if names)
+    return f"{line}; likewise {named}" if named else line
+
+
+# names may be taken before a log is opened, and until then
+seam.notes.append(lambda: outcome(conflicts()))
+
+
 def register_all(on_conflict: str | dict[str, str] = "keep") -> list[Conflict]:
     """Settle the names that somebody else registered first.
 
     Args:
-        on_conflict: ``"keep"`` leaves theirs in place and prints one line for each; ``"replace"`` puts ours
+        on_conflict: ``"keep"`` leaves theirs in place and prints one line that names them; ``"replace"`` puts ours
             in their place and prints the same (what our own commands do: train, run, predict); ``"error"``
             raises. A dictionary gives one of these per kind (``trainer``, ``dataset``, ``evaluator``; missing kinds are kept).
 
@@ -103,16 +136,10 @@ def register_all(on_conflict: str | dict[str, str] = "keep") -> list[Conflict]:
             'Keep yours with dassl_prompts.engine.register_all(on_conflict="keep"), use ours with "replace", '
             "or leave out one of the imports."
         )
-    for conflict in found:
-        if policy.get(conflict.kind, "keep") == "replace":
-            REGISTRIES[conflict.kind].register(conflict.ours, force=True)
-            print(
-                f"{conflict.kind} {conflict.name} is now the one of {origin(conflict.ours)}, "
-                f"not the one of {origin(conflict.theirs)}"
-            )
-        else:
-            print(
-                f"{conflict.kind} {conflict.name} stays the one of {origin(conflict.theirs)}, "
-                f"not the one of {origin(conflict.ours)}"
-            )
+    replaced = [c for c in found if policy.get(c.kind, "keep") == "replace"]
+    for conflict in replaced:
+        REGISTRIES[conflict.kind].register(conflict.ours, force=True)
+    for line in (outcome(replaced, replaced=True), outcome([c for c in found if c not in replaced])):
+        if line:
+            print(line)
     return found

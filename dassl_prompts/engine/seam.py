@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -91,10 +91,15 @@ ENGINE_NAME, ENGINE = choose(os.environ)
 
 _announced = False
 
+#: lines that belong into a run's log although they are known before it is opened; each gives "" when there is nothing to say
+notes: list[Callable[[], str]] = []
+
 
 def announce() -> None:
-    """Print ``engine: ...`` the first time it is called."""
+    """Print ``engine: ...`` and the :data:`notes` the first time it is called, which is when a log has just been opened."""
     global _announced
     if not _announced:
         _announced = True
-        print(f"engine: {ENGINE}")
+        for line in (f"engine: {ENGINE}", *(note() for note in notes)):
+            if line:
+                print(line)

@@ -77,8 +77,42 @@ TRAINER = """
 def test_a_labs_trainer_runs_on_the_alias(tmp_path):
     make_images(tmp_path / "images")
     paths = f"ROOT, OUT = {str(tmp_path / 'images')!r}, {str(tmp_path / 'out')!r}\n"
-    out = python(paths + textwrap.dedent(LAB) + textwrap.dedent(TRAINER), engine="builtin")
+    out = python(paths + textwrap.dedent(LAB) + textwrap.dedent(TRAINER), engine="builtin", installed=False)
     assert "* total: 18" in out
+
+
+CHECKOUT = """
+    from dassl_prompts.engine import install_alias
+    install_alias()
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
+    from dassl.engine import TRAINER_REGISTRY, TrainerX
+    from dassl.utils import setup_logger
+
+    @DATASET_REGISTRY.register()
+    class Caltech101(DatasetBase): pass
+
+    @DATASET_REGISTRY.register()
+    class OxfordPets(DatasetBase): pass
+
+    @TRAINER_REGISTRY.register()
+    class CoOp(TrainerX): pass
+
+    assert DATASET_REGISTRY.get("Caltech101") is Caltech101 and TRAINER_REGISTRY.get("CoOp") is CoOp
+    assert TRAINER_REGISTRY.get("DPC_CoOp").backbone.__module__ == "dassl_prompts.trainers.coop"
+    try:
+        DATASET_REGISTRY.register(Caltech101)
+    except KeyError:  # only our classes make way
+        setup_logger(OUT)
+"""
+
+
+def test_a_coop_checkout_has_names_of_ours(tmp_path):
+    """Its files are imported after install_alias, when our classes have their names; one line of the log tells of it."""
+    python(f"OUT = {str(tmp_path)!r}\n" + textwrap.dedent(CHECKOUT), engine="builtin", installed=False)
+    engine, names = (tmp_path / "log.txt").read_text().splitlines()
+    assert engine.startswith("engine: builtin")
+    assert names.startswith("trainer CoOp stays the one of module __main__, not the one of ")
+    assert names.endswith("coop.py; likewise dataset Caltech101, OxfordPets")
 
 
 def test_tensorboards_writer_comes_from_where_depts_trainers_take_it():
@@ -92,7 +126,7 @@ def test_tensorboards_writer_comes_from_where_depts_trainers_take_it():
     import dassl.engine.trainer
     print(SummaryWriter, hasattr(dassl.engine.trainer, "nonsense"))
     """
-    assert python(textwrap.dedent(code), engine="builtin") == "the writer False\n"
+    assert python(code, engine="builtin", installed=False) == "the writer False\n"
 
 
 def test_nothing_is_published_without_being_asked():

@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
 
 from dassl_prompts.engine import build_lr_scheduler, build_optimizer, get_cfg_default
+from dassl_prompts.engine.builtin import optim as builtin
 
 GOLDEN = np.load(Path(__file__).parent.parent / "fixtures" / "dassl_schedule.npz")
 TRACES = [key for key in GOLDEN if key.startswith("lr/")]
@@ -138,12 +139,16 @@ def test_states_of_stock_dassl_continue_at_the_right_epoch():
         ),
         ({"LR_SCHEDULER": "multi_step", "STEPSIZE": 3}, TypeError, "OPTIM.STEPSIZE"),
         ({"LR_SCHEDULER": "single_step", "STEPSIZE": ("a",)}, TypeError, "OPTIM.STEPSIZE"),
-        ({"NAME": "sdg"}, ValueError, "OPTIM.NAME.*sgd.*sdg"),
     ],
 )
 def test_wrong_settings_name_their_key(values, error, text):
     with pytest.raises(error, match=text):
         scheduled(optim_cfg(**values))
+
+
+def test_the_built_in_engine_names_the_key_of_an_unknown_optimiser():
+    with pytest.raises(ValueError, match="OPTIM.NAME.*sgd.*sdg"):
+        builtin.build_optimizer([torch.nn.Parameter(torch.ones(2))], optim_cfg(NAME="sdg"))
 
 
 def test_sgd_steps_equal_stock_dassl():
@@ -191,4 +196,4 @@ def test_staged_learning_rates():
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(model.head.weight)] == 0.002 and rates[id(model.body.weight)] == pytest.approx(0.0002)
     with pytest.raises(TypeError, match="STAGED_LR"):
-        build_optimizer(model.parameters(), optim_cfg(STAGED_LR=True))
+        builtin.build_optimizer(model.parameters(), optim_cfg(STAGED_LR=True))

@@ -17,16 +17,35 @@ REPORT = """
     print(ENGINE_NAME, "|", ENGINE, "|", TrainerX.__module__, "|", issubclass(PromptTrainer, TrainerX))
 """
 
+#: an interpreter that finds a Dassl in its own folder or on PYTHONPATH, but no installed one
+WITHOUT_INSTALLED = """
+import os, sys
+from importlib.machinery import PathFinder
+class Hiding:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        if name != "dassl":
+            return self.finder.find_spec(name, path, target)
+        given = ["", *os.environ["PYTHONPATH"].split(os.pathsep)]
+        return PathFinder.find_spec(name, [p for p in sys.path if p in given]) if self.finder is PathFinder else None
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+"""
 
-def python(code, *paths, engine=None, cwd=None, check=True):
+
+def python(code, *paths, engine=None, cwd=None, check=True, installed=True):
     """Run code in a fresh interpreter with ``paths`` first on its path; returns stdout (or stderr of a
-    failure)."""
+    failure). It does not see an installed Dassl unless ``installed``."""
     env = {key: value for key, value in os.environ.items() if key != "engine"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(str(path) for path in paths)}
     if engine:
         env["engine"] = engine
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, cwd=cwd
+        [sys.executable, "-c", ("" if installed else WITHOUT_INSTALLED) + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=cwd,
     )
     if not check:
         return run.stderr
@@ -42,7 +61,7 @@ def vendored(tmp_path_factory):
 def test_a_bare_folder_called_dassl_is_not_dassl(tmp_path):
     (tmp_path / "dassl" / "engine").mkdir(parents=True)
     code = "import dassl\n" + textwrap.dedent(REPORT)  # even when something has imported the empty folder
-    name, line, module, _ = python(code, cwd=tmp_path).split(" | ")
+    name, line, module, _ = python(code, cwd=tmp_path, installed=False).split(" | ")
     assert name == "builtin" and line.startswith("builtin ") and module.startswith("dassl_prompts.engine.builtin")
 
 
@@ -75,9 +94,8 @@ def test_a_broken_dassl_is_named_and_left_alone(tmp_path):
     assert "engine=dassl" in error and "wilds_or_so" in error and "--no-build-isolation" in error
 
 
-@pytest.mark.skipif(importlib.util.find_spec("dassl") is not None, reason="Dassl is installed")
 def test_asking_for_dassl_without_one(tmp_path):
-    error = python(REPORT, engine="dassl", check=False)
+    error = python(REPORT, engine="dassl", check=False, installed=False)
     assert "no importable package dassl" in error and "--no-build-isolation" in error
 
 
@@ -138,6 +156,28 @@ def test_registering_in_a_labs_dassl(vendored):
     """
     out = python(code, vendored)
     assert "trainer CoOp stays the one of" in out and out.endswith("dassl_prompts.trainers.maple\n")
+
+
+def test_a_labs_names_and_defaults_are_one_line_each_and_in_the_log(vendored, tmp_path):
+    code = f"""
+        from dassl.config import get_cfg_default
+        from dassl.engine import TRAINER_REGISTRY
+        from yacs.config import CfgNode
+        for name in ("CoOp", "CoCoOp", "MaPLe"):
+            TRAINER_REGISTRY.register(type(name, (), {{}}))
+        cfg = get_cfg_default()
+        cfg.TRAINER.COOP = CfgNode({{"N_CTX": 16, "CSC": False, "PREC": "fp16"}})
+        import dassl_prompts
+        dassl_prompts.extend_cfg(cfg)
+        assert cfg.TRAINER.COOP.PREC == "fp16"
+        dassl_prompts.engine.setup_logger({str(tmp_path)!r})
+    """
+    printed = python(code, vendored)
+    engine, names, values = (tmp_path / "log.txt").read_text().splitlines()
+    assert engine.startswith("engine: dassl")
+    assert names.startswith("trainer CoCoOp stays the one of") and names.endswith("; likewise trainer CoOp, MaPLe")
+    assert values == "values of your configuration stay where ours differ: TRAINER.COOP.PREC 'fp16' (ours 'amp')"
+    assert printed.startswith(f"{names}\n{values}\n")  # at once, too
 
 
 def test_importing_the_engine_is_light():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -21,9 +21,14 @@ class Registry:
     def __init__(self, name: str):
         self._name = name
         self._obj_map: dict[str, Any] = {}
+        self._guests: Mapping[str, Any] = {}
+
+    def give_way(self, guests: Mapping[str, Any]) -> None:
+        """Let others register the names of ``guests`` while these stand for them, without ``force``."""
+        self._guests = guests
 
     def _do_register(self, name: str, obj: Any, force: bool = False) -> None:
-        if name in self._obj_map and not force:
+        if name in self._obj_map and not force and self._obj_map[name] is not self._guests.get(name):
             raise KeyError(
                 f'An object named "{name}" was already registered in "{self._name}" registry'
                 f"{whose(self._obj_map[name])}"
