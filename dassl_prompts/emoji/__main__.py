@@ -4,6 +4,7 @@ python -m dassl_prompts.emoji --sheet sheet.png        classes x styles
 python -m dassl_prompts.emoji --triplets triplets.png  composed-retrieval queries
 python -m dassl_prompts.emoji --cards                  the tables of docs/emoji.md, measured now
 python -m dassl_prompts.emoji --write DIR              retrieval annotations as files
+python -m dassl_prompts.emoji --export DIR             class folders and CoOp split files of the four styles
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--triplets", metavar="PNG", help="draw composed-retrieval triplets")
     p.add_argument("--cards", action="store_true", help="print the tables of docs/emoji.md")
     p.add_argument("--write", metavar="DIR", help="write the retrieval annotations below DIR")
+    p.add_argument("--export", metavar="DIR", help="write the classes as folders of images with CoOp's split file")
     return p
 
 
@@ -29,7 +31,7 @@ def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
     if not any(vars(args).values()):
-        p.error("say what to do: --sheet, --triplets, --cards or --write")
+        p.error("say what to do: --sheet, --triplets, --cards, --write or --export")
     try:
         work(args)
     except (ValueError, OSError) as error:
@@ -52,6 +54,11 @@ def work(args):
         from dassl_prompts.emoji.retrieval import write_annotations
 
         for path in write_annotations(args.write):
+            print(f"wrote {path}")
+    if args.export:
+        from dassl_prompts.emoji.export import export
+
+        for path in export(args.export):
             print(f"wrote {path}")
     if args.cards:
         from dassl_prompts.emoji.cards import print_cards
