@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import shlex
+import sys
 
 from dassl_prompts.configs.recipes import config_file, stage1_recipe
 from dassl_prompts.engine import get_cfg_default, merge_file
 from dassl_prompts.engine.config import flatten
+from dassl_prompts.engine.registration import is_ours
 
 #: keys of a method's node that decide the shapes of its prompts, or the teacher that it learns from
 SHAPE_KEYS = ("N_CTX", "CTX_INIT", "CSC", "CLASS_TOKEN_POSITION", "PROMPT_DEPTH", "TEACHER_")
+#: keys whose defaults in a program of the user's own are not ours: given in any case
+SAID_KEYS = (
+    "DATASET.NAME",
+    "DATASET.ROOT",
+    "DATASET.NUM_SHOTS",
+    "DATASET.SUBSAMPLE_CLASSES",
+    "INPUT.SIZE",
+    "MODEL.BACKBONE.NAME",
+    "SEED",
+)
 
 
 def check_run(run: dict, directory: str, trainer: str, cfg, digest: str) -> None:
@@ -51,6 +63,8 @@ def warn_of_other_draw(run: dict, directory: str, seed: int, shots: int) -> None
 def command(cfg, trainer: str, node: str, data: dict[str, str]) -> str:
     """The command line that makes stage 1 for a DPC run with ``cfg``.
 
+    It calls the program that runs now where the dataset is known to that program alone, such as a CoOp checkout's train.py.
+
     Args:
         trainer: the method that DPC builds on. node: its node under ``cfg.TRAINER``. data: keys that it wants otherwise
             than stage 2 has them.
@@ -59,7 +73,9 @@ def command(cfg, trainer: str, node: str, data: dict[str, str]) -> str:
 
     recipe = get_cfg_default()
     dassl_prompts.extend_cfg(recipe)
-    words = ["python", "-m", "dassl_prompts.train", "--trainer", trainer]
+    foreign = not is_ours("dataset", cfg.DATASET.NAME)
+    program = [sys.argv[0]] if foreign else ["-m", "dassl_prompts.train"]
+    words = ["python", *program, "--trainer", trainer]
     try:
         dataset = "emoji" if cfg.MODEL.BACKBONE.NAME.startswith("emoji") else cfg.DATASET.NAME
         path = config_file("trainers", trainer, stage1_recipe(trainer, dataset))
@@ -68,7 +84,22 @@ def command(cfg, trainer: str, node: str, data: dict[str, str]) -> str:
     except ValueError:  # a method of the user's own: without a recipe
         pass
     theirs, ours = flatten(recipe), flatten(cfg) | data
-    prefixes = ("DATASET.", "INPUT.", "MODEL.BACKBONE.", "SEED", *(f"TRAINER.{node}.{key}" for key in SHAPE_KEYS))
-    changed = [key for key in ours if key.startswith(prefixes) and str(ours[key]) != str(theirs.get(key))]
+    shape = tuple(f"TRAINER.{node}.{key}" for key in SHAPE_KEYS)
+    prefixes = ("DATASET.", "INPUT.", "MODEL.BACKBONE.", "SEED", *shape)
+    said = lambda key: str(ours[key]) != str(theirs.get(key)) or (foreign and key.startswith((*SAID_KEYS, *shape)))
+    changed = [key for key in ours if key.startswith(prefixes) and said(key)]
     words += ["--output-dir", "STAGE1_DIR", *(str(word) for key in changed for word in (key, ours[key]))]
     return " ".join(map(shlex.quote, words))
+
+
+def foreign_trainer(cfg, backbone: type) -> str:
+    """What to know where the user's own class stands for the method of stage 1 and the backbone is not one of OpenAI's; else ""."""
+    from dassl_prompts.models.clip import OPENAI_NAMES
+
+    name = backbone.__name__
+    if is_ours("dataset", cfg.DATASET.NAME) or is_ours("trainer", name) or cfg.MODEL.BACKBONE.NAME in OPENAI_NAMES:
+        return ""
+    return (
+        f" ({name} is your own class there: if it cannot load {cfg.MODEL.BACKBONE.NAME}, call "
+        'dassl_prompts.register_all(on_conflict={"trainer": "replace"}) before)'
+    )
