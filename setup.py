@@ -38,21 +38,22 @@ setup(
         "dassl_prompts": ["VERSION", "assets/**/*"],
         "dassl_prompts.configs": CONFIG_FILES,
     },
-    # torch and torchvision are listed side by side so that pip resolves them as a matching pair.
+    # torch and torchvision are listed side by side so that pip resolves them as a matching pair. The lower bounds are those
+    # of constraints/oldest.txt, on which the suite runs.
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
         "open_clip_torch>=2.29",
         "transformers>=4.40",
         "yacs>=0.1.8",
-        "numpy",
-        "Pillow",
-        "safetensors",
-        "scikit-learn",
-        "tabulate",
-        "tqdm",
-        "matplotlib",
-        "shtab",
+        "numpy>=1.26",
+        "Pillow>=10.0",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.3",
+        "tabulate>=0.9",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+        "shtab>=1.6",
     ],
     extras_require={
         "prepare": ["gdown"],

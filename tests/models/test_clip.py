@@ -219,7 +219,8 @@ def test_every_tag_of_open_clip_is_built_with_its_own_activation_or_refused(monk
 
     monkeypatch.setattr(open_clip, "create_model", record)
     refused = []
-    for model, tag in open_clip.list_pretrained():
+    known = open_clip.list_models()  # 2.29 has weights of a ViTamin without its configuration
+    for model, tag in (pair for pair in open_clip.list_pretrained() if pair[0] in known):
         wanted = bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"))
         with pytest.raises((FileNotFoundError, ValueError)) as error:
             load_clip(f"{model}:{tag}")

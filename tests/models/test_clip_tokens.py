@@ -37,6 +37,8 @@ def test_all_rows_equal_open_clip():
         {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3},
         quick_gelu=True,
     ).eval()
+    if not hasattr(twin, "forward_intermediates"):
+        pytest.skip("open_clip before 2.32 does not give its intermediate outputs")
     encoder = ClipTokens(finish(twin, "fp32", "cpu"))
     images, ids = torch.randn(2, 3, 32, 32), encoder.clip.tokenize(CAPTIONS)
     with torch.no_grad():
