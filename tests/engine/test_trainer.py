@@ -324,7 +324,8 @@ def test_plain_trainers_of_a_lab(images, tmp_path):
     again.max_epoch = 6
     again.train()
     assert again.start_epoch == 4 and (tmp_path / "prompt_learner" / "model.pth.tar-6").exists()
-    if ENGINE_NAME == "dassl":  # Dassl prints the validation result of a checkpoint as a number, also where there is none
+    # Dassl prints the validation result of a checkpoint as a number, also where there is none
+    if ENGINE_NAME == "dassl":
         return
     again.load_model(str(tmp_path), epoch=4)
     assert torch.equal(again.model.ctx, trainer.model.ctx)
