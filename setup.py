@@ -47,7 +47,7 @@ setup(
         "transformers>=4.40",
         "yacs>=0.1.8",
         "numpy>=1.26",
-        "Pillow>=10.0",
+        "Pillow>=10.1",
         "safetensors>=0.4.3",
         "scikit-learn>=1.3",
         "tabulate>=0.9",

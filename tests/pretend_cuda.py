@@ -160,6 +160,7 @@ def pretend_cuda() -> Iterator[PretendCuda]:
     """Everything inside sees one CUDA device."""
     said = {
         "is_available": True,
+        "is_current_stream_capturing": False,
         "device_count": 1,
         "current_device": 0,
         "get_device_name": "pretended GPU",

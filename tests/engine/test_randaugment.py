@@ -43,7 +43,7 @@ def test_settings_out_of_range_name_their_keys(n, m):
 
 
 def wrapped(folder, name):
-    cfg = toy_cfg(folder, folder, "INPUT.TRANSFORMS", (name,), "INPUT.SIZE", "(9, 9)")
+    cfg = toy_cfg(folder, folder, "INPUT.TRANSFORMS", (name,), "INPUT.SIZE", "(9, 9)", "INPUT.GB_K", 3)
     return PromptDatasetWrapper(cfg, Toy(cfg).train_x, transform=build_transform(cfg, is_train=True), is_train=True)
 
 

@@ -175,7 +175,7 @@ def test_a_labs_names_and_defaults_are_one_line_each_and_in_the_log(vendored, tm
     printed = python(code, vendored)
     engine, names, values = (tmp_path / "log.txt").read_text().splitlines()
     assert engine.startswith("engine: dassl")
-    assert names.startswith("trainer CoCoOp stays the one of") and names.endswith("; likewise trainer CoOp, MaPLe")
+    assert names.startswith("trainer CoOp stays the one of") and names.endswith("; likewise trainer CoCoOp, MaPLe")
     assert values == "values of your configuration stay where ours differ: TRAINER.COOP.PREC 'fp16' (ours 'amp')"
     assert printed.startswith(f"{names}\n{values}\n")  # at once, too
 
