@@ -78,7 +78,7 @@ def test_two_lines_in_a_foreign_coop_checkout(tmp_path):
         "assert TRAINER_REGISTRY.get('CoOp') is CoOp\n"
         "dpc = TRAINER_REGISTRY.get('DPC_CoOp')\n"
         "assert issubclass(dpc, TrainerX) and dpc.backbone is not CoOp\n"
-        "assert cfg.TRAINER.COOP.N_CTX == 4 and cfg.TRAINER.COOP.CSC is False and cfg.TRAINER.DPC.PRESET == 'paper'\n"
+        "assert cfg.TRAINER.COOP.N_CTX == 4 and cfg.TRAINER.COOP.CSC is False and cfg.TRAINER.DPC.PRESET == 'full_move'\n"
     )
     result = subprocess.run([sys.executable, "lab.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
