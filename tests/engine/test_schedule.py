@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
 
-from dassl_prompts.engine import build_lr_scheduler, build_optimizer, get_cfg_default
+from dassl_prompts.engine import ENGINE_NAME, build_lr_scheduler, build_optimizer, get_cfg_default
 from dassl_prompts.engine.builtin import optim as builtin
 
 GOLDEN = np.load(Path(__file__).parent.parent / "fixtures" / "dassl_schedule.npz")
@@ -184,8 +184,25 @@ def test_optimisers_take_their_settings(name, kind, settings):
     )
     optimizer = build_optimizer(torch.nn.Linear(2, 2), cfg)
     group = optimizer.param_groups[0]
+    if kind is torch.optim.RAdam and ENGINE_NAME == "dassl":  # its own, see the next test
+        kind, settings = type(optimizer), {"betas": (0.8, 0.99)}
     assert type(optimizer) is kind and group["lr"] == 0.002 and group["weight_decay"] == 0.01
     assert {key: group[key] for key in settings} == settings
+
+
+def test_radam_takes_the_same_steps_on_both_engines():
+    """Dassl's own implementation, where it is installed, against torch's with decoupled weight decay."""
+    weights = []
+    for engine in (build_optimizer, builtin.build_optimizer):
+        weight = torch.nn.Parameter(torch.ones(4))
+        optimizer = engine([weight], optim_cfg(NAME="radam", WEIGHT_DECAY=0.01))
+        torch.manual_seed(0)
+        for _ in range(12):
+            weight.grad = torch.randn(4)
+            optimizer.step()
+        weights.append(weight.detach())
+    assert (weights[0] - 1).abs().max() > 0.005
+    torch.testing.assert_close(*weights, atol=5e-6, rtol=0)
 
 
 def test_staged_learning_rates():
