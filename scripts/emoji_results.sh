@@ -2,6 +2,7 @@
 # All methods on the embedded data, three seeds each, and the ablations: renews the tables in docs (text outside the markers stays).
 # bash scripts/emoji_results.sh   (OUTPUT=output JOBS=2; hours on two cores; finished runs are not repeated)
 source "$(dirname "$0")/lib.sh"
+usage "scripts/emoji_results.sh" 0 "$@"
 cd "$PROJECT"
 OUTPUT=${OUTPUT:-output} PYTHON=$(pick_python) PAGES=docs/results
 METHODS="ZeroshotCLIP CoOp CoCoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_IVLP DPC_MaPLe DPC_PromptSRC DPC_PromptKD"

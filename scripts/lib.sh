@@ -15,10 +15,14 @@ pick_python() {
     fi
 }
 
-# usage TEXT MINIMUM "$@": print the usage line unless there are enough arguments.
+# usage TEXT MINIMUM "$@": print the usage line for --help, or unless there are enough arguments.
 usage() {
     local text=$1 minimum=$2
     shift 2
+    if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+        echo "usage: bash $text"
+        exit 0
+    fi
     if [ $# -lt "$minimum" ]; then
         echo "usage: bash $text" >&2
         exit 2
@@ -28,6 +32,25 @@ usage() {
 # run_protocol PROTOCOL OPTIONS...: one job through the protocol driver; $OUTPUT is the root of the output tree.
 run_protocol() {
     "$(pick_python)" -m dassl_prompts.run "$1" --output "${OUTPUT:-output}" "${@:2}"
+}
+
+# Run a command for one of several datasets: a failure is noted and the next one is tried, an interruption (130) ends the script.
+FAILED=()
+attempt() {
+    local name=$1 code=0
+    shift
+    "$@" || code=$?
+    [ $code -ne 130 ] || exit 130
+    [ $code -eq 0 ] || FAILED+=("$name")
+}
+
+# finish WHAT COUNT: list what attempt noted; ends the script, with 1 if anything failed.
+finish() {
+    if [ ${#FAILED[@]} -gt 0 ]; then
+        echo "error: ${#FAILED[@]} of $2 $1 failed, what was said of each stands above: ${FAILED[*]}" >&2
+        exit 1
+    fi
+    exit 0
 }
 
 # A Python of at least 3.10 to make the environment with.
@@ -62,3 +85,7 @@ set_up() {
     PYTHON=$VENV/bin/python
     "$PYTHON" -m dassl_prompts.check
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    usage "scripts/lib.sh    nothing by itself: functions that the other scripts source" 1 "$@"
+fi

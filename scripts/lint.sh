@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
 # Style and structure: ruff (ruff.toml) and the floors of the house (.importlinter).
 source "$(dirname "$0")/lib.sh"
+usage "scripts/lint.sh    ruff and import-linter over the whole repository; ruff's fixes: ruff check --fix . && ruff format ." 0 "$@"
 cd "$PROJECT"
-if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
-    echo "usage: bash scripts/lint.sh    ruff and import-linter over the whole repository; ruff's fixes: ruff check --fix . && ruff format ."
-    exit 0
-fi
 PYTHON=$(pick_python)
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

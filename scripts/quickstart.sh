@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to a finished result: environment, then base-to-new on the embedded emoji data, then the table.
 source "$(dirname "$0")/lib.sh"
+usage "scripts/quickstart.sh" 0 "$@"
 cd "$PROJECT"
 set_up
 echo "== zero-shot CLIP on the embedded emoji data"

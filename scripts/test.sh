@@ -3,6 +3,7 @@
 # four at most.
 # Arguments go to pytest; `-n 0` runs all in one process, as a debugger needs it.
 source "$(dirname "$0")/lib.sh"
+usage "scripts/test.sh [PYTEST OPTIONS]" 0 "$@"
 cd "$PROJECT"
 set_up
 echo "== style and structure"

@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "scripts").rglob("*.sh"))
 WITH_ARGUMENTS = [
-    s for s in SCRIPTS if "usage " in (ROOT / s).read_text() and s != "scripts/lib.sh" and not s.endswith("all.sh")
-]
+    s for s in SCRIPTS if re.search(r'^usage ".*" [1-9] "\$@"$', (ROOT / s).read_text(), re.M)
+]  # that need some
 #: one epoch with one shot through the script's own command
 SHORT = {
     "scripts/coop/base2new.sh": ["emoji", "1", "1", "", "OPTIM.MAX_EPOCH", "1"],
@@ -50,6 +50,35 @@ def test_missing_arguments_print_the_usage(script):
 NOTING_PYTHON = """#!/usr/bin/env bash
 echo "$*" >>"$NOTES"
 """
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_prints_the_usage_and_does_nothing(script, flag, tmp_path):
+    python, notes = tmp_path / "python", tmp_path / "notes"
+    python.write_text(NOTING_PYTHON)
+    python.chmod(0o755)
+    result = run(script, flag, PYTHON=str(python), NOTES=str(notes), VENV=str(tmp_path / "venv"))
+    assert result.returncode == 0 and result.stdout.startswith(f"usage: bash {script}"), result.stderr
+    assert result.stdout.count("\n") == 1 and not notes.exists() and not (tmp_path / "venv").exists()
+
+
+#: fails for one dataset
+FAILING_PYTHON = """#!/usr/bin/env bash
+echo "$*" >>"$NOTES"
+case "$*" in *" caltech101 "*|*" sun397 "*) exit 2 ;; esac
+"""
+
+
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.endswith("dpc/all.sh")])
+def test_all_datasets_are_tried_and_failures_listed_at_the_end(script, tmp_path):
+    python, notes = tmp_path / "python", tmp_path / "notes"
+    python.write_text(FAILING_PYTHON)
+    python.chmod(0o755)
+    result = run(script, PYTHON=str(python), NOTES=str(notes))
+    assert result.returncode == 1 and len(notes.read_text().splitlines()) == 11
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: 2 of 11 datasets failed") and last.endswith("caltech101 sun397")
 
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s.count("/") > 1])

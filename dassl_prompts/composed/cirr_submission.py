@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -95,8 +96,11 @@ def check(submission: dict, task: RetrievalTask, source: str = "submission") -> 
         raise ValueError(f"{source} is not valid for {task.name}:\n  " + "\n  ".join(found[:MAX_SHOWN]) + more)
 
 
-def write(task: RetrievalTask, queries: Tensor, gallery: Tensor, folder: str | Path) -> list[Path]:
-    """Rank, check, and write ``cirr_recall.json`` and ``cirr_recall_subset.json`` into ``folder``.
+def write(task: RetrievalTask, queries: Tensor, gallery: Tensor, folder: str | Path, name: str) -> list[Path]:
+    """Rank, check, and write ``cirr_<name>_recall.json`` and ``cirr_<name>_recall_subset.json`` into ``folder``.
+
+    Args:
+        name: of the method and, where it asks in several ways, the query; every pair of files needs its own.
 
     Raises:
         ValueError: a file would not be accepted; nothing is written then.
@@ -107,11 +111,16 @@ def write(task: RetrievalTask, queries: Tensor, gallery: Tensor, folder: str | P
         check(submission, task)
     paths = []
     for metric, submission in submissions.items():
-        path = Path(folder) / f"cirr_{metric}.json"
+        path = Path(folder) / f"cirr_{slug(name)}_{metric}.json"
         with atomic_path(path) as temporary:
             temporary.write_bytes(serialise(submission))
         paths.append(path)
     return paths
+
+
+def slug(name: str) -> str:
+    """``ZeroshotCIR image+text, normalised`` -> ``ZeroshotCIR-image+text-normalised``."""
+    return re.sub(r"[^\w.+]+", "-", name).strip("-")
 
 
 def main(argv: list[str] | None = None) -> int:

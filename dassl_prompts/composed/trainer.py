@@ -265,7 +265,7 @@ class ComposedTrainer(PromptTrainer):
         print(f"Evaluate on {name} {self.cfg.CIR.SPLIT}: {sum(len(t.queries) for t in tasks):,} queries")
         features = [self.task_features(task) for task in tasks]
         if not has_targets(tasks):
-            self.write_submission(tasks[0], *features[0])
+            self.write_submission(tasks[0], *features[0], label)
             return math.nan
         results = summarise(tasks, [evaluate(task, *pair) for task, pair in zip(tasks, features)])
         print("=> " + ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
@@ -299,12 +299,13 @@ class ComposedTrainer(PromptTrainer):
         contact_sheet(rows, path)
         print(f"Contact sheet: {path}")
 
-    def write_submission(self, task: RetrievalTask, queries: Tensor, gallery: Tensor) -> None:
-        paths = cirr_submission.write(task, queries, gallery, self.output_dir)
-        print(
-            f"Wrote and checked {' and '.join(map(str, paths))}: upload them at https://cirr.cecs.anu.edu.au/test_process"
-        )
-        self.write_results({**self.description(), "finished": True, "submission": [str(path) for path in paths]})
+    def write_submission(self, task: RetrievalTask, queries: Tensor, gallery: Tensor, label: str) -> None:
+        """The pair of files of one method and query; results.json lists the pairs of all queries of the run."""
+        name = f"{self.cfg.TRAINER.NAME} {label}".strip()
+        paths = [str(path) for path in cirr_submission.write(task, queries, gallery, self.output_dir, name)]
+        print(f"Wrote and checked {' and '.join(paths)}: upload them at https://cirr.cecs.anu.edu.au/test_process")
+        earlier = [path for path in self.folder.results().get("submission", []) if path not in paths]
+        self.write_results({**self.description(), "finished": True, "submission": [*earlier, *paths]})
 
     def task_features(self, task: RetrievalTask) -> tuple[Tensor, Tensor]:
         """Query features [Q, d] and gallery features [G, d] of a task, normalised, on the CPU."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
+from dassl_prompts.engine import places
 from dassl_prompts.engine.checkpoint import learned_tensors, load_checkpoint, write_tensors
 from dassl_prompts.engine.config import differing_keys, flatten
 from dassl_prompts.engine.digest import differences
@@ -26,10 +27,8 @@ FILE = "resume.pt"
 FORMAT = 1
 #: keys that may differ between the two halves of a run: they do not change its weights
 FREE_KEYS = (
-    "OUTPUT_DIR",
-    "RESUME",
+    *places.FREE_PLACES,
     "VERBOSE",
-    "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.MAX_CORRUPT",
     "TRAIN.PRINT_FREQ",
@@ -53,16 +52,27 @@ def flat_config(cfg: CfgNode) -> dict[str, str]:
     return {key: repr(value) for key, value in flatten(cfg).items()}
 
 
-def config_differences(old: dict[str, str], cfg: CfgNode) -> list[str]:
-    """``KEY: old -> new`` for every key whose value changes the result.
+def config_differences(old: dict[str, str], cfg: CfgNode, noted: dict[str, str] | None = None) -> list[str]:
+    """``KEY: old -> new`` for every key whose value changes the result; a file or folder that moved is the same one.
 
     Args:
         old: a stored config: ``results["config"]`` of results.json, or of a resume file.
         cfg: the present config.
+        noted: :func:`noted_contents` of the stored run.
     """
+    noted = noted or {}
     ignore = (*FREE_KEYS, *foreign_keys([*old, *flat_config(cfg)], cfg.TRAINER.NAME))
     changed = differing_keys(old, flat_config(cfg), ignore=ignore)
-    return [f"{key}: {before} -> {now}" for key, (before, now) in changed.items()]
+    return [
+        f"{key}: {before} -> {now}"
+        for key, (before, now) in changed.items()
+        if not places.same_place(key, before, now, noted.get(key, ""))
+    ]
+
+
+def noted_contents(run: dict[str, Any]) -> dict[str, str]:
+    """What results.json or a resume file notes of the files and folders that its configuration names, by key."""
+    return {places.BACKBONE: run.get("digests", {}).get("backbone", ""), **run.get("contents", {})}
 
 
 def foreign_keys(keys: Iterable[str], trainer: str) -> set[str]:
@@ -107,6 +117,7 @@ def pack(trainer, epochs_done: int) -> dict[str, Any]:
         "config": flat_config(trainer.cfg),
         "data": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
         "digests": trainer.digests(),
+        "contents": trainer.contents(),
         "torch": str(torch.__version__),
         "best_result": float(trainer.best_result),
         "corrupt": sorted(trainer.corrupt_images),
@@ -136,7 +147,7 @@ def check(state: dict[str, Any], trainer, path: Path) -> None:
             f"{path} has format {state.get('format')}, this version reads {FORMAT}: start in a new folder"
         )
     remedy = "choose another --output-dir, or delete the folder to start anew"
-    different = config_differences(state["config"], trainer.cfg)
+    different = config_differences(state["config"], trainer.cfg, noted_contents(state))
     if different:
         raise CannotResume(f"{path} belongs to a run with other settings ({'; '.join(different)}): {remedy}")
     if state["data"] != fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl_prompts.engine.files import read_json, require_writable, write_json
+from dassl_prompts.engine.places import plain_name
 
 RESULTS = "results.json"
 LOCK = "run.lock"
@@ -97,7 +98,7 @@ class RunFolder:
         different = [
             f"{key} {written[key]!r} there, {self.identity[key]!r} now"
             for key in IDENTITY
-            if key in written and key in self.identity and written[key] != self.identity[key]
+            if key in written and key in self.identity and _plain(written[key]) != _plain(self.identity[key])
         ]
         if different:
             raise ValueError(
@@ -113,6 +114,11 @@ class RunFolder:
             else:
                 merged[key] = value
         write_json(merged, self.path / RESULTS)
+
+
+def _plain(value: Any) -> Any:
+    """A value of the identity; a backbone's file may move."""
+    return plain_name(value) if isinstance(value, str) else value
 
 
 def _acquire(path: Path) -> int:

@@ -30,6 +30,7 @@ from dassl_prompts.engine.config import with_engine_defaults
 from dassl_prompts.engine.digest import data_digests
 from dassl_prompts.engine.files import read_json
 from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt, draw_apart
+from dassl_prompts.engine.places import contents
 from dassl_prompts.engine.randomness import kept_streams, set_rng_state
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
 from dassl_prompts.engine.seam import ENGINE, VERSION, announce
@@ -65,6 +66,7 @@ class PromptTrainer(TrainerX):
         self.time_start = time.time()
         self._rng = None
         self._training = False
+        self._contents: dict[str, str] | None = None
         self.epoch_means: dict[str, float] = {}  # what run_batches leaves of an epoch
         super().__init__(cfg)
 
@@ -243,12 +245,21 @@ class PromptTrainer(TrainerX):
         found = data_digests(self.dm.dataset, self.cfg)
         return {**found, "backbone": self.backbone_digest} if self.backbone_digest else found
 
+    def contents(self) -> dict[str, str]:
+        """Digests of the files and run folders that the configuration names, as they were when the run began."""
+        if self._contents is None:
+            config = resume.flat_config(self.cfg)
+            foreign = resume.foreign_keys(config, self.cfg.TRAINER.NAME)
+            self._contents = contents({key: value for key, value in config.items() if key not in foreign})
+        return self._contents
+
     def description(self) -> dict[str, Any]:
         """What results.json says about the run besides its results."""
         return {
             "config": resume.flat_config(self.cfg),
             "classnames": list(getattr(self.dm.dataset, "classnames", ())),
             "digests": self.digests(),
+            "contents": self.contents(),
             "max_epoch": self.max_epoch,
             "engine": ENGINE,
             "dassl_prompts": VERSION,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dassl_prompts.results.runs import Run, place_in_tree
+from dassl_prompts.engine.places import place_in_tree
+from dassl_prompts.results.runs import Run
 from dassl_prompts.results.statistics import BySeed, Value, hm_over_seeds
 
 #: settings that a recipe may choose per dataset

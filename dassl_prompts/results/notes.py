@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from dassl_prompts.engine.places import place_in_tree
 from dassl_prompts.results.groups import Method
 from dassl_prompts.results.runs import CLASS_SETS, Run, Unfinished
 
 
-def teachers(runs: list[Run]) -> set[Path]:
-    """Folders that other runs were taught by."""
+def teachers(runs: list[Run]) -> set[str]:
+    """Folders that other runs were taught by, as places in an output tree."""
     named = {run.setting("TRAINER.PROMPTKD.TEACHER_DIR") for run in runs}
-    return {Path(name).absolute() for name in named if name}
+    return {place_in_tree(name) for name in named if name}
 
 
 def missing(methods: list[Method], runs: list[Run], seeds: Sequence[int] | None = None) -> list[str]:
@@ -22,7 +22,7 @@ def missing(methods: list[Method], runs: list[Run], seeds: Sequence[int] | None 
         same = [m for m in methods if m.protocol == protocol]
         wanted = sorted(seeds or {s for m in same for s in m.seeds()})
         for method in same:
-            if all(run.folder.absolute() in taught for run in method.runs.values()):
+            if all(place_in_tree(str(run.folder)) in taught for run in method.runs.values()):
                 continue  # a teacher has no test of its own
             for dataset in expected_datasets(method, same):
                 own = method.seeds(dataset) if method.trainer.startswith("Zeroshot") else []  # the same for every seed

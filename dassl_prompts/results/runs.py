@@ -11,22 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dassl_prompts.engine.places import BACKBONE, FREE_PLACES, LAYOUT, plain_name
+
 RESULTS = "results.json"
-#: <protocol>/<train|test>_<classes>[/<target>]/<dataset>/shots_<n>/<trainer>/<cfg>/seed<s>, as
-#: `dassl_prompts.run` writes it
-LAYOUT = re.compile(
-    r"(?:^|/)(?P<protocol>[^/]+)/(?P<stage>train|test)(?:_(?P<classes>[^/]+))?(?:/(?P<target>[^/]+))?"
-    r"/(?P<dataset>[^/]+)/shots_(?P<shots>\d+)/(?P<trainer>[^/]+)/(?P<cfg>[^/]+)/seed(?P<seed>\d+)$"
-)
 #: settings that do not change a result, or that every run of a group has its own value of
 FREE = {
-    "OUTPUT_DIR",
-    "RESUME",
+    *FREE_PLACES,
     "VERBOSE",
     "SEED",
     "VERSION",
     "USE_CUDA",
-    "DATASET.ROOT",
     "DATASET.SUBSAMPLE_CLASSES",
     "DATASET.NUM_SHOTS",  # runs are grouped by the shots of their job; a distillation takes all images
     "DATALOADER.NUM_WORKERS",
@@ -40,8 +34,6 @@ FREE = {
     "TEST.NO_TEST",
     "TEST.EVALUATOR",
     "TRAINER.DPC.TASK",
-    "CIR.CACHE_DIR",
-    "CIR.IMAGE_ROOTS",
 }
 #: what the notes call the digests; all others are of the data
 DIGEST_NAMES = {"backbone": "weights of the backbone"}
@@ -53,12 +45,6 @@ def method_of_folder(path: str) -> str:
     """``.../dtd/shots_16/CoOp/vit_b16/seed1`` -> ``CoOp/vit_b16, 16 shots``; other paths as they are."""
     match = LAYOUT.search(path.strip("'"))
     return "{trainer}/{cfg}, {shots} shots".format(**match.groupdict()) if match else path
-
-
-def place_in_tree(folder: str) -> str:
-    """A run folder's name from the protocol on, which stays when an output tree moves; other folders as absolute paths."""
-    match = LAYOUT.search(folder.replace(os.sep, "/"))
-    return match.group().lstrip("/") if match else os.path.abspath(folder)
 
 
 @dataclass(frozen=True)
@@ -84,7 +70,8 @@ class Run:
 
     @property
     def backbone(self) -> str:
-        return self.results.get("backbone", "")
+        """Its name; of a file without the place."""
+        return plain_name(self.results.get("backbone", ""))
 
     @property
     def classes(self) -> str:
@@ -116,8 +103,16 @@ class Run:
         """Settings that decide the result, and the digests of data and weights; another run's folder stands for
         its method, not its seed or dataset."""
         kept = {k: v for k, v in self.results.get("config", {}).items() if k not in FREE}
-        kept = {k: method_of_folder(v) if k.endswith("DIR") else v for k, v in kept.items()}
+        kept = {k: self.without_place(k, v) for k, v in kept.items()}
         return {**kept, **{DIGEST_NAMES.get(k, f"DATASET: {k}"): v for k, v in self.results.get("digests", {}).items()}}
+
+    def without_place(self, key: str, value: str) -> str:
+        """A config value as what it names: another run's folder by its method, a file by its content."""
+        if key.endswith("DIR"):
+            return method_of_folder(value)
+        if key == BACKBONE:
+            return repr(self.backbone)
+        return self.results.get("contents", {}).get(key, value)
 
     def setting(self, key: str) -> str:
         """A config value as plain text, "" if there is none."""

@@ -191,6 +191,8 @@ def pvlf_minus_transagg(rows: Sequence[dict]) -> list[dict]:
 def baselines(plan: Plan, args) -> list[dict]:
     step = plan.baselines()
     execute([step], force=args.force)
+    for path in step.results().get("submission", []):
+        print(path)
     return metric_rows(step)
 
 

@@ -24,10 +24,11 @@ def check_same_run(step: Step) -> None:
     """
     from dassl_prompts.engine import config_differences
     from dassl_prompts.engine.digest import differences
+    from dassl_prompts.engine.resume import noted_contents
 
     results, cfg = step.results(), step.config()
     remedy = "choose another --output or --tag, or repeat it with --force (FORCE=1 for the scripts)"
-    different = config_differences(results.get("config", {}), cfg)
+    different = config_differences(results.get("config", {}), cfg, noted_contents(results))
     if different:
         raise ValueError(f"{step.output} holds a finished run with other settings ({'; '.join(different)}): {remedy}")
     noted = results.get("digests", {})

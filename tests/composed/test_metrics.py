@@ -158,8 +158,8 @@ def real_test1(shared_data):
 def test_real_submission(shared_data, tmp_path):
     task = real_test1(shared_data)
     queries, gallery = mixed_features(task)
-    paths = cirr_submission.write(task, queries, gallery, tmp_path)
-    assert [p.name for p in paths] == ["cirr_recall.json", "cirr_recall_subset.json"]
+    paths = cirr_submission.write(task, queries, gallery, tmp_path, "PVLF last")
+    assert [p.name for p in paths] == ["cirr_PVLF-last_recall.json", "cirr_PVLF-last_recall_subset.json"]
     for path, length in zip(paths, (50, 3)):
         assert path.stat().st_size < 5_000_000
         content = json.loads(path.read_text())
@@ -176,7 +176,7 @@ def test_real_submission(shared_data, tmp_path):
 
 def test_size_of_the_file_itself_counts(shared_data, tmp_path, capsys):
     task = real_test1(shared_data)
-    paths = cirr_submission.write(task, *mixed_features(task), tmp_path)
+    paths = cirr_submission.write(task, *mixed_features(task), tmp_path, "PVLF")
     content = json.loads(paths[0].read_text())
     paths[0].write_text(json.dumps(content, indent=4))  # the same lists, with white space
     assert paths[0].stat().st_size > 5_000_000
@@ -227,5 +227,5 @@ def test_too_large_submission_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(cirr_submission, "MAX_BYTES", 100)
     task, gallery = toy(), torch.randn(8, 4)
     with pytest.raises(ValueError, match="bytes, the server takes 100"):
-        cirr_submission.write(task, gallery[:6], gallery, tmp_path)
+        cirr_submission.write(task, gallery[:6], gallery, tmp_path, "PVLF")
     assert list(tmp_path.iterdir()) == []

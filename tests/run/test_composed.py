@@ -95,7 +95,7 @@ def test_train_evaluate_submit(place, in_process, capsys):
     files = [
         Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json") and line.startswith("/")
     ]
-    assert {f.name for f in files} == {"cirr_recall.json", "cirr_recall_subset.json"} and all(
+    assert {f.name for f in files} == {"cirr_PVLF_recall.json", "cirr_PVLF_recall_subset.json"} and all(
         f.is_file() for f in files
     )
     before = len(in_process)

@@ -5,6 +5,7 @@ One file: its cases share one tiny BLIP and one generated tree; keys and presets
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -431,13 +432,26 @@ def test_zeroshot_trainer(blip, data, tmp_path):
         built.train()
 
 
+def test_every_query_of_the_baselines_has_its_own_pair_of_submission_files(blip, data, tmp_path):
+    """They were written under one name: of four queries the last one's files survived."""
+    built = build_trainer(config("ZeroshotCIR", blip, data, tmp_path, "CIR.SPLIT", "test"))
+    for _ in range(2):  # repeating replaces them
+        built.test()
+    names = ("image", "text", "image+text", "image+text-normalised")
+    expected = {f"cirr_ZeroshotCIR-{name}_{metric}.json" for name in names for metric in ("recall", "recall_subset")}
+    assert {path.name for path in tmp_path.glob("cirr_*")} == expected
+    noted = json.loads((tmp_path / "results.json").read_text())["submission"]
+    assert len(noted) == 8 and {os.path.basename(path) for path in noted} == expected
+    assert len({(tmp_path / f"cirr_ZeroshotCIR-{name}_recall.json").read_text() for name in names}) > 2
+
+
 def test_submission_from_a_run(blip, data, tmp_path, capsys):
     built = build_trainer(config("PVLF", blip, data, tmp_path, "CIR.SPLIT", "test"))
     assert math.isnan(built.test())
     out = capsys.readouterr().out
     assert "1 blank captions" in out and "Wrote and checked" in out
     for metric, length in (("recall", 7), ("recall_subset", 3)):
-        content = json.loads((tmp_path / f"cirr_{metric}.json").read_text())
+        content = json.loads((tmp_path / f"cirr_PVLF_{metric}.json").read_text())
         assert len(content) == 6 + 2 and all(len(content[str(100 + i)]) == length for i in range(6))
     with pytest.raises(ValueError, match="no test server"):
         build_trainer(config("PVLF", blip, data, tmp_path / "f", "CIR.SPLIT", "test", evaluate='["FashionIQ"]')).test()
