@@ -1,5 +1,6 @@
 """CIRR and FashionIQ metrics and submissions against brute force on the real annotations."""
 
+import itertools
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from dassl_prompts import extend_cfg
 from dassl_prompts.composed import cirr_submission
-from dassl_prompts.composed.metrics import best, evaluate, summarise
+from dassl_prompts.composed.metrics import best, best_members, evaluate, summarise
 from dassl_prompts.composed.triplets import ImageFolder, Query, RetrievalTask
 from dassl_prompts.datasets.cirr import CIRR
 from dassl_prompts.datasets.fashioniq import FashionIQ
@@ -78,6 +79,33 @@ def test_real_cirr_val_equals_brute_force(shared_data):
     )  # the features must be able to show an error
     assert 20 < ours["Rs@1"] < ours["Rs@2"] < ours["Rs@3"] < 100
     assert ours["average"] == (ours["R@5"] + ours["Rs@1"]) / 2
+
+
+def test_cirrs_average_is_that_of_recall_at_5_and_subset_recall_at_1():
+    """On a made-up set of its shape, whose recalls all differ: no other pair of them has this mean."""
+    names = [f"img{i}" for i in range(240)]
+    queries = []
+    for i, name in enumerate(names):
+        members = tuple(n for n in names[i - i % 6 : i - i % 6 + 6] if n != name)
+        queries.append(Query(str(i), name, ("t",), members[(i + 1) % 5], members))
+    task = RetrievalTask("made up", "cirr", {name: f"{name}.png" for name in names}, queries, True)
+    ours = assert_equals_brute_force(task, *mixed_features(task, width=16))
+    recalls = {key: value for key, value in ours.items() if key != "average"}
+    assert len({round(value, 2) for value in recalls.values()}) == 7, "the recalls must be able to show an error"
+    assert ours["average"] == (ours["R@5"] + ours["Rs@1"]) / 2
+    means = [(a + b) / 2 for a, b in itertools.combinations(recalls.values(), 2)]
+    assert sum(abs(mean - ours["average"]) < 1e-9 for mean in means) == 1
+
+
+def test_equal_pictures_tie_in_the_subset_too():
+    """The submission's first and the recall come from one ranking; a product of a few rows may round otherwise."""
+    task, gallery = toy(), F.normalize(torch.randn(8, 131), dim=-1)
+    gallery[[1, 2, 3]] = gallery[5].clone()
+    queries = F.normalize(gallery[[5] * 6] + 0.1 * torch.randn(6, 131), dim=-1)
+    ours = assert_equals_brute_force(task, queries, gallery)
+    first = [row[0] for row in best_members(task, queries, gallery, 1)]
+    assert first == ["img1", "img2", *["img1"] * 4]
+    assert ours["Rs@1"] == 100 * sum(a == q.target for a, q in zip(first, task.queries)) / 6
 
 
 @pytest.mark.parametrize("category", ["dress", "shirt", "toptee"])

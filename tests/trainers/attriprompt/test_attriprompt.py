@@ -376,6 +376,19 @@ def test_training_centres_queries_and_evaluation_leaves_the_mean(clip, images):
     assert plain.pool.centre_count == 0
 
 
+def test_the_running_mean_holds_the_batch_before_it_is_subtracted(clip, images):
+    """The first batch of a run is retrieved with its own mean, not with zeros."""
+    model = make(clip, LARGE).train()
+    view = model.look(images)
+    found = model.retrieve(view)
+    keys = F.normalize(model.pool.prompts[0].detach().mean(dim=1), dim=-1)
+    centred = F.normalize(view.queries - view.queries.mean(dim=(0, 2))[:, None], dim=-1)
+    score, index = (centred @ keys.t()).max(dim=-1)
+    assert torch.equal(found.index, index)
+    torch.testing.assert_close(found.score, score, rtol=0, atol=1e-5)
+    assert not torch.equal(index, (view.queries @ keys.t()).argmax(dim=-1))
+
+
 def test_a_view_stands_for_its_image(clip, images):
     model = make(clip, LARGE)
     view = model.look(images)

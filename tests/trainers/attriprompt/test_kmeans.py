@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dassl_prompts.trainers.attriprompt.kmeans import kmeans
+from dassl_prompts.trainers.attriprompt.kmeans import kmeans, update
 
 
 def distance(a, b):
@@ -100,6 +100,16 @@ def test_flat_images_give_coinciding_clusters_and_nothing_breaks():
     clusters = kmeans(torch.ones(2, 6, 3), 3)
     assert torch.equal(clusters.centroids, torch.ones(2, 3, 3))
     assert clusters.sizes.tolist() == [[6, 0, 0]] * 2
+
+
+def test_an_empty_cluster_keeps_its_centroid():
+    """The cosine of flat images: all points are one, the second and third cluster stay empty from the first iteration on."""
+    clusters = kmeans(torch.ones(2, 6, 3), 3, metric="cosine")
+    assert clusters.sizes.tolist() == [[6, 0, 0]] * 2
+    torch.testing.assert_close(clusters.centroids, torch.full((2, 3, 3), 3**-0.5))
+    previous = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]]])
+    weights = update(torch.tensor([[0, 2, 2]]), previous)
+    assert weights.tolist() == [[[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]]
 
 
 def test_repeatable_and_independent_of_the_other_sets():

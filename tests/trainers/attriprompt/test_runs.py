@@ -74,28 +74,6 @@ def test_base_run_is_evaluated_on_new_classes(train, make_cfg, tmp_path):
     assert 1 <= usage["texts_encoded"] <= 9 and "accuracy" in results["test"]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(train, make_cfg, tmp_path, monkeypatch):
-    train("AttriPrompt", output="whole")
-
-    class Interrupted(Exception):
-        pass
-
-    set_random_seed(1)
-    first = build_trainer(make_cfg("AttriPrompt", output="parts"))
-    before_epoch = first.before_epoch
-
-    def stop():
-        if first.epoch == 1:
-            raise Interrupted
-        before_epoch()
-
-    monkeypatch.setattr(first, "before_epoch", stop)
-    with pytest.raises(Interrupted):
-        first.train()
-    train("AttriPrompt", output="parts")
-    assert equal(pool_of(tmp_path, "whole"), pool_of(tmp_path, "parts"))
-
-
 def test_switches_of_the_text_pass_do_not_change_a_run(train, tmp_path):
     train("AttriPrompt")
     off = ["SHARE_PREFIX", False, "TRIM", False, "MEMO", False]

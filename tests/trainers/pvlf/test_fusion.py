@@ -47,15 +47,16 @@ def layer_norm(x, norm):
 
 def attention(rows, keys, bias, hidden, attn):
     w, b = attn.in_proj_weight, attn.in_proj_bias
-    size = D // HEADS
+    d = len(keys[0])
+    size = d // attn.heads
     result = []
     for row in rows:
         heads = []
-        for h in range(HEADS):
+        for h in range(attn.heads):
             part = slice(h * size, (h + 1) * size)
-            q = (w[:D] @ row + b[:D])[part]
-            ks = [(w[D : 2 * D] @ key + b[D : 2 * D])[part] for key in keys]
-            vs = [(w[2 * D :] @ key + b[2 * D :])[part] for key in keys]
+            q = (w[:d] @ row + b[:d])[part]
+            ks = [(w[d : 2 * d] @ key + b[d : 2 * d])[part] for key in keys]
+            vs = [(w[2 * d :] @ key + b[2 * d :])[part] for key in keys]
             scores = [
                 torch.exp(q @ k / math.sqrt(size) + bias[j]) * (0.0 if hidden[j] else 1.0) for j, k in enumerate(ks)
             ]
@@ -307,6 +308,26 @@ def test_places_of_dropout(monkeypatch):
     seen.clear()
     block.eval()(torch.randn(2, 3, D))
     assert seen[0] == ("attention", 0.0)
+
+
+def test_places_of_dropout_in_the_aggregation():
+    """On the hidden layer of its MLP, in training only."""
+    aggregation, seen = AdaptiveAggregation(D, hidden_mult=3, dropout=0.3), []
+    aggregation.dropout.register_forward_hook(lambda module, args, out: seen.append((out.shape[-1], module.p)))
+    inputs = [torch.randn(4, D) for _ in range(4)]
+    assert not torch.equal(aggregation(*inputs), aggregation(*inputs))
+    assert seen == [(3 * D, 0.3)] * 2
+    aggregation.eval()
+    assert torch.equal(aggregation(*inputs), aggregation(*inputs))
+
+
+@pytest.mark.parametrize("std", [0.02, 0.5])
+def test_deviations_of_prompts_and_separator(std):
+    """Prompts start with PROMPT.INIT_STD, the separator, as TransAgg's, with 1."""
+    fusion = FusionTransformer(512, heads=HEADS, ff_dim=FF, prompt_length=20, prompt_std=std, separator=True)
+    for prompts in fusion.prompts:
+        assert float(prompts.std()) == pytest.approx(std, rel=0.05)
+    assert float(fusion.sep_token.std()) == pytest.approx(1.0, rel=0.15)
 
 
 # -- aggregation ---------------------------------------------------------------------------------------------

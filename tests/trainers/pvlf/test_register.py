@@ -168,6 +168,32 @@ def test_keys_that_set_sizes_and_rates(blip, data, tmp_path, key, value, read, e
     assert read(one_step_of("PVLF", blip, data, tmp_path, f"TRAINER.PVLF.{key}", str(value))) == expected
 
 
+def test_deviation_of_the_prompts_reaches_the_model(blip, data, tmp_path):
+    stds = {"default": 0.02, "0.5": 0.5}
+    for given, std in stds.items():
+        opts = [] if given == "default" else ["TRAINER.PVLF.PROMPT.INIT_STD", given]
+        built = one_step_of("PVLF", blip, data, tmp_path / given, "TRAINER.PVLF.PROMPT.LENGTH", "40", *opts)
+        assert [float(p.std()) for p in built.model.head.fusion.prompts] == pytest.approx([std, std], rel=0.1)
+
+
+def test_dropout_acts_in_every_training_step(blip, data, tmp_path):
+    """Of both fusion layers and of the aggregation, with the default 0.5; not in evaluation."""
+    built = one_step_of("PVLF", blip, data, tmp_path, "TRAINER.PVLF.BACKBONE.TUNE", "none")
+    head, images = built.model.head, torch.randn(2, 5, 16)
+    seen = []
+    for name, module in head.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            hook = lambda m, args, out, name=name: seen.append((name, bool(((out == 0) & (args[0] != 0)).any())))
+            module.register_forward_hook(hook)
+    ask = lambda: built.query(["a red dog", "two"], images)
+    assert torch.equal(ask(), ask()) and not any(dropped for _, dropped in seen)
+    seen.clear()
+    built.set_model_mode("train")
+    assert not torch.equal(ask(), ask())
+    places = ["fusion.layers.0.dropout", "fusion.layers.1.dropout", "aggregation.dropout"]
+    assert {name for name, dropped in seen if dropped} == set(places)
+
+
 @pytest.mark.parametrize(
     ("opts", "options"),
     [
