@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves
 
-from dassl_prompts.models import blip
+from dassl_prompts.models import backbones
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 #: functions that take tensors of both devices: copies between them
@@ -180,6 +180,6 @@ def pretend_cuda() -> Iterator[PretendCuda]:
         patch.setattr(
             torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None, raising=False
         )
-        patch.setattr(blip, "load_blip", outside(blip.load_blip))
+        patch.setattr(backbones, "load_blip", outside(backbones.load_blip))
         with PretendCuda() as mode:
             yield mode

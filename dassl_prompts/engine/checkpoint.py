@@ -197,7 +197,7 @@ def learned_tensors(module: nn.Module) -> OrderedDict[str, Tensor]:
     """
     frozen = [
         name + "."
-        for name, part in module.named_modules()
+        for name, part in module.named_modules(remove_duplicate=False)  # towers that two parts share are frozen in both
         if name and any(True for _ in part.parameters()) and not any(p.requires_grad for p in part.parameters())
     ]
     learned = OrderedDict()

@@ -34,11 +34,8 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
     written = []
     if text_fixed:
         written.append(write_safetensors(folder / CLASSES, {"classes": model.class_features()}))
-    learned = {
-        name: p
-        for name, p in model.named_parameters()
-        if not name.startswith(("clip.", "teacher.")) and ".clip." not in name
-    }
+    # buffers too: a projector's batch statistics and the mean of a pool's queries are as much of the method as its prompts
+    learned = {n: t for n, t in model.state_dict().items() if not {"clip", "teacher"} & set(n.split("."))}
     written.append(write_safetensors(folder / PROMPTS, learned))
     names = open_clip_name(run)
     if with_backbone:

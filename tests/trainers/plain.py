@@ -61,6 +61,11 @@ def openai_state(
     return state
 
 
+def depth(state, tower: str = "") -> int:
+    """Blocks of the text tower, or of ``"visual."``."""
+    return sum(k.startswith(f"{tower}transformer.") and k.endswith("ln_1.weight") for k in state)
+
+
 def norm(state, name, x):
     return F.layer_norm(x, x.shape[-1:], state[name + ".weight"], state[name + ".bias"], 1e-5)
 
@@ -92,7 +97,7 @@ def text_features(state, tokens: Tensor, ctx=None, deep=(), normalise=True) -> T
         x = torch.cat([x[:, :1], ctx.expand(len(x), n, -1), x[:, 1 + n :]], dim=1)
     x = x + state["positional_embedding"]
     mask = torch.full((CONTEXT, CONTEXT), float("-inf")).triu(1)
-    for i in range(sum(k.startswith("transformer.") and k.endswith("ln_1.weight") for k in state)):
+    for i in range(depth(state)):
         if 1 <= i <= len(deep) and deep[i - 1] is not None:
             n = deep[i - 1].shape[-2]
             x = torch.cat([x[:, :1], deep[i - 1].expand(len(x), n, -1), x[:, 1 + n :]], dim=1)
@@ -112,13 +117,37 @@ def image_features(state, images: Tensor, visual=None, deep=(), normalise=True) 
     if visual is not None:
         x = torch.cat([x, visual.expand(len(x), *visual.shape)], dim=1)
     x = norm(state, "visual.ln_pre", x)
-    for i in range(sum(k.startswith("visual.transformer.") and k.endswith("ln_1.weight") for k in state)):
+    for i in range(depth(state, "visual.")):
         if 1 <= i <= len(deep):
             tokens = deep[i - 1]
             x = torch.cat([x[:, : -len(tokens)], tokens.expand(len(x), *tokens.shape)], dim=1)
         x = block(state, f"visual.transformer.resblocks.{i}.", x)
     x = norm(state, "visual.ln_post", x[:, 0]) @ state["visual.proj"]
     return x / x.norm(dim=-1, keepdim=True) if normalise else x
+
+
+def image_layers(state, images: Tensor) -> list[Tensor]:
+    """What every block of the image tower puts out for its class and patch tokens, ``[B, 1 + P, d]``."""
+    weight = state["visual.conv1.weight"]
+    x = F.conv2d(images, weight, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+    x = torch.cat([state["visual.class_embedding"].expand(len(x), 1, -1), x], dim=1)
+    x = norm(state, "visual.ln_pre", x + state["visual.positional_embedding"])
+    out = []
+    for i in range(depth(state, "visual.")):
+        x = block(state, f"visual.transformer.resblocks.{i}.", x)
+        out.append(x)
+    return out
+
+
+def image_head(state, x: Tensor) -> Tensor:
+    """``ln_post`` and projection of any rows ``[..., d]``."""
+    return norm(state, "visual.ln_post", x) @ state["visual.proj"]
+
+
+def prompt_tokens(clip, n_ctx: int, words: str, classnames) -> Tensor:
+    """Token ids ``[C, 77]`` of ``n_ctx`` slots, fixed words, class name and full stop."""
+    texts = (" ".join([*["X"] * n_ctx, words, name.replace("_", " ")]).replace("  ", " ") + "." for name in classnames)
+    return clip.tokenize([text.strip() for text in texts])
 
 
 def logits(state, image: Tensor, text: Tensor) -> Tensor:

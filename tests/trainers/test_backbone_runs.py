@@ -1,4 +1,4 @@
-"""Whole runs of the prompt-learning backbones: what a checkpoint holds, where it loads, how a run resumes."""
+"""Runs of single prompt-learning backbones: what is theirs alone; what all trainers share is in test_contract.py."""
 
 import pytest
 import torch
@@ -41,15 +41,6 @@ METHODS = {
 }
 
 
-@pytest.fixture(params=METHODS)
-def method(request, teacher_file, tmp_path, teacher_clip):
-    """Trainer name, options and checkpoint folder; PromptKD gets a teacher file."""
-    opts, folder = METHODS[request.param]
-    if request.param == "PromptKD":
-        opts = opts + teacher_options(teacher_file, teacher_clip, tmp_path)
-    return request.param, opts, folder
-
-
 def teacher_options(teacher_file, teacher_clip, tmp_path):
     from dassl_prompts.trainers.ivlp import IVLPModel
 
@@ -65,88 +56,6 @@ def teacher_options(teacher_file, teacher_clip, tmp_path):
         "TRAINER.PROMPTKD.TEACHER_DIR",
         str(tmp_path / "teacher"),
     ]
-
-
-def logits_on_other_classes(cfg, trainer_class, checkpoint, images):
-    """A fresh model for classes that were never seen, with the run's tensors."""
-    net = trainer_class.build_net(cfg, plain.OTHERS, trainer_class.load_backbone(cfg, "cpu"))
-    trainer_class.load_state(net, checkpoint, "the run")
-    with torch.no_grad():
-        return net.eval()(images)
-
-
-def test_checkpoint_round_trip_on_other_classes(train, make_cfg, method, images, tmp_path):
-    name, opts, folder = method
-    trainer = train(name, *opts)
-    path = tmp_path / "run" / folder / "model.pth.tar-2"
-    state = load_checkpoint(path)["state_dict"]
-    assert not any(key.startswith(("clip.", "teacher.")) for key in state)
-
-    # the trained tensors, moved over by hand, are the reference
-    net = type(trainer).build_net(trainer.cfg, plain.OTHERS, trainer.model.clip)
-    trained = dict(trainer.model.named_parameters()) | dict(trainer.model.named_buffers())
-    with torch.no_grad():
-        for key, tensor in [*net.named_parameters(), *net.named_buffers()]:
-            if not key.startswith(("clip.", "teacher.")):
-                tensor.copy_(trained[key])
-        wanted = net.eval()(images)
-
-    # an official file holds more: frozen weights and tokens of its own classes
-    state["prompt_learner.token_prefix"] = torch.randn(len(plain.CLASSES), 1, 128)
-    state["token_suffix"] = torch.randn(len(plain.CLASSES), 72, 128)
-    state["image_encoder.conv1.weight"] = torch.randn(4, 3, 2, 2)
-    ours = logits_on_other_classes(make_cfg(name, *opts, output="other"), type(trainer), state, images)
-    assert ours.shape == (len(images), len(plain.OTHERS))
-    assert torch.equal(ours, wanted)
-
-
-def test_training_changes_every_learned_tensor_and_nothing_else(make_cfg, method, clip):
-    name, opts, _ = method
-    trainer = build_trainer(make_cfg(name, *opts))
-    before = {n: t.detach().clone() for n, t in trainer.model.state_dict().items()}
-    trainer.train()
-    for key, tensor in trainer.model.state_dict().items():
-        frozen = key.startswith(("clip.", "teacher."))
-        assert torch.equal(tensor, before[key]) == frozen, key
-
-
-def test_evaluation_only_repeats_the_test_of_the_training_run(train, make_cfg, method, tmp_path):
-    name, opts, _ = method
-    trainer = train(name, *opts)
-    again = build_trainer(make_cfg(name, *opts, output="evaluation"))
-    again.load_model(str(tmp_path / "run"))
-    assert again.test() == trainer._final_result
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(train, make_cfg, method, tmp_path, monkeypatch):
-    name, opts, folder = method
-    opts = [*opts, "OPTIM.MAX_EPOCH", 3]
-    whole = train(name, *opts, output="whole")
-
-    class Interrupted(Exception):
-        pass
-
-    from dassl_prompts.engine import set_random_seed
-
-    set_random_seed(1)
-    first = build_trainer(make_cfg(name, *opts, output="parts"))
-    before_epoch = first.before_epoch
-
-    def stop():
-        if first.epoch == 2:
-            raise Interrupted
-        before_epoch()
-
-    monkeypatch.setattr(first, "before_epoch", stop)
-    with pytest.raises(Interrupted):
-        first.train()
-    second = train(name, *opts, output="parts")
-    a = load_checkpoint(tmp_path / "whole" / folder / "model.pth.tar-3")["state_dict"]
-    b = load_checkpoint(tmp_path / "parts" / folder / "model.pth.tar-3")["state_dict"]
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
-    assert second._final_result == whole._final_result
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def plain_weighted_text(state, tokens, ctx, weights):
     n = len(ctx)
     x = torch.cat([x[:, :1], ctx.expand(len(x), n, -1), x[:, 1 + n :]], 1) + state["positional_embedding"]
     mask = torch.full((77, 77), float("-inf")).triu(1)
-    for i in range(plain.LAYERS):
+    for i in range(plain.depth(state)):
         x = plain.block(state, f"transformer.resblocks.{i}.", x, mask)
     x = plain.norm(state, "ln_final", x)[torch.arange(len(tokens)), tokens.argmax(-1)] @ state["text_projection"]
     return F.normalize(x, dim=-1)
@@ -75,7 +75,7 @@ def plain_hidden(state, tokens):
     """``ln_final(H) W`` at every position of raw captions."""
     x = state["token_embedding.weight"][tokens] + state["positional_embedding"]
     mask = torch.full((77, 77), float("-inf")).triu(1)
-    for i in range(plain.LAYERS):
+    for i in range(plain.depth(state)):
         x = plain.block(state, f"transformer.resblocks.{i}.", x, mask)
     return plain.norm(state, "ln_final", x) @ state["text_projection"]
 
