@@ -26,6 +26,7 @@ RECIPES: dict[str, dict[str, str]] = {
     "DePT_KgCoOp": {"*": "vit_b16_ep10_bs4_lr35"},
     "DePT_MaPLe": {"*": "vit_b16_ep10_bs4_lr35"},
     "DePT_PromptSRC": {"*": "vit_b16_c2_ep20_batch4_4+4ctx"},
+    "CoPrompt": {"*": "vit_b16_ep8_batch4"},
     "CLIPAdapter": {"*": "vit_b16"},
     "TipAdapter": {"*": "vit_b16"},
     "TipAdapterF": {"*": "vit_b16"},
@@ -75,10 +76,23 @@ def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: s
     return RECIPES[trainer]["xd"] if protocol == "transfer" else STAGE1_RECIPES[trainer]
 
 
+#: CoPrompt's depth, tokens and weight of the consistency terms per dataset (trainers/constants.py of the authors)
+COPROMPT = {
+    "imagenet": (12, 4, 8.0), "caltech101": (12, 4, 4.0), "oxford_pets": (12, 2, 0.1), "stanford_cars": (12, 4, 4.0),
+    "oxford_flowers": (9, 4, 8.0), "food101": (9, 4, 0.5), "fgvc_aircraft": (9, 4, 2.0), "sun397": (12, 4, 8.0),
+    "dtd": (12, 2, 8.0), "eurosat": (12, 2, 0.1), "ucf101": (12, 4, 2.0),
+}  # fmt: skip
+
+
 def dataset_options(trainer: str, dataset: str, shots: int) -> tuple[str, ...]:
-    """KEY VALUE pairs by which the authors' runs on a dataset differ from the recipe; of DPC's backbone for DPC."""
+    """KEY VALUE pairs by which the authors' runs of a method on a dataset differ from the recipe."""
     if trainer == "ProGrad" and dataset in ("oxford_flowers", "dtd", "eurosat") and shots >= 8:
         return "LOSS.LAMBDA", "0.8"
+    if trainer == "CoPrompt" and dataset in COPROMPT:
+        depth, n_ctx, weight = COPROMPT[dataset]
+        node = "TRAINER.CoPrompt"
+        opts = (f"{node}.PROMPT_DEPTH", str(depth), f"{node}.N_CTX", str(n_ctx), "TRAINER.W", str(weight))
+        return (*opts, "OPTIM.MAX_EPOCH", "5") if dataset == "food101" else opts
     return ()
 
 

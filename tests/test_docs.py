@@ -13,7 +13,7 @@ DOCS = ROOT / "docs"
 def literals():
     """All string constants of the package, pieces of f-strings joined by a mark."""
     found = []
-    for folder in ("dassl_prompts", "trainers", "datasets"):
+    for folder in ("dassl_prompts", "trainers", "datasets", "configs"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):

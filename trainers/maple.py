@@ -58,11 +58,11 @@ class MaPLeModel(PromptedCLIP):
 
     checkpoint_name = "MultiModalPromptLearner"
 
-    def __init__(self, clip, classnames, n_ctx=2, ctx_init="a photo of a", depth=9):
+    def __init__(self, clip, classnames, n_ctx=2, ctx_init="a photo of a", depth=9, node="MAPLE"):
         super().__init__(clip, classnames)
         if not clip.is_vit:
-            raise ValueError("MaPLe puts prompts into a vision transformer; set MODEL.BACKBONE.NAME to a ViT")
-        check_depth("TRAINER.MAPLE.PROMPT_DEPTH", depth, min(clip.text.layers, clip.vision.layers), least=1)
+            raise ValueError(f"TRAINER.{node} puts prompts into a vision transformer; set MODEL.BACKBONE.NAME to a ViT")
+        check_depth(f"TRAINER.{node}.PROMPT_DEPTH", depth, min(clip.text.layers, clip.vision.layers), least=1)
         ctx, words = language_prompt(clip.text, n_ctx, ctx_init)
         self.class_prompts = clip.text.class_prompts(self.classnames, n_ctx=n_ctx, words=words)
         self.prompt_learner = MultiModalPromptLearner(ctx, depth, clip.vision.width)

@@ -85,7 +85,8 @@ class Job:
         name = "_".join(filter(None, (cfg, f"epochs{self.epochs}" if self.epochs else "", self.tag)))
         return Path(self.dataset) / f"shots_{self.shots}" / self.trainer / name / f"seed{self.seed}"
 
-    def args(self, *extra: str, dataset: str = "") -> tuple[str, ...]:
+    def args(self, *opts: str, flags: tuple[str, ...] = (), dataset: str = "") -> tuple[str, ...]:
+        """The command line: ``flags`` stand before every KEY VALUE pair, behind which argparse reads none."""
         return (
             "--root",
             self.root,
@@ -97,17 +98,25 @@ class Job:
             config_file("datasets", dataset or self.dataset),
             "--config-file",
             config_file("trainers", self.trainer, self.cfg),
+            *flags,
             *self.dataset_options,
             *shortened(self),
-            *extra,
+            *opts,
         )
 
     @property
     def dataset_options(self) -> tuple[str, ...]:
-        """What the authors set for this dataset; a configuration file of the user's own speaks for itself."""
+        """What the authors set for this dataset; a configuration file of the user's own speaks for itself.
+
+        DPC's second stage takes the shapes of its backbone's prompts from it, and keeps its own objective.
+        """
         if self.cfg.endswith(".yaml"):
             return ()
-        return dataset_options(self.trainer.removeprefix("DPC_"), self.dataset, self.shots)
+        opts = dataset_options(self.trainer.removeprefix("DPC_"), self.dataset, self.shots)
+        if not self.trainer.startswith("DPC_"):
+            return opts
+        shapes = [pair for pair in zip(opts[::2], opts[1::2]) if pair[0].endswith(("N_CTX", "PROMPT_DEPTH"))]
+        return tuple(word for pair in shapes for word in pair)
 
 
 def shortened(job: Job) -> tuple[str, ...]:
@@ -133,13 +142,12 @@ def train_step(job: Job, title: str, output: Path, *opts: str, dataset: str = ""
 def eval_step(job: Job, title: str, output: Path, model_dir: Path | None, *opts: str, dataset: str = "") -> Step:
     load = ("--model-dir", str(model_dir)) if model_dir else ()
     args = job.args(
-        *load,
-        "--eval-only",
         "DATASET.NUM_SHOTS",
         str(job.shots),
         *opts,
         *job.common,
         *job.opts,
+        flags=(*load, "--eval-only"),
         dataset=dataset,
     )
     return Step(title, output, args)

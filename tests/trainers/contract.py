@@ -129,6 +129,11 @@ CLASSIFIERS = {
         "prompt_learner",
         ("ctx", *deep("meta_net.linear{}.*", 1, 2)),
     ),
+    "CoPrompt": Row(
+        (*under("CoPrompt", "PROMPT_DEPTH", 2), "TRAINER.W", 1.0, "DATALOADER.K_TRANSFORMS", 2),
+        "MultiModalPromptLearner",
+        (*COUPLED, *(f"adapter_{side}.fc.{i}.weight" for side in ("image", "text") for i in (0, 2))),
+    ),
     "CLIPAdapter": Row(under("CLIP_ADAPTER", "TEMPLATE", TEMPLATE), "clip_adapter", deep("fc.{}.weight", 0, 2)),
     "TipAdapter": Row(TIP_ADAPTER, "tip_adapter", CACHE),
     "TipAdapterF": Row(TIP_ADAPTER, "tip_adapter", CACHE, still=("cache.labels",)),

@@ -37,6 +37,10 @@ METHODS = {
         ],
         "prompt_learner",
     ),
+    "CoPrompt": (
+        ["TRAINER.CoPrompt.PROMPT_DEPTH", 3, "TRAINER.W", 1.0, "DATALOADER.K_TRANSFORMS", 2],
+        "MultiModalPromptLearner",
+    ),
     "PromptKD": (["TRAINER.PROMPTKD.PROMPT_DEPTH_VISION", 3], "VLPromptLearner"),
 }
 

@@ -16,6 +16,7 @@ NODES = {
     "KgCoOp": "COOP",
     "ProGrad": "COOP",
     "TCP": "COOP",
+    "CoPrompt": "CoPrompt",
 }
 
 
