@@ -1,8 +1,9 @@
 """The text tower's step, forward and backward: 77 positions per class, trimmed to EOT, and with the shared prefix.
 
-    python -m benchmarks.text_tower [--device cuda --prec amp] [--classes 10 50 100 1000] [--write]
+    python -m benchmarks.text_tower [--device cuda --prec amp] [--classes 10 50 100 1000] [--class-wise 8] [--write]
 
 One random context (CoOp, ViT-B/16's text tower, random weights) for all classes; the gradient is that of the context. The
+With --class-wise every class has tokens of its own from that block on, as in TCP; their gradient is compared as well. The
 77-token path runs open_clip's own blocks as the official repositories do. All three share the weights and are timed in one
 process, in turns. Memory is the growth of the peak during one step, each path in a process of its own.
 """
@@ -38,7 +39,7 @@ class Step:
             gradients of the passes add up to the same gradient.
     """
 
-    def __init__(self, device: str, prec: str, classes: int, n_ctx: int, chunk: int):
+    def __init__(self, device: str, prec: str, classes: int, n_ctx: int, chunk: int, class_wise: int = 0):
         from open_clip.model import CLIP as OpenClip
 
         torch.manual_seed(0)
@@ -51,29 +52,36 @@ class Step:
         self.prompts = self.tower.class_prompts(names, n_ctx=n_ctx)
         self.ctx = torch.randn(n_ctx, 512, device=device).mul(0.02).requires_grad_()
         self.probe = torch.randn(classes, 512, device=device) / classes
+        self.class_wise, self.own = class_wise, None
+        if class_wise:
+            self.own = torch.randn(classes, n_ctx, 512, device=device).mul(0.02).requires_grad_()
 
     def features(self, path: str, index: Tensor) -> Tensor:
         """``[C', E]`` of the classes in ``index``."""
         whole = len(index) == len(self.prompts)
         prompts = self.prompts if whole else self.prompts.select(index)
+        deep = [None] * (self.class_wise - 1) + [self.own[index]] if self.class_wise else []
         if path != "77 tokens":
-            return self.tower(prompts, self.ctx, share_prefix=path == "shared prefix")
+            return self.tower(prompts, self.ctx, deep, share_prefix=path == "shared prefix")
         m, n = self.model, len(self.ctx)
+        replace = lambda i, x: torch.cat([x[:, :1], deep[-1], x[:, 1 + n :]], dim=1) if i == self.class_wise else x
         x = m.token_embedding(prompts.tokens)
         x = torch.cat([x[:, :1], self.ctx.expand(len(x), -1, -1), x[:, 1 + n :]], dim=1) + m.positional_embedding
-        x = Official.blocks(m.transformer, x, lambda i, x: x, m.attn_mask.to(x.dtype))
+        x = Official.blocks(m.transformer, x, replace if deep else lambda i, x: x, m.attn_mask.to(x.dtype))
         return (m.ln_final(x)[torch.arange(len(x)), prompts.eot] @ m.text_projection).float()
 
     def __call__(self, path: str) -> tuple[Tensor, Tensor]:
-        """Features ``[C, E]`` and the gradient of the context for a fixed linear loss."""
+        """Features ``[C, E]`` and the gradient of the learned tokens for a fixed linear loss."""
         everything = torch.arange(len(self.prompts), device=self.device)
-        out, self.ctx.grad = [], None
+        out, leaves = [], [t for t in (self.ctx, self.own) if t is not None]
+        for leaf in leaves:
+            leaf.grad = None
         for index in everything.split(len(everything) if path == "shared prefix" else self.chunk):
             with autocast(self.device, self.prec):
                 features = self.features(path, index)
             (features * self.probe[index]).sum().backward()
             out.append(features.detach())
-        return torch.cat(out), self.ctx.grad
+        return torch.cat(out), torch.cat([leaf.grad.flatten() for leaf in leaves])
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -122,6 +130,8 @@ def memory(args, path: str, classes: int) -> float:
         str(args.threads),
         "--ctx",
         str(args.ctx),
+        "--class-wise",
+        str(args.class_wise),
         "--chunk",
         str(classes),
     ]
@@ -145,7 +155,7 @@ def memory_of_one_pass(args, path: str, classes: int) -> tuple[float, bool]:
 
 def measure(args, classes: int) -> list[dict]:
     """One row per path."""
-    step = Step(args.device, args.prec, classes, args.ctx, args.chunk)
+    step = Step(args.device, args.prec, classes, args.ctx, args.chunk, args.class_wise)
     results = {path: step(path) for path in PATHS}  # also warms up
     passes = -(-classes // args.chunk)
     repeats = max(1, args.repeats // passes)  # several passes even out a busy moment themselves
@@ -192,7 +202,8 @@ def turns(calls: dict[str, Callable[[], object]], clock: Clock, repeats: int) ->
 def page(args, rows: Sequence[dict]) -> str:
     from tabulate import tabulate
 
-    options = f"--device {args.device} --prec {args.prec} --classes {' '.join(map(str, args.classes))} --ctx {args.ctx} --threads {args.threads}"
+    own = f" --class-wise {args.class_wise}" if args.class_wise else ""
+    options = f"--device {args.device} --prec {args.prec} --classes {' '.join(map(str, args.classes))} --ctx {args.ctx}{own} --threads {args.threads}"
     return (
         f"Written by `python -m benchmarks.text_tower {options} --repeats {args.repeats} --write`. ViT-B/16's text tower with\n"
         f"random weights, {args.ctx} context tokens, forward and backward; least of {args.repeats} repeats in turns, each after a call\n"
@@ -212,6 +223,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 50, 100, 1000])
     parser.add_argument("--ctx", type=int, default=16, help="context tokens")
+    parser.add_argument(
+        "--class-wise", type=int, default=0, metavar="BLOCK", help="tokens per class from this block on; 0: none"
+    )
     parser.add_argument("--chunk", type=int, default=100, help="most classes per pass of the unshared paths")
     parser.add_argument("--repeats", type=int, default=3)
     add_flags(parser, DOC.name)
@@ -219,7 +233,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.measure_memory:
-        step = Step(args.device, args.prec, args.classes[0], args.ctx, args.chunk)
+        step = Step(args.device, args.prec, args.classes[0], args.ctx, args.chunk, args.class_wise)
         print(json.dumps(step_memory(step, args.measure_memory)))
         return
     rows = []
@@ -229,7 +243,14 @@ def main() -> None:
     text = page(args, rows)
     print(text)
     if args.write:
-        write_section(DOC, "Text tower: one training step", device_name(args.device, args.prec), text)
+        doc = DOC.with_name("text_tower_class_wise.md") if args.class_wise else DOC
+        title = f"Text tower, tokens per class from block {args.class_wise} on: one training step"
+        write_section(
+            doc,
+            title if args.class_wise else "Text tower: one training step",
+            device_name(args.device, args.prec),
+            text,
+        )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ RECIPES: dict[str, dict[str, str]] = {
     "DPC_PromptSRC": {"xd": "vit_b16_ep20_xd", "dg": "vit_b16_ep20_xd", "*": "vit_b16_ep20"},
     "DPC_PromptKD": {"*": "vit_b16_ep20"},
     "DPC_IVLP": {"xd": "vit_b16_ep20_xd", "dg": "vit_b16_ep20_xd", "*": "vit_b16_ep20"},
+    "DPC_KgCoOp": {"*": "vit_b16_ep20"},
+    "DPC_ProGrad": {"*": "vit_b16_ep20"},
+    "DPC_TCP": {"*": "vit_b16_ep20"},
+    "DPC_CoPrompt": {"*": "vit_b16_ep20"},
 }  # fmt: skip
 #: the recipe with which a backbone is trained as stage 1 of DPC (specs/dpc.md 4.9); across datasets it is the backbone's own
 STAGE1_RECIPES = {
@@ -46,6 +50,10 @@ STAGE1_RECIPES = {
     "PromptSRC": "vit_b16_c2_ep20_batch32_4+4ctx",
     "PromptKD": "vit_b16_c2_ep20_batch32_4+4ctx",
     "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx",
+    "KgCoOp": "vit_b16_ep100_ctxv1",
+    "ProGrad": "vit_b16_ep100_ctxv1",
+    "TCP": "vit_b16_ep100_ctxv1",
+    "CoPrompt": "vit_b16_ep8_batch4",
 }
 #: the same on ViT-L/14
 STAGE1_RECIPES_L14 = {
@@ -72,8 +80,12 @@ def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: s
     if trainer not in STAGE1_RECIPES:
         raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
     if cfg.startswith("vit_l14"):
+        if trainer not in STAGE1_RECIPES_L14:
+            raise ValueError(f"DPC has no ViT-L/14 recipe for {trainer}; known: {', '.join(STAGE1_RECIPES_L14)}")
         return STAGE1_RECIPES_L14[trainer]
-    return RECIPES[trainer]["xd"] if protocol == "transfer" else STAGE1_RECIPES[trainer]
+    if protocol == "transfer":
+        return RECIPES[trainer].get("xd", RECIPES[trainer]["*"])
+    return STAGE1_RECIPES[trainer]
 
 
 #: CoPrompt's depth, tokens and weight of the consistency terms per dataset (trainers/constants.py of the authors)

@@ -7,6 +7,7 @@ reloads runs: it reads one request per line, see :func:`main`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import traceback
@@ -146,7 +147,12 @@ CLASSIFIERS = {
 TRAINERS = {
     **CLASSIFIERS,
     **{f"DePT_{name}": two_heads(name) for name in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC")},
-    **{f"DPC_{name}": second_stage(name) for name in ("CoOp", "IVLP", "MaPLe", "PromptSRC")},
+    **{
+        f"DPC_{name}": second_stage(name) for name in ("CoOp", "IVLP", "MaPLe", "PromptSRC", "KgCoOp", "ProGrad", "TCP")
+    },
+    "DPC_CoPrompt": dataclasses.replace(
+        second_stage("CoPrompt"), keys=(*CLASSIFIERS["CoPrompt"].keys, "DATALOADER.K_TRANSFORMS", 1)
+    ),
     "DPC_PromptKD": second_stage(
         "PromptKD",
         *("prompt_learner.ctx", *deep(TEXT_LAYERS, 1)),

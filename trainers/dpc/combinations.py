@@ -1,5 +1,5 @@
-"""DPC: dual-prompt collaboration (Li et al., CVPR 2025, arXiv 2503.13443) on the four backbones of the paper, and on a fifth
-that shows what a new backbone takes.
+"""DPC: dual-prompt collaboration (Li et al., CVPR 2025, arXiv 2503.13443) on the four backbones of the paper, and on five
+more, each of which shows what a new backbone takes.
 
 The second stage itself is in trainers/dpc/stage2.py. A key left at its "preset" value takes the choice of ``PRESET``; what a
 backbone has otherwise is in ``preset_overrides``. docs/dpc.md has the presets and the register of differences between the paper
@@ -15,21 +15,29 @@ from torch import Tensor
 
 from dassl_prompts.engine import register_trainer
 from dassl_prompts.trainers.coop import CoOp
+from dassl_prompts.trainers.coprompt import CoPrompt
 from dassl_prompts.trainers.dpc.loss import symmetric_contrastive
 from dassl_prompts.trainers.dpc.settings import extend_cfg
 from dassl_prompts.trainers.dpc.stage2 import DPC
 from dassl_prompts.trainers.ivlp import IVLP, language_prompt
+from dassl_prompts.trainers.kgcoop import KgCoOp
 from dassl_prompts.trainers.maple import MaPLe
+from dassl_prompts.trainers.prograd import ProGrad
 from dassl_prompts.trainers.promptkd.trainer import PromptKD, distillation_loss
 from dassl_prompts.trainers.promptsrc import GaussianAggregation, PromptSRC, consistency_losses
+from dassl_prompts.trainers.tcp import TCP
 
 __all__ = [
     "DPC",
     "DPC_CoOp",
+    "DPC_CoPrompt",
     "DPC_IVLP",
+    "DPC_KgCoOp",
     "DPC_MaPLe",
+    "DPC_ProGrad",
     "DPC_PromptKD",
     "DPC_PromptSRC",
+    "DPC_TCP",
     "extend_cfg",
     "symmetric_contrastive",
 ]
@@ -57,6 +65,30 @@ class DPC_MaPLe(DPC):
 @register_trainer
 class DPC_IVLP(DPC):
     backbone = IVLP
+
+
+@register_trainer
+class DPC_KgCoOp(DPC):
+    backbone = KgCoOp
+
+
+@register_trainer
+class DPC_ProGrad(DPC):
+    backbone = ProGrad
+
+
+@register_trainer
+class DPC_TCP(DPC):
+    """Mixes the context and the class-aware tokens, not the network that makes them."""
+
+    backbone = TCP
+
+
+@register_trainer
+class DPC_CoPrompt(DPC):
+    """The adapters follow P' on base classes and P on new ones."""
+
+    backbone = CoPrompt
 
 
 @register_trainer

@@ -11,7 +11,16 @@ from dassl_prompts.engine.config import flatten
 from dassl_prompts.engine.registration import is_ours
 
 #: keys of a method's node that decide the shapes of its prompts, or the teacher that it learns from
-SHAPE_KEYS = ("N_CTX", "CTX_INIT", "CSC", "CLASS_TOKEN_POSITION", "PROMPT_DEPTH", "TEACHER_")
+SHAPE_KEYS = (
+    "N_CTX",
+    "CTX_INIT",
+    "CSC",
+    "CLASS_TOKEN_POSITION",
+    "PROMPT_DEPTH",
+    "TEACHER_",
+    "IMAGE_ADAPTER",
+    "TEXT_ADAPTER",
+)
 #: keys whose defaults in a program of the user's own are not ours: given in any case
 SAID_KEYS = (
     "DATASET.NAME",
@@ -87,6 +96,8 @@ def command(cfg, trainer: str, node: str, data: dict[str, str]) -> str:
     shape = tuple(f"TRAINER.{node}.{key}" for key in SHAPE_KEYS)
     prefixes = ("DATASET.", "INPUT.", "MODEL.BACKBONE.", "SEED", *shape)
     said = lambda key: str(ours[key]) != str(theirs.get(key)) or (foreign and key.startswith((*SAID_KEYS, *shape)))
+    if trainer.upper() != node:  # methods that share CoOp's node have what is theirs under their own
+        prefixes = (*prefixes, f"TRAINER.{trainer.upper()}.")
     changed = [key for key in ours if key.startswith(prefixes) and said(key)]
     words += ["--output-dir", "STAGE1_DIR", *(str(word) for key in changed for word in (key, ours[key]))]
     return " ".join(map(shlex.quote, words))
