@@ -5,7 +5,8 @@ source "$(dirname "$0")/lib.sh"
 usage "scripts/emoji_results.sh" 0 "$@"
 cd "$PROJECT"
 OUTPUT=${OUTPUT:-output} PYTHON=$(pick_python) PAGES=docs/results
-METHODS="ZeroshotCLIP CoOp CoCoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_IVLP DPC_MaPLe DPC_PromptSRC DPC_PromptKD"
+METHODS="ZeroshotCLIP CLIPAdapter TipAdapter TipAdapterF LinearProbe CoOp KgCoOp ProGrad CoCoOp IVLP MaPLe TCP CoPrompt PromptSRC PromptKD"
+METHODS="$METHODS DePT_CoOp DePT_CoCoOp DePT_KgCoOp DePT_MaPLe DePT_PromptSRC DPC_KgCoOp DPC_ProGrad DPC_TCP DPC_CoPrompt DPC_CoOp DPC_IVLP DPC_MaPLe DPC_PromptSRC DPC_PromptKD"
 SEEDS="1 2 3"
 mkdir -p "$PAGES"
 
