@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dassl_prompts.models.clip import build_model, finish
+from tests.tiny import tiny_clip
 from tests.trainers import plain
 
 NAMES = ["cat", "great white shark", "F/A-18", "tea pot with a very long handle", "dog"]
@@ -261,3 +262,17 @@ def test_impossible_prompts_are_refused(clip):
         clip.text(prompts, vectors(2, D), position="last")
     with pytest.raises(ValueError, match="no text"):
         clip.text.class_prompts([])
+
+
+def test_open_clips_pooling_is_not_called(monkeypatch):
+    """Its text_global_pool returns a pair up to 2.31 and one tensor from 2.32 on."""
+    import open_clip.model
+    import open_clip.transformer
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("text_global_pool was called")
+
+    clip = tiny_clip()
+    for module in (open_clip.model, open_clip.transformer):
+        monkeypatch.setattr(module, "text_global_pool", refuse)
+    assert clip.encode_text(clip.tokenize(["a cat"])).isfinite().all()
