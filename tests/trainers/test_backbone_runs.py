@@ -163,7 +163,10 @@ def test_the_teacher_cache_is_reused_and_checked(train, make_cfg, kd, tmp_path):
     trainer.model.teacher_image_features = lambda images: calls.append(1)
     trainer.batch_index = torch.tensor([3, 0])
     assert trainer.teacher_features(torch.zeros(2, 3, 32, 32)).shape == (2, 96) and not calls
-    train("PromptKD", *kd, *cache, output="second")
+    found = train("PromptKD", *kd, *cache, output="second")
+    filled = train("PromptKD", *kd, cache[0], str(tmp_path / "another.pt"), output="filled")
+    ours, theirs = (t.model.checkpoint_module.state_dict() for t in (found, filled))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)  # filling the cache draws no random number
     with pytest.raises(ValueError, match="another images"):
         train("PromptKD", *kd, *cache, "DATASET.SUBSAMPLE_CLASSES", "base", output="third")
     with pytest.raises(ValueError, match="is a folder: name the file"):
