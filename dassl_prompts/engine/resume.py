@@ -61,7 +61,7 @@ def config_differences(old: dict[str, str], cfg: CfgNode, noted: dict[str, str] 
         noted: :func:`noted_contents` of the stored run.
     """
     noted = noted or {}
-    ignore = (*FREE_KEYS, *foreign_keys([*old, *flat_config(cfg)], cfg.TRAINER.NAME))
+    ignore = (*FREE_KEYS, *foreign_keys([*old, *flat_config(cfg)], cfg.get("TRAINER", {}).get("NAME", "")))
     changed = differing_keys(old, flat_config(cfg), ignore=ignore)
     return [
         f"{key}: {before} -> {now}"
@@ -73,6 +73,11 @@ def config_differences(old: dict[str, str], cfg: CfgNode, noted: dict[str, str] 
 def noted_contents(run: dict[str, Any]) -> dict[str, str]:
     """What results.json or a resume file notes of the files and folders that its configuration names, by key."""
     return {places.BACKBONE: run.get("digests", {}).get("backbone", ""), **run.get("contents", {})}
+
+
+def text_values(config: dict[str, str]) -> dict[str, str]:
+    """The keys of a flat config whose value is a text, with that text."""
+    return {key: text for key, value in config.items() if (text := places.text_of(value))}
 
 
 def foreign_keys(keys: Iterable[str], trainer: str) -> set[str]:

@@ -226,8 +226,12 @@ def from_json(path: Path) -> nn.Module:
     return model
 
 
-def from_open_clip(name: str) -> nn.Module:
-    """A model whose weights open_clip knows how to obtain."""
+def open_clip_weights(name: str) -> tuple[str, str]:
+    """Architecture and tag of the weights that open_clip has for a backbone's name.
+
+    Raises:
+        ValueError: it has none such, or they need another activation.
+    """
     import open_clip
 
     base, _, tag = name.partition(":")
@@ -243,6 +247,14 @@ def from_open_clip(name: str) -> nn.Module:
             f"{name}: open_clip has no weights {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}"
         )
     check_activation(name, architecture, tag)
+    return architecture, tag
+
+
+def from_open_clip(name: str) -> nn.Module:
+    """A model whose weights open_clip knows how to obtain."""
+    import open_clip
+
+    architecture, tag = open_clip_weights(name)
     try:
         return open_clip.create_model(architecture, pretrained=tag, precision="fp32")
     except (OSError, RuntimeError) as error:  # huggingface_hub's errors are OSErrors

@@ -148,18 +148,24 @@ def summary(folders: Iterable[Path], root: Path) -> str:
     return "\n\n".join([*parts, *mixed(methods)])
 
 
-def dry_run(nodes: list[Node]) -> str:
-    lines, finished = [], 0
+def dry_run(nodes: list[Node]) -> tuple[str, bool]:
+    """What would be done, run by run, and whether all of it could start."""
+    lines, finished, fine = [], 0, True
+    folders = {str(node.step.output.absolute()) for node in nodes}
     for node in nodes:
-        what, why = "to do", ""
+        what, why = "to do", []
         if node.step.results() is not None:
             try:
                 check_same_run(node.step)
                 what, finished = "finished", finished + 1
             except ValueError as error:
-                what, why = "REFUSED", f"\n          {error}"
-        lines.append(f"{what:<9} {node.step.title} -> {node.step.output}{why}")
-    return "\n".join([*lines, f"{finished} of {len(nodes)} runs are finished"])
+                why = [str(error)]
+        else:
+            why = node.step.problems(folders)
+        if why:
+            what, fine = "REFUSED", False
+        lines.append("\n          ".join([f"{what:<9} {node.step.title} -> {node.step.output}", *why]))
+    return "\n".join([*lines, f"{finished} of {len(nodes)} runs are finished"]), fine
 
 
 def report_failures(failed: list[Node]) -> None:
@@ -176,8 +182,9 @@ def run(argv: list[str]) -> int:
     dassl_prompts.register_all("replace")  # as train.py does, so that the digests are those of its datasets
     nodes = sweep.nodes()
     if args.dry_run:
-        print(dry_run(nodes))
-        return 0
+        text, fine = dry_run(nodes)
+        print(text)
+        return 0 if fine else 2
     slots = make_slots(args.devices, args.jobs)
     stream = len(slots) == 1 and len(sweep.jobs) == 1 if args.stream is None else args.stream
     scheduler = Scheduler(nodes, slots, force=args.force, stream=stream, stop=args.stop, retry=args.retry)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_prompts.engine.files import require_writable
+from dassl_prompts.run.ahead import problems
 from dassl_prompts.run.plan import Node, block_dependents
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.progress import Progress, last_line
@@ -80,7 +81,8 @@ class Scheduler:
             the nodes that failed and, after them, those that could not run because of these.
 
         Raises:
-            ValueError: a finished folder holds the result of other settings or data; nothing was started.
+            ValueError: a finished folder holds the result of other settings or data, or a run could not start (a mistyped
+                key, missing data or weights); nothing was started.
             OSError: a run folder cannot be written; names it; nothing was started.
         """
         self.skip_finished()
@@ -97,13 +99,17 @@ class Scheduler:
         ]
 
     def skip_finished(self) -> None:
-        """Mark the finished nodes; checks all of them, and the folders of the others, before anything starts."""
+        """Mark the finished nodes; checks all of them, and all that the others need, before anything starts."""
         for node in self.nodes:
             if not self.force and node.step.results() is not None:
                 check_same_run(node.step)
                 node.state = "skipped"
             else:
                 require_writable(node.step.output, "run folder", "choose another root with --output")
+        todo = [node.step for node in self.nodes if node.state == "waiting"]
+        found = problems(todo, [node.step for node in self.nodes])
+        if found:
+            raise ValueError("\n  ".join(found) + ("\nNothing was started" if len(found) > 1 else ""))
 
     def again(self) -> bool:
         """Put failed nodes with tries left, and what waits for them, back; whether there are any."""

@@ -51,6 +51,17 @@ class Step:
 
         return setup_cfg(parser().parse_args(self.command()[3:]))
 
+    def problems(self, folders: set[str]) -> list[str]:
+        """What would keep this run from starting, see :func:`dassl_prompts.run.ahead.problems_of`."""
+        from dassl_prompts.run.ahead import problems_of
+
+        found = problems_of(self.config, folders)
+        if "--model-dir" in self.args:
+            model = Path(self.args[self.args.index("--model-dir") + 1])
+            if str(model.absolute()) not in folders and not model.is_dir():
+                found.append(f"--model-dir: there is no folder {model}")
+        return found
+
     def command(self) -> list[str]:
         return [sys.executable, "-m", "dassl_prompts.train", "--output-dir", str(self.output), *self.args]
 

@@ -82,6 +82,8 @@ def test_a_sweep_looks_once_at_its_data_and_backbone(finished, monkeypatch):
 def test_a_dry_run_tells_what_would_be_refused(finished):
     from dassl_prompts.run.__main__ import dry_run
 
-    assert "1 of 1 runs are finished" in dry_run(plan([[finished()]]))
-    said = dry_run(plan([[finished(backbone="0123456789abcdef")]]))
+    said, fine = dry_run(plan([[finished()]]))
+    assert "1 of 1 runs are finished" in said and fine
+    said, fine = dry_run(plan([[finished(backbone="0123456789abcdef")]]))
+    assert not fine
     assert said.startswith("REFUSED") and "backbone: 0123456789abcdef -> " in said and "0 of 1 runs" in said

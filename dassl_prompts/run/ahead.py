@@ -1,0 +1,102 @@
+"""What would keep the runs of a plan from starting, found before the first one starts: keys, data, weights, folders."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterable
+
+#: what a command has looked up already: all runs of a sweep share a few datasets and backbones
+_known: dict[str, str] = {}
+#: neither which images of a dataset are drawn nor which classes are used decides whether it is there
+DRAW = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
+
+
+def problems(steps: Iterable, planned: Iterable) -> list[str]:
+    """A line for every problem of ``steps``, with the run that has it first.
+
+    Args:
+        steps: that are to run. planned: all of the plan, whose folders will be there.
+    """
+    folders = {str(step.output.absolute()) for step in planned}
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        for problem in step.problems(folders):
+            found.setdefault(problem, []).append(step.title)
+    return [
+        f"{titles[0]}{f' and {len(titles) - 1} more' if len(titles) > 1 else ''}: {problem}"
+        for problem, titles in found.items()
+    ]
+
+
+def problems_of(config: Callable, folders: set[str]) -> list[str]:
+    """What keeps one run from starting.
+
+    Args:
+        config: gives its configuration, or raises. folders: absolute paths of run folders that the plan makes.
+    """
+    from dassl_prompts.engine import TRAINER_REGISTRY, check_availability
+
+    try:
+        cfg = config()
+        check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    name = cfg.MODEL.BACKBONE.NAME
+    parts = [*missing_folders(cfg, folders), data_problem(cfg)]
+    if name:
+        from dassl_prompts.models.availability import weights_problem
+
+        parts.append(look_up(f"weights {name}", lambda: weights_problem(name)))
+    return [part for part in parts if part]
+
+
+def look_up(key: str, find: Callable[[], str]) -> str:
+    """``find()``, once per command."""
+    if key not in _known:
+        _known[key] = find()
+    return _known[key]
+
+
+def missing_folders(cfg, folders: set[str]) -> list[str]:
+    """Folders and files that the method reads, are not there and are not made by the plan either."""
+    from dassl_prompts.engine.places import FREE_PLACES
+    from dassl_prompts.engine.resume import flat_config, foreign_keys, text_values
+
+    values = text_values(flat_config(cfg))
+    foreign = foreign_keys(values, cfg.TRAINER.NAME)
+    return [
+        f"{key}: there is no {value}"
+        for key, value in values.items()
+        if value
+        and key.endswith(("_DIR", "_FILE", "_JSON", "_WEIGHTS"))
+        and key not in foreign
+        and key not in FREE_PLACES
+        and os.path.abspath(os.path.expanduser(value)) not in folders
+        and not os.path.exists(os.path.expanduser(value))
+    ]
+
+
+def data_problem(cfg) -> str:
+    """Why the dataset cannot be built; "" if it can."""
+    from dassl_prompts.engine.config import flatten
+
+    chosen = [pair for pair in flatten(cfg).items() if pair[0].startswith(("DATASET.", "CIR.")) and pair[0] not in DRAW]
+    return look_up(f"data {chosen}", lambda: build_data(cfg))
+
+
+def build_data(cfg) -> str:
+    """Build the dataset with all its images, so that no draw of a few shots is written down."""
+    from dassl_prompts.engine import build_dataset
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.NUM_SHOTS = -1
+    cfg.freeze()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            build_dataset(cfg)
+    except (OSError, ValueError, KeyError) as error:
+        return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    return ""
