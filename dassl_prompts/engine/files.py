@@ -96,7 +96,7 @@ def read_json(fpath: str | os.PathLike) -> Any:
     with open(fpath, encoding="utf-8") as file:
         try:
             return json.load(file)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested without end
             raise ValueError(f"{fpath} is not valid JSON: {error}") from error
 
 

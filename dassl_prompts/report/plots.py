@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -313,7 +314,12 @@ def method_curves(method: Method, dataset: str) -> dict[str, dict[int, list[floa
     out: dict[str, dict[int, list[float]]] = {}
     for (name, _, _), run in method.runs.items():
         if name == dataset and run.results.get("kind", "training") == "training":
-            for term, points in read_curves(run.folder).items():
+            try:
+                curves = read_curves(run.folder)
+            except ValueError as error:  # a damaged epochs.json costs its own curve
+                print(f"no training curve of {run.folder}: {error}", file=sys.stderr)
+                continue
+            for term, points in curves.items():
                 for epoch, value in per_epoch(points).items():
                     out.setdefault(term, {}).setdefault(epoch, []).append(value)
     return out

@@ -154,7 +154,7 @@ class Run:
         found = {}
         for split, values in self.results.items():
             if isinstance(values, dict) and split not in ("config", "train"):
-                numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+                numbers = {k: float(v) for k, v in values.items() if is_number(v)}
                 if numbers:
                     found[split] = numbers
         return found
@@ -181,18 +181,44 @@ def run_folders(root: Path) -> Iterator[tuple[Path, bool]]:
             yield Path(folder), has_results
 
 
+def is_number(value: object) -> bool:
+    """Whether a result is a finite number; JSON's integers have no bound, and true is none."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+#: what the entries of results.json are; dict: of texts
+SHAPE = {
+    **dict.fromkeys(("trainer", "dataset", "classes", "backbone", "kind"), str),
+    **dict.fromkeys(("seed", "shots"), int),
+    **dict.fromkeys(("config", "digests", "contents"), dict),
+}
+
+
+def is_a(value: object, kind: type) -> bool:
+    """Whether a value is of a kind of :data:`SHAPE`."""
+    if kind is dict:
+        return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def read_run(folder: Path, root: Path) -> Run | Unfinished:
     """The run in ``folder``, or what is wrong with it."""
     path = folder / RESULTS
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number without end, nested without end
         return Unfinished(folder, f"{RESULTS} is damaged ({error})")
     except OSError as error:
         return Unfinished(folder, f"{RESULTS} cannot be read ({error.strerror})")
     lacking = [key for key in ("trainer", "dataset", "seed") if not isinstance(results, dict) or key not in results]
     if lacking:
         return Unfinished(folder, f"{RESULTS} has no {lacking[0]!r}: not one of ours")
+    odd = [key for key, kind in SHAPE.items() if key in results and not is_a(results[key], kind)]
+    if odd:
+        return Unfinished(folder, f"{RESULTS} is damaged ({odd[0]!r} is {str(results[odd[0]])[:40]!r})")
     if not results.get("finished"):
         return Unfinished(folder, "started, not finished")
     match = LAYOUT.search(os.path.relpath(folder, root.parent).replace(os.sep, "/"))

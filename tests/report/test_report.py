@@ -257,6 +257,47 @@ def test_half_written_runs_are_named_with_their_reason(tmp_path, capsys):
     assert code == 0 and "Not finished" in out and str(damaged) in out and "50.00" in out
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"seed": "one"},
+        {"seed": None},
+        {"seed": True},
+        {"trainer": ["CoOp"]},
+        {"dataset": {}},
+        {"backbone": 3},
+        {"config": ["OPTIM.LR"]},
+        {"config": {"OPTIM.LR": 0.1}},
+        {"digests": {"backbone": ["a"]}},
+        {"classes": None},
+        {"test": {"accuracy": "high"}},
+        {"test": {"accuracy": [50.0]}},
+        {"test": {"accuracy": 10**400}},
+        {"test": {"accuracy": True}},
+        {"test": [50.0]},
+        {"shots": "16"},
+    ],
+    ids=str,
+)
+def test_an_odd_results_file_costs_its_own_row_only(tmp_path, capsys, odd):
+    write_run(tmp_path, "fewshot/train_all", values=50.0, seed=1)
+    folder = write_run(tmp_path, "fewshot/train_all", values=70.0, seed=2)
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, **odd}))
+    code, out, err = report(tmp_path, capsys, "--plots", str(tmp_path / "plots"))
+    assert code == 0 and "50.00" in out and "70.00" not in out and str(folder) in out
+
+
+@pytest.mark.parametrize("text", ["", "nul", "[" * 100_000, '{"trainer": "CoOp"', "\udcff", "[1]", "3", "NaN"])
+def test_a_file_that_is_no_results_file_costs_its_own_row_only(tmp_path, capsys, text):
+    folder = write_run(tmp_path, "fewshot/train_all", values=70.0, seed=2)
+    write_run(tmp_path, "fewshot/train_all", values=50.0, seed=1)
+    (folder / "results.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    (folder.parent / "seed1" / "epochs.json").write_text(text.encode("ascii", "ignore").decode())
+    code, out, err = report(tmp_path, capsys, "--plots", str(tmp_path / "plots"))
+    assert code == 0 and "50.00" in out and str(folder) in out
+
+
 def test_codes_for_nothing_found_and_wrong_input(tmp_path, capsys):
     code, _, err = report(tmp_path / "nowhere", capsys)
     assert code == 2 and err.startswith("error: there is no folder")
