@@ -18,31 +18,44 @@ are an exponential moving average. Fluent pictures are used for evaluation only.
 """
 
 import argparse
-import contextlib
 import copy
-import hashlib
 import json
-import lzma
 import math
-import os
 import random
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from clip_training import (
+    MEAN,
+    MODELS,
+    STD,
+    Vocabulary,
+    build,
+    check_finite,
+    contrastive_loss,
+    cosine,
+    encode_image,
+    encode_text,
+    export,
+    fast_cpu,
+    jitter,
+    pad,
+    parameter_groups,
+    random_affine,
+    start_from,
+)
 
 from dassl_prompts.classification.templates import PROMPTSRC_TEMPLATES
 from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.images import read_image
 
-ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "dassl_prompts" / "assets" / "models"
 TRAIN_STYLES = tuple(s for s in emoji.STYLES if s != emoji.HELD_OUT)
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 # `iterations` is the length of the cosine schedule; `stop` ends the run earlier (the moving average needs
 # no annealed end).
@@ -109,18 +122,9 @@ class Captions:
     """
 
     def __init__(self, templates):
-        import open_clip
-
+        words = Vocabulary()
         self.templates = templates  # for captions that name the class
-        self.encode = open_clip.get_tokenizer("ViT-B-32")
-        self.cache, self.vocabulary = {}, {self.encode.sot_token_id: 0, self.encode.eot_token_id: 1}
-
-    def tokens(self, text):
-        """Compact ids of SOT + text + EOT; the vocabulary grows as words are met."""
-        if text not in self.cache:
-            ids = [self.encode.sot_token_id, *self.encode.encode(text), self.encode.eot_token_id]
-            self.cache[text] = [self.vocabulary.setdefault(i, len(self.vocabulary)) for i in ids]
-        return self.cache[text]
+        self.tokens, self.vocabulary = words.tokens, words.ids
 
     def draw(self, picture, rng):
         c, dice = picture.concept, rng.random()
@@ -197,108 +201,10 @@ def augment(pixels, flip, generator):
 
     flip [B] bool: whether the mirrored picture still fits its caption.
     """
-    b = len(pixels)
-
-    def uniform(low, high, *shape):
-        return torch.rand(b, *shape, generator=generator) * (high - low) + low
-
     images = pixels.float() / 255
-    angle, scale = uniform(-0.25, 0.25), uniform(0.85, 1.4)
-    mirror = torch.where(flip & (uniform(0, 1) < 0.5), -1.0, 1.0)
-    stretch, shift = uniform(0.9, 1.1), uniform(-0.15, 0.15, 2)
-    theta = torch.zeros(b, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 1] = scale * stretch * mirror * angle.cos(), -scale * angle.sin()
-    theta[:, 1, 0], theta[:, 1, 1] = scale / stretch * mirror * angle.sin(), scale / stretch * angle.cos()
-    theta[:, :, 2] = shift
-    grid = F.affine_grid(theta, images.shape, align_corners=False)
+    grid = F.affine_grid(random_affine(len(images), flip, generator), images.shape, align_corners=False)
     images = 1 - F.grid_sample(1 - images, grid, align_corners=False)
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * uniform(0.6, 1.4, 1, 1, 1)
-    images = 1 - (1 - images) * uniform(0.7, 1.3, 3, 1, 1)
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    images = images + (images - blurred) * uniform(-1.0, 1.0, 1, 1, 1)
-    return (images.clamp(0, 1) - MEAN) / STD
-
-
-def build(name, vocabulary, patch_dropout):
-    """open_clip's CLIP with a token table of `vocabulary` rows; patches are dropped while training only."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    config = json.loads((ROOT / "configs" / "backbones" / f"{name}.json").read_text())
-    vision = CLIPVisionCfg(**config["vision_cfg"], patch_dropout=patch_dropout)
-    text = CLIPTextCfg(**{**config["text_cfg"], "vocab_size": vocabulary})
-    return CLIP(config["embed_dim"], vision, text, quick_gelu=config["quick_gelu"])
-
-
-def grow(model, vocabulary, path):
-    """Start `model` from a smaller exported one of the same widths (`path`): the function hardly changes at
-    first.
-
-    Patch filters and positions are resized (a filter keeps its response to a flat patch); layers that the
-    small model lacks add nothing to the residual stream until trained.
-    """
-    from safetensors.torch import load
-
-    small = {k: v.float() for k, v in load(lzma.decompress(path.read_bytes())).items()}
-    state = model.state_dict()
-    for key, tensor in small.items():
-        if key == "token_embedding.weight":
-            state[key][: len(vocabulary)] = tensor[torch.tensor(list(vocabulary))]
-        elif key == "visual.conv1.weight":
-            size = state[key].shape[-1]
-            resized = F.interpolate(tensor, size=(size, size), mode="area")
-            state[key] = resized * (tensor.shape[-1] / size) ** 2
-        elif key == "visual.positional_embedding":
-            old, new = (round((len(t) - 1) ** 0.5) for t in (tensor, state[key]))
-            grid = tensor[1:].T.reshape(1, -1, old, old)
-            grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-            state[key] = torch.cat([tensor[:1], grid.flatten(2)[0].T])
-        else:
-            state[key] = tensor
-    for key, tensor in state.items():
-        if key not in small and key.rsplit(".", 2)[-2] in ("out_proj", "c_proj"):
-            tensor.zero_()
-    model.load_state_dict(state)
-
-
-def pad(rows):
-    """(ids [B,L], eot [B]) of token id lists; L is the longest one rounded up to 16, so that few shapes get
-    compiled.
-    """
-    ids = torch.zeros(len(rows), -(-max(map(len, rows)) // 16) * 16, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    return ids, torch.tensor([len(r) - 1 for r in rows])
-
-
-def encode_text(model, ids, eot):
-    """Normalised features; only the first L positions are computed."""
-    length = ids.shape[1]
-    x = model.token_embedding(ids) + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x[torch.arange(len(ids)), eot])
-    return F.normalize((x @ model.text_projection).float(), dim=-1)
-
-
-def encode_image(model, images):
-    return F.normalize(model.visual(images).float(), dim=-1)
-
-
-@contextlib.contextmanager
-def fast_cpu():
-    """bfloat16 autocast and plain attention: on a CPU the fused kernel's backward is slower for such short
-    sequences.
-    """
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
-        yield
-
-
-def contrastive_loss(image, text, fits, scale):
-    """Cross-entropy in both directions; the target of a row is uniform over the entries of `fits` [B,B]."""
-    logits = scale * image @ text.T
-    fits = fits.float()
-    rows, columns = fits / fits.sum(1, keepdim=True), fits / fits.sum(0, keepdim=True)
-    return -0.5 * ((rows * logits.log_softmax(1)).sum(1).mean() + (columns * logits.log_softmax(0)).sum(0).mean())
+    return jitter(images, generator)
 
 
 def can_flip(concept):
@@ -347,37 +253,11 @@ def evaluate(model, captions, pixels, pictures):
     return {k: round(100 * v.item(), 2) for k, v in result.items()}
 
 
-# ---- export ----------------------------------------------------------------------------------------------
-
-
-def export(model, vocabulary, path):
-    """Write fp16 tensors under OpenAI's names as <path>.safetensors.xz; rows of words never met are one
-    constant vector.
-    """
-    from safetensors.torch import save
-
-    state = {k: v.detach().clone() for k, v in model.state_dict().items() if k != "attn_mask"}
-    small = state["token_embedding.weight"]
-    table = small.mean(0).expand(49408, -1).clone()
-    table[torch.tensor(list(vocabulary))] = small[: len(vocabulary)]
-    state["token_embedding.weight"] = table
-    data = lzma.compress(save({k: v.half().contiguous() for k, v in sorted(state.items())}), preset=6)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return {
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "parameters": sum(v.numel() for v in state.values()),
-        "parameters_without_token_table": sum(v.numel() for v in state.values()) - table.numel(),
-    }
-
-
 def learning_rate(step, recipe):
     if step < recipe["warmup"]:
         return recipe["lr"] * (step + 1) / recipe["warmup"]
     done = (step - recipe["warmup"]) / (recipe["iterations"] - recipe["warmup"])
-    return recipe["lr"] * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    return recipe["lr"] * cosine(done)
 
 
 class Sampler:
@@ -400,17 +280,6 @@ class Sampler:
         return chosen
 
 
-def optimiser_for(model, recipe):
-    decay = [p for n, p in model.named_parameters() if p.ndim > 1 and "embedding" not in n]
-    rest = [p for n, p in model.named_parameters() if not (p.ndim > 1 and "embedding" not in n)]
-    return torch.optim.AdamW(
-        [{"params": decay, "weight_decay": recipe["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
-        lr=recipe["lr"],
-        betas=(0.9, 0.98),
-        eps=1e-6,
-    )
-
-
 def train(name, recipe, out, log, save_every, compiled):
     torch.manual_seed(recipe["seed"])
     generator, rng = torch.Generator().manual_seed(recipe["seed"]), random.Random(recipe["seed"])
@@ -423,10 +292,16 @@ def train(name, recipe, out, log, save_every, compiled):
     captions.fill(seen + held_out)
     model = build(name, len(captions.vocabulary) + 64, recipe["patch_dropout"])
     if recipe["grow_from"]:
-        grow(model, captions.vocabulary, MODELS / f"{recipe['grow_from']}.safetensors.xz")
+        start_from(model, captions.vocabulary, MODELS / f"{recipe['grow_from']}.safetensors.xz")
     average = copy.deepcopy(model)
     image_tower, text_tower = (torch.compile(f, dynamic=False) if compiled else f for f in (encode_image, encode_text))
-    optimiser, start, running = optimiser_for(model, recipe), time.time(), None
+    optimiser, start, running = (
+        torch.optim.AdamW(
+            parameter_groups(model, recipe["weight_decay"]), lr=recipe["lr"], betas=(0.9, 0.98), eps=1e-6
+        ),
+        time.time(),
+        None,
+    )
     record = {
         "name": name,
         "recipe": recipe,
@@ -449,8 +324,7 @@ def train(name, recipe, out, log, save_every, compiled):
             image = image_tower(model, images)
             text = text_tower(model, *pad([captions.tokens(t) for t, _ in drawn]))
         loss = contrastive_loss(image, text, fits, model.logit_scale.exp())
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss.item()} at iteration {step}: lower the learning rate")
+        check_finite(loss, step)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
