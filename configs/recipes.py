@@ -63,7 +63,14 @@ STAGE1_RECIPES_L14 = {
     "PromptKD": "vit_l14_c2_ep20_batch32_4+4ctx",
     "IVLP": "vit_l14_c2_ep5_batch4_2+2ctx",
 }
-EMOJI_STAGE1_RECIPES = {"CoOp": "emoji_tiny_stage1"}
+#: datasets of small embedded pictures, by the beginning of their names -> the recipe on the embedded backbone for them
+EMBEDDED_RECIPES = dict.fromkeys(("emoji", "quickdraw", "icon_park", "clipart"), "emoji_tiny")
+EMBEDDED_STAGE1_RECIPES = {"CoOp": "emoji_tiny_stage1"}
+
+
+def embedded_recipe(dataset: str) -> str:
+    """The recipe for a dataset that is embedded in the package; "" for the others."""
+    return next((cfg for name, cfg in EMBEDDED_RECIPES.items() if dataset.startswith(name)), "")
 
 
 def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: str = "") -> str:
@@ -75,8 +82,8 @@ def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: s
     Raises:
         ValueError: no such backbone.
     """
-    if dataset.startswith("emoji"):
-        return EMOJI_STAGE1_RECIPES.get(trainer, "emoji_tiny")
+    if embedded := embedded_recipe(dataset):
+        return EMBEDDED_STAGE1_RECIPES.get(trainer, embedded)
     if trainer not in STAGE1_RECIPES:
         raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
     if cfg.startswith("vit_l14"):

@@ -27,6 +27,7 @@ CUSTOM_TEMPLATES = {
     "ImageNetA": PLAIN_TEMPLATE,
     "ImageNetR": PLAIN_TEMPLATE,
     **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."),
+    **dict.fromkeys(("QuickDraw", "IconPark", "ClipArt"), PLAIN_TEMPLATE),
 }
 
 #: KgCoOp's: CoOp's but for the textures

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from PIL import Image
 from tabulate import tabulate
 
 from dassl_prompts import configs
@@ -14,8 +15,8 @@ from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_fdrd, emoji_laion_cir
 from dassl_prompts.emoji.splits import read_splits
 from dassl_prompts.images import read_image
-from dassl_prompts.models.weights import EMBEDDED
 
+BACKBONES = ("emoji-tiny", "emoji-base")
 MODELS = emoji.ASSETS.parent / "models"
 CONFIGS = Path(configs.__path__[0])
 TEMPLATE = CUSTOM_TEMPLATES["Emoji"]
@@ -82,8 +83,8 @@ def model_tables():
     """Markdown tables of sizes, recipes and training curves, from the records that training left beside the
     weights.
     """
-    records = [json.loads((MODELS / f"{name}.json").read_text()) for name in EMBEDDED]
-    shapes = [json.loads((CONFIGS / "backbones" / f"{name}.json").read_text()) for name in EMBEDDED]
+    records = [json.loads((MODELS / f"{name}.json").read_text()) for name in BACKBONES]
+    shapes = [json.loads((CONFIGS / "backbones" / f"{name}.json").read_text()) for name in BACKBONES]
     rows = [
         ["parameters", *(f"{r['file']['parameters']:,}" for r in records)],
         [
@@ -92,7 +93,7 @@ def model_tables():
         ],
         [
             "file, MB",
-            *(f"{(MODELS / f'{name}.safetensors.xz').stat().st_size / 1e6:.2f}" for name in EMBEDDED),
+            *(f"{(MODELS / f'{name}.safetensors.xz').stat().st_size / 1e6:.2f}" for name in BACKBONES),
         ],
         ["joint dimension", *(c["embed_dim"] for c in shapes)],
     ]
@@ -116,7 +117,7 @@ def model_tables():
         if "class_accuracy" in point
     ]
     return [
-        _table("Models and recipes", ["", *EMBEDDED], rows),
+        _table("Models and recipes", ["", *BACKBONES], rows),
         _table(
             "Training curves, evaluated on the held-out style",
             ["model", "iteration", "seconds", "loss", "class accuracy", "names R@1", "captions R@1"],
@@ -153,14 +154,15 @@ class Features:
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
         new = [p for p in dict.fromkeys(paths) if p not in self.images]
         for i in range(0, len(new), 256):
-            pixels = torch.from_numpy(np.stack([np.asarray(read_image(p)) for p in new[i : i + 256]]))
+            pictures = [read_image(p).resize((64, 64), Image.Resampling.BICUBIC) for p in new[i : i + 256]]
+            pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures]))
             with torch.no_grad():
                 feature = self.clip.encode_image((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std)
             self.images.update(zip(new[i : i + 256], torch.nn.functional.normalize(feature, dim=-1)))
         return torch.stack([self.images[p] for p in paths])
 
 
-def accuracy(features, items, names, words=None):
+def accuracy(features, items, names, words=None, template=TEMPLATE):
     """Zero-shot accuracy in percent of Datum items over the classes `names`, with one template.
 
     `words` are put into the template instead of the names.
@@ -168,7 +170,7 @@ def accuracy(features, items, names, words=None):
     import torch
 
     items = [d for d in items if d.classname in set(names)]
-    text = features.text([TEMPLATE.format(n) for n in words or names])
+    text = features.text([template.format(n) for n in words or names])
     right = (features.picture([d.impath for d in items]) @ text.T).argmax(1) == torch.tensor(
         [names.index(d.classname) for d in items]
     )
@@ -260,12 +262,12 @@ def print_cards():
         print(table)
     for table in model_tables():
         print(table)
-    columns = [model_rows(name) for name in EMBEDDED]
+    columns = [model_rows(name) for name in BACKBONES]
     rows = [[first[0], *(column[i][1] for column in columns), first[2]] for i, first in enumerate(columns[0])]
     print(
         _table(
             "Zero-shot results in percent, pictures of the held-out style",
-            ["task", *EMBEDDED, "chance"],
+            ["task", *BACKBONES, "chance"],
             rows,
         )
     )

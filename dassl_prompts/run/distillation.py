@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dassl_prompts.configs.recipes import embedded_recipe
 from dassl_prompts.run.job import Job
 
 TEACHER_RECIPE = {"emoji": "emoji_base", "*": "vit_l14_c2_ep20_batch8_4+4ctx"}
@@ -18,7 +19,7 @@ TEACHER_DIR = "TRAINER.PROMPTKD.TEACHER_DIR"
 
 def teacher_job(job: Job) -> Job:
     """The PromptSRC run that teaches ``job``; shared by all its variants."""
-    cfg = TEACHER_RECIPE["emoji" if job.dataset.startswith("emoji") else "*"]
+    cfg = TEACHER_RECIPE["emoji" if embedded_recipe(job.dataset) else "*"]
     return replace(job, trainer="PromptSRC", cfg=cfg, tag="", opts=(), epochs=0)
 
 

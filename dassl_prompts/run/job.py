@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from dassl_prompts.configs.recipes import RECIPES, config_file, dataset_options, stage1_recipe
+from dassl_prompts.configs.recipes import RECIPES, config_file, dataset_options, embedded_recipe, stage1_recipe
 from dassl_prompts.run.steps import Step
 
 __all__ = ["RECIPES", "Job", "config_file", "eval_step", "stage1_recipe", "subsample", "train_step"]
@@ -71,8 +71,8 @@ class Job:
         """This job with its configuration file chosen."""
         if self.cfg:
             return self
-        if self.dataset.startswith("emoji"):
-            return replace(self, cfg="emoji_tiny")
+        if embedded := embedded_recipe(self.dataset):
+            return replace(self, cfg=embedded)
         table = RECIPES.get(self.trainer)
         if table is None:
             raise ValueError(f"no default recipe for trainer {self.trainer}: give --cfg (known: {', '.join(RECIPES)})")
