@@ -37,9 +37,9 @@ from sentence_features import WheelError, cached_features, common_words, fetch_w
 
 RECIPES = {
     "open-tiny": {
-        "vision": {"iterations": 1000, "batch": 384, "lr": 1.5e-3, "negatives": 1536, "share": 0.5},
-        "text": {"iterations": 500, "batch": 768, "lr": 1.5e-3, "share": 0.25},
-        "joint": {"iterations": 150, "batch": 384, "lr": 5e-4, "share": 0.25},
+        "vision": {"iterations": 3000, "batch": 384, "lr": 1.5e-3, "negatives": 1536, "share": 0.5},
+        "text": {"iterations": 1200, "batch": 768, "lr": 1.5e-3, "share": 0.25},
+        "joint": {"iterations": 600, "batch": 384, "lr": 5e-4, "share": 0.25},
         "weight_decay": 0.1,
         "warmup": 0.04,
         "patch_dropout": 0.0,
@@ -49,7 +49,7 @@ RECIPES = {
         "workers": 2,
     },
 }
-RECIPES["open-base"] = {**RECIPES["open-tiny"], "patch_dropout": 0.5}
+RECIPES["open-base"] = {**RECIPES["open-tiny"], "patch_dropout": 0.5, "start_from": "open-tiny"}
 STAGES = ("vision", "text", "joint")
 
 
@@ -369,6 +369,9 @@ def main() -> None:
         sys.exit(
             f"error: {args.cache / 'drawings'} holds no drawings: make them with tools/build_drawings.py --cache {args.cache}"
         )
+    first = recipe["start_from"] and clip.MODELS / f"{recipe['start_from']}.safetensors.xz"
+    if first and not first.is_file():
+        sys.exit(f"error: {args.name} starts from {first}, which is missing: train {recipe['start_from']} first")
     try:
         fetch_wheel(args.cache)
     except WheelError as error:

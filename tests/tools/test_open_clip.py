@@ -283,3 +283,29 @@ def test_stages_train_their_own_parts(cache, recipe):
     assert all(n.startswith(("visual.", "head.")) or n == "logit_scale" for n in names["vision"])
     assert not any(n.startswith(("visual.", "head.")) for n in names["text"])
     assert names["joint"] >= names["text"] | {n for n in names["vision"] if n.startswith("visual.")}
+
+
+@pytest.mark.parametrize("name", ["open-tiny", "open-base"])
+def test_every_recipe_has_an_architecture_of_its_start(name):
+    import train_open_clip as tool
+
+    start, own = (
+        json.loads((tool.clip.ROOT / "configs" / "backbones" / f"{n}.json").read_text())
+        for n in (tool.RECIPES[name]["start_from"], name)
+    )
+    assert [own["embed_dim"], *(own[t]["width"] for t in ("vision_cfg", "text_cfg"))] == [
+        start["embed_dim"],
+        *(start[t]["width"] for t in ("vision_cfg", "text_cfg")),
+    ]
+
+
+def test_what_is_missing_is_named(cache, monkeypatch, capsys):
+    import train_open_clip as tool
+
+    monkeypatch.setattr(sys, "argv", ["train_open_clip.py", "open-tiny", "--cache", str(cache / "nothing")])
+    with pytest.raises(SystemExit, match=r"build_drawings\.py"):
+        tool.main()
+    monkeypatch.setattr(tool.clip, "MODELS", cache)
+    monkeypatch.setattr(sys, "argv", ["train_open_clip.py", "open-base", "--cache", str(cache)])
+    with pytest.raises(SystemExit, match="train open-tiny first"):
+        tool.main()
