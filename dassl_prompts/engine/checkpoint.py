@@ -1,7 +1,7 @@
 """Checkpoints: CoOp's folders and keys, written atomically, read without executing pickled code.
 
 ``<run>/<registered name>/model.pth.tar-<epoch>`` holds ``state_dict``, ``epoch`` (epochs done),
-``optimizer``, ``scheduler`` and ``val_result``; the text file ``checkpoint`` beside it names the newest epoch
+``optimizer``, ``scheduler``, ``val_result``, ``trainer`` and ``classnames``; the text file ``checkpoint`` beside it names the newest epoch
 file.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl_prompts.engine.files import atomic_path
-from dassl_prompts.engine.unpickle import UnsafePickleError, pickle_module
+from dassl_prompts.engine.unpickle import DAMAGE, UnsafePickleError, pickle_module
 
 BEST = "model-best.pth.tar"
 
@@ -28,7 +28,8 @@ def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, 
 
     Files written by this package and any file of tensors and plain values load with ``weights_only=True``.
     Checkpoints of stock Dassl also contain scheduler and optimiser objects: these come back as inert records
-    (:class:`dassl_prompts.engine.unpickle.Inert`).
+    (:class:`dassl_prompts.engine.unpickle.Inert`); yacs configurations as dictionaries; numpy scalars and plain arrays, also
+    those of numpy 1, as what they are.
 
     Args:
         fpath: the file.
@@ -54,15 +55,7 @@ def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, 
     except PermissionError:
         raise
     # what torch lets through on files that are cut short or no checkpoints
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        LookupError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except (*DAMAGE, RuntimeError, OSError) as error:
         raise ValueError(f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}") from error
 
 
@@ -248,8 +241,8 @@ def _is_class_token(key: str) -> bool:
     return key.rsplit(".", 1)[-1].rstrip("2") in ("token_prefix", "token_suffix")
 
 
-def read_learned(directory: str | os.PathLike, name: str, epoch: int | None = None) -> dict[str, Tensor]:
-    """Tensors of the checkpoint of the registered model ``name`` in a run folder, ours or of official code.
+def read_checkpoint(directory: str | os.PathLike, name: str, epoch: int | None = None) -> dict[str, Any]:
+    """The checkpoint of the registered model ``name`` in a run folder, ours or of official code.
 
     Args:
         directory: run folder.
@@ -265,7 +258,12 @@ def read_learned(directory: str | os.PathLike, name: str, epoch: int | None = No
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint: it has no state_dict")
     print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "unknown")})')
-    return checkpoint["state_dict"]
+    return checkpoint
+
+
+def read_learned(directory: str | os.PathLike, name: str, epoch: int | None = None) -> dict[str, Tensor]:
+    """The tensors of :func:`read_checkpoint`."""
+    return read_checkpoint(directory, name, epoch)["state_dict"]
 
 
 def find_checkpoint(folder: Path, epoch: int | None, best: bool = True) -> Path:

@@ -1,8 +1,9 @@
 """Reading pickled files without running what is in them.
 
-Checkpoints of Dassl contain, besides tensors, whole scheduler and optimiser objects; its few-shot caches
-contain ``Datum`` objects. The unpickler here rebuilds tensors and plain containers, puts *inert* records in
-place of the known Dassl and torch objects, and refuses everything else.
+Checkpoints of Dassl contain, besides tensors, whole scheduler and optimiser objects, configurations (yacs nodes) and numpy
+scalars; its few-shot caches contain ``Datum`` objects. The unpickler here never hands out a class or a function of a library:
+every name of a pickle stands for a :class:`~dassl_prompts.engine.builders.Builder` that checks its arguments, or for a record
+without code. Only what was built here may be given a state.
 """
 
 from __future__ import annotations
@@ -10,63 +11,17 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
+from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
+from dassl_prompts.engine.builders import PLAIN, Builder, PlainArray, PlainDtype, UnsafePickleError
 from dassl_prompts.engine.datum import Datum
-
-PLAIN = {
-    "collections": {"OrderedDict", "defaultdict", "Counter"},
-    "builtins": {
-        "dict",
-        "list",
-        "tuple",
-        "set",
-        "frozenset",
-        "int",
-        "float",
-        "complex",
-        "bool",
-        "str",
-        "bytes",
-        "bytearray",
-        "slice",
-        "range",
-        "object",
-    },
-    "torch": {
-        "Size",
-        "device",
-        "Tensor",
-        "FloatStorage",
-        "HalfStorage",
-        "float16",
-        "bfloat16",
-        "float32",
-        "float64",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "bool",
-    },
-    "torch._utils": {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"},
-    "torch.nn.parameter": {"Parameter"},
-    "torch.serialization": {"_get_layout"},
-    "torch.storage": {"UntypedStorage", "TypedStorage"},
-    "numpy": {"ndarray", "dtype"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-    "_codecs": {"encode"},
-}
-PLAIN["__builtin__"] = PLAIN["builtins"]  # as protocol 2 pickles name them
 
 #: packages whose objects may occur in a checkpoint and become inert records
 INERT_PACKAGES = ("torch.optim", "torch.amp", "torch.cuda.amp", "dassl", "dassl_prompts.engine", "yacs")
-
-
-class UnsafePickleError(pickle.UnpicklingError):
-    """A pickled file refers to something that is neither data nor a known record."""
+#: dtypes of torch that a pickle may name
+TORCH_DTYPES = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool complex64 complex128".split()
 
 
 class Inert:
@@ -84,7 +39,10 @@ class Inert:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2:  # (__dict__, __slots__)
+        slots = (
+            isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, (dict, type(None))) for part in state)
+        )
+        if slots:  # (__dict__, __slots__)
             state = {**(state[0] or {}), **(state[1] or {})}
         if isinstance(state, dict):
             self.__dict__.update(state)
@@ -103,7 +61,27 @@ class Inert:
         return f"<inert {self.pickled_class}>"
 
 
-def _inert(module: str, name: str) -> type[Inert]:
+class Node(dict):
+    """A configuration of yacs as a dictionary; keys are attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setstate__(self, state: Any) -> None:
+        """Its frozen flag and lists of old keys are no settings."""
+
+
+#: what a file may make by its name
+RECORDS = (Inert, Datum, Node)
+#: what may be given a state: built here, and without code of its own in the setting of it
+STATEFUL = (*RECORDS, PlainDtype, OrderedDict, Counter, defaultdict)
+
+
+def inert(module: str, name: str) -> type[Inert]:
+    """A class of records that stand for the objects of a class."""
     return type(name.rsplit(".", 1)[-1], (Inert,), {"pickled_class": f"{module}.{name}", "__module__": __name__})
 
 
@@ -111,17 +89,98 @@ def _is_datum(module: str, name: str) -> bool:
     return name == "Datum" and module.split(".")[0] in ("dassl", "dassl_prompts")
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Unpickler that resolves only the names of :data:`PLAIN`, ``Datum`` and inert records."""
+class SafeUnpickler(pickle._Unpickler):
+    """Unpickler that resolves only the names of :data:`PLAIN`, ``Datum`` and records without code.
+
+    It is the pickle module's unpickler in Python, because only there the setting of states can be seen to.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if name in PLAIN.get(module, ()):
+            return Builder(f"{module}.{name}", PLAIN[module][name])
+        if module == "torch" and name in TORCH_DTYPES or (module, name) == ("torch.storage", "UntypedStorage"):
             return super().find_class(module, name)
         if _is_datum(module, name):
             return Datum
+        if module == "yacs.config" and name == "CfgNode":
+            return Node
         if any(module == package or module.startswith(package + ".") for package in INERT_PACKAGES):
-            return _inert(module, name)
+            return inert(module, name)
         raise UnsafePickleError(f"refers to {module}.{name}, which is not plain data")
+
+    def load_build(self) -> None:
+        """State of an object: for what was built here, never for a class, a function or a module."""
+        made = self.stack[-2]
+        if isinstance(made, PlainArray):
+            array = made.finish(self.stack.pop())
+            self.stack[-1] = array
+            # what the pickle refers to again is the array, too; it was remembered just before its state
+            place = next((key for key in reversed(self.memo) if self.memo[key] is made), None)
+            if place is not None:
+                self.memo[place] = array
+            return
+        if not isinstance(made, STATEFUL):
+            what = made.__name__ if isinstance(made, type) else type(made).__name__
+            raise UnsafePickleError(f"sets the state of {what}, which is no record of this file")
+        pickle._Unpickler.load_build(self)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_reduce(self) -> None:
+        """Calls of builders and records only."""
+        self._require_known(self.stack[-2])
+        pickle._Unpickler.load_reduce(self)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_newobj(self) -> None:
+        self._require_known(self.stack[-2])
+        pickle._Unpickler.load_newobj(self)
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+    def load_newobj_ex(self) -> None:
+        self._require_known(self.stack[-3])
+        pickle._Unpickler.load_newobj_ex(self)
+
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+
+    def _instantiate(self, klass: Any, args: Any) -> None:
+        self._require_known(klass)
+        pickle._Unpickler._instantiate(self, klass, args)
+
+    def load_bytearray8(self) -> None:
+        """As the pickle module's, which takes the room that the file asks for before it reads."""
+        count = int.from_bytes(self.read(8), "little")
+        content = self.read(count)
+        if len(content) < count:
+            raise EOFError("pickle data was truncated")
+        self.append(bytearray(content))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+    @staticmethod
+    def _require_known(made: Any) -> None:
+        if isinstance(made, Builder) or isinstance(made, type) and issubclass(made, RECORDS):
+            return
+        raise UnsafePickleError(f"calls {getattr(made, '__name__', repr(made))}, which is no record of this file")
+
+
+#: what reading a damaged pickle may end with
+DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    struct.error,
+)
 
 
 class pickle_module:
@@ -147,9 +206,10 @@ def read_pickle(path: str | os.PathLike) -> Any:
         ValueError: the file is damaged.
     """
     with open(path, "rb") as file:
-        try:
-            return SafeUnpickler(file).load()
-        except UnsafePickleError as error:
-            raise UnsafePickleError(f"{path} {error}; it was not read") from error
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is not a readable pickle: {error!r}") from error
+        content = io.BytesIO(file.read())  # no length in the file can ask for more room than this
+    try:
+        return SafeUnpickler(content).load()
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{path} {error}; it was not read") from error
+    except DAMAGE as error:
+        raise ValueError(f"{path} is not a readable pickle: {error!r}") from error
