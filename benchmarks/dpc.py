@@ -54,6 +54,8 @@ def make_trainer(args, folder: Path, backbone: str, classes: int):
             "DPC_CoOp",
             "MODEL.BACKBONE.NAME",
             weights,
+            "MODEL.BACKBONE.ACTIVATION",
+            "quickgelu",
             "INPUT.SIZE",
             (size, size),
             "SEED",

@@ -133,7 +133,8 @@ def build(args, folder: Path, name: str, file: str):
     torch.manual_seed(0)
     model = open_clip.create_model(name, force_quick_gelu=True).eval().requires_grad_(False)
     torch.save(model.state_dict(), folder / file)
-    return Official(model.to(args.device)), load_clip(str(folder / file), precision=args.precision, device=args.device)
+    clip = load_clip(str(folder / file), precision=args.precision, device=args.device, activation="quickgelu")
+    return Official(model.to(args.device)), clip
 
 
 def class_names(count: int) -> list[str]:

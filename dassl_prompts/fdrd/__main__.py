@@ -76,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
         help="reject captions below this percentile of CLIP scores",
     )
     build.add_argument("--backbone", default="ViT-B/32", help="CLIP for --min-clip-percentile (default ViT-B/32)")
+    build.add_argument(
+        "--activation",
+        default="",
+        choices=("quickgelu", "gelu"),
+        help="of a weight file as --backbone, where nothing tells it",
+    )
     build.add_argument("--seed", type=int, default=1, help="seed of the negatives")
     build.add_argument("--force", action="store_true", help="replace existing files")
     return p
@@ -172,7 +178,7 @@ def path_in_file(impath: str, root: str) -> str:
     return relative_path(impath, folder) if impath.startswith(folder) else impath.replace(os.sep, "/")
 
 
-def clip_scores(built, items, backbone: str) -> dict[str, float]:
+def clip_scores(built, items, backbone: str, activation: str = "") -> dict[str, float]:
     """Cosine of every accepted caption with its image, by the record's key."""
     import torch
 
@@ -180,7 +186,7 @@ def clip_scores(built, items, backbone: str) -> dict[str, float]:
     from dassl_prompts.models import load_clip
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    clip = load_clip(backbone, device=device)
+    clip = load_clip(backbone, device=device, activation=activation, key="--activation")
     path = {item.relative: item.path for item in items}
     records = {key: record for split in built.splits.values() for key, record in split.items()}
     images = encode_image_files(clip, [path[key] for key in records])
@@ -209,7 +215,7 @@ def run_build(args) -> int:
     )
     built = build(items, captioner, args.dataset or name, n_ctx=args.n_ctx)
     if args.min_clip_percentile > 0:
-        drop_low_scores(built, clip_scores(built, items, args.backbone), args.min_clip_percentile)
+        drop_low_scores(built, clip_scores(built, items, args.backbone, args.activation), args.min_clip_percentile)
     add_negatives(built, args.negatives, read_json(args.meta) if args.meta else None, args.seed)
     for split, records in built.splits.items():
         with atomic_path(targets[split]) as temporary:

@@ -8,7 +8,7 @@ from dassl_prompts import models
 from dassl_prompts.models.blip import is_blip, load_blip
 from dassl_prompts.models.clip_tokens import ClipTokens
 from dassl_prompts.models.tokens import TokenEncoder
-from dassl_prompts.models.weights import SCALARS, read_state_dict, weights_digest, weights_file
+from dassl_prompts.models.weights import read_state_dict, weights_digest, weights_file
 
 
 def digest_now(name: str) -> str:
@@ -25,10 +25,12 @@ def digest_now(name: str) -> str:
     file = weights_file(name)
     if file is None:
         return ""
-    return weights_digest({k: v for k, v in read_state_dict(file).items() if k not in SCALARS})
+    return weights_digest(read_state_dict(file))
 
 
-def load_token_encoder(name: str, device="cpu", text_dropout: float = 0.1) -> TokenEncoder:
+def load_token_encoder(
+    name: str, device="cpu", text_dropout: float = 0.1, activation: str = "", **names
+) -> TokenEncoder:
     """The backbone called ``name`` in fp32: a BLIP folder or hub name (contains "blip"), else a CLIP as
     ``load_clip`` knows it.
 
@@ -36,5 +38,8 @@ def load_token_encoder(name: str, device="cpu", text_dropout: float = 0.1) -> To
         ValueError, FileNotFoundError: it cannot be found or is not what it should be; says what to do.
     """
     if is_blip(name):
+        if activation:
+            raise ValueError(f"the activation {activation} is about CLIP's weight files, but {name} is a BLIP")
         return load_blip(name, text_dropout=text_dropout).to(device)
-    return ClipTokens(models.load_clip(name, precision="fp32", device=device)).to(device)
+    clip = models.load_clip(name, precision="fp32", device=device, activation=activation, **names)
+    return ClipTokens(clip).to(device)

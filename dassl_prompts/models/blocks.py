@@ -153,3 +153,8 @@ def attend_last_rows(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v
     to_own = scores(q.unsqueeze(-2), layout.pad(k)).squeeze(-2)
     on_prefix, on_own = joint_softmax(scores(q, prefix_k), to_own, layout.used, q.shape[-1], v.dtype)
     return on_prefix @ prefix_v + (on_own.unsqueeze(-2) @ layout.pad(v)).squeeze(-2)
+
+
+def is_quick_gelu(block: nn.Module) -> bool:
+    """Whether a block's activation is OpenAI's QuickGELU instead of GELU."""
+    return any(type(module).__name__ == "QuickGELU" for module in block.modules())

@@ -15,13 +15,17 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dassl_prompts.models.activation import GELU, QUICKGELU, Description, describe_file, settle
+from dassl_prompts.models.blocks import is_quick_gelu
 from dassl_prompts.models.class_prompts import ClassPrompts
+from dassl_prompts.models.sizes import infer_config, set_heads
 from dassl_prompts.models.text import TextTower
 from dassl_prompts.models.vision import ResNetTower, VisionTower
 from dassl_prompts.models.weights import (
     SCALARS,
     WEIGHT_SUFFIXES,
     embedded_weights,
+    read_clip,
     read_state_dict,
     weights_digest,
     weights_file,
@@ -39,6 +43,10 @@ OPENAI_NAMES = {
     "ViT-L/14": "ViT-L-14-quickgelu",
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }
+#: the setting that says the activation where a weight file does not
+ACTIVATION_KEY = "MODEL.BACKBONE.ACTIVATION"
+#: tokens of CLIP's tokenizer
+VOCABULARY = 49408
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -53,10 +61,12 @@ class CLIP(nn.Module):
         is_vit: whether the image tower takes prompts.
         dtype: of the towers' matrix weights.
         digest: of the weights as they were loaded; "" for random ones.
+        activation: "quickgelu" or "gelu". activation_source: who says so.
     """
 
     preprocess_mean, preprocess_std = MEAN, STD
     digest = ""
+    activation_source = ""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -67,6 +77,7 @@ class CLIP(nn.Module):
         self.vision = VisionTower(model.visual) if self.is_vit else ResNetTower(model.visual)
         self.register_buffer("logit_scale", model.logit_scale.detach().float().reshape(()))
         projection = model.text_projection
+        self.activation = QUICKGELU if is_quick_gelu(self.text.blocks[0]) else GELU
         self.embed_dim = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
         self.image_size = self.vision.image_size
         self.requires_grad_(False)
@@ -169,46 +180,73 @@ def named_config(name: str) -> dict:
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def load_clip(name: str, precision: str = "fp32", device="cpu") -> CLIP:
+def load_clip(
+    name: str, precision: str = "fp32", device="cpu", activation: str = "", key: str = ACTIVATION_KEY
+) -> CLIP:
     """A pretrained CLIP.
 
     Args:
         name: ``ViT-B/16``, ``RN50`` ... (OpenAI's weights); an open_clip name, with a tag behind a colon for other weights
             (``ViT-B-16:laion2b_s34b_b88k``); ``emoji-tiny`` or ``emoji-base`` (embedded); a JSON model configuration
-            (weights from the file that its key ``weights`` names, else random ones); or a file with an OpenAI-format state
-            dict, whose sizes are read off its tensors.
+            (weights from the file that its key ``weights`` names, else random ones); or a file with a state dict of OpenAI's,
+            open_clip's or Hugging Face's names, whose sizes are read off its tensors.
         precision: ``fp32``, ``amp`` (fp32 weights) or ``fp16``.
+        activation: ``quickgelu`` or ``gelu`` for a file of which nothing tells it . key: what messages call it.
 
     Raises:
-        ValueError: unknown name, or tensors that are not such a model's.
+        ValueError: unknown name, tensors that are not such a model's, or an activation that nobody says or that contradicts
+            what is known.
         FileNotFoundError: weights that are neither on disk nor can be downloaded; says what to give instead.
     """
     if not name:
         raise ValueError("MODEL.BACKBONE.NAME is empty: give a backbone, e.g. --backbone ViT-B/16")
     path = Path(name).expanduser()
     if name.endswith(WEIGHT_SUFFIXES):
-        model = from_state_dict(read_state_dict(path), name)
-    elif path.suffix == ".json":
-        model = from_json(path)
-    elif (embedded := embedded_weights(name)) is not None:
-        model = build_model(named_config(name))
-        load_strict(model, read_state_dict(embedded), str(embedded))
+        model, source = from_file(path, name, activation, key)
     else:
-        model = from_open_clip(name)
+        if path.suffix == ".json":
+            model, source = from_json(path, activation), path.name
+        elif (embedded := embedded_weights(name)) is not None:
+            model, source = build_model(named_config(name)), "an embedded backbone"
+            load_strict(model, read_state_dict(embedded), str(embedded))
+        else:
+            model, source = from_open_clip(name), "open_clip's model of this name"
+        own = QUICKGELU if is_quick_gelu(model.transformer.resblocks[0]) else GELU
+        settle(activation, Description(own, source), name, key)
     model = model.float()
     random = path.suffix == ".json" and weights_file(name) is None
     digest = "" if random else weights_digest(model.state_dict())
     clip = finish(model, precision, device)
-    clip.digest = digest
+    clip.digest, clip.activation_source = digest, source
     return clip
 
 
-def from_json(path: Path) -> nn.Module:
-    """A model from an open_clip JSON configuration of the user's."""
+def from_file(path: Path, name: str, activation: str, key: str) -> tuple[nn.Module, str]:
+    """The model of a weight file, and who says which activation it has."""
+    found = read_clip(path)
+    known = describe_file(path, found.state)
+    config = infer_config(found.state, name)
+    if config["text_cfg"]["vocab_size"] != VOCABULARY:
+        raise ValueError(
+            f"{name}: its text tower knows {config['text_cfg']['vocab_size']} tokens, CLIP's tokenizer has {VOCABULARY}: it was "
+            "trained with another one, which is not supported"
+        )
+    set_heads(config, known, name)
+    chosen, source = settle(activation, known, name, key)
+    config["quick_gelu"] = chosen == QUICKGELU
+    model = build_model(config)
+    load_strict(model, found.state, name)
+    return model, source
+
+
+def from_json(path: Path, activation: str = "") -> nn.Module:
+    """A model from an open_clip JSON configuration of the user's; ``activation`` where that says none."""
     if not path.is_file():
         raise FileNotFoundError(f"no model configuration {path}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if activation and "quick_gelu" not in config:
+            config["quick_gelu"] = activation == QUICKGELU
         if config.get("weights") and "quick_gelu" not in config:
             raise ValueError(
                 f'{path} must say "quick_gelu": true (OpenAI\'s weights) or false: the wrong activation is silent'
@@ -311,64 +349,3 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], source: str) -> None
             f"{source} does not fit this CLIP: missing {missing[:3]}, unknown {unknown[:3]}, other shape {wrong[:3]}"
         )
     model.load_state_dict(state)
-
-
-def infer_config(state: dict[str, Tensor], source: str) -> dict:
-    """Sizes of a CLIP from its tensors; heads are width / 64 and the activation is QuickGELU, as in OpenAI's models.
-
-    Raises:
-        ValueError: tensors that every CLIP has are missing.
-    """
-    try:
-        width = state["ln_final.weight"].shape[0]
-        widths = (width, *([state["visual.conv1.weight"].shape[0]] if "visual.proj" in state else []))
-        if any(w % 64 for w in widths):
-            raise ValueError(
-                f"{source}: widths {widths} are not multiples of 64, so the number of heads cannot be inferred; give a JSON "
-                'model configuration with the key "weights" instead'
-            )
-        text = {
-            "context_length": state["positional_embedding"].shape[0],
-            "vocab_size": state["token_embedding.weight"].shape[0],
-            "width": width,
-            "heads": max(1, width // 64),
-            "layers": count_blocks(state, "transformer.resblocks."),
-        }
-        vision = infer_vit(state) if "visual.proj" in state else infer_resnet(state)
-        return {
-            "embed_dim": state["text_projection"].shape[1],
-            "vision_cfg": vision,
-            "text_cfg": text,
-            "quick_gelu": True,
-        }
-    except KeyError as error:
-        raise ValueError(
-            f"{source} holds no CLIP in OpenAI's format: tensor {error} is missing (it has {sorted(state)[:3]} ...)"
-        ) from error
-
-
-def infer_vit(state: dict[str, Tensor]) -> dict:
-    patch = state["visual.conv1.weight"].shape[-1]
-    grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    return {
-        "image_size": grid * patch,
-        "patch_size": patch,
-        "width": state["visual.conv1.weight"].shape[0],
-        "head_width": 64,
-        "layers": count_blocks(state, "visual.transformer.resblocks."),
-    }
-
-
-def infer_resnet(state: dict[str, Tensor]) -> dict:
-    grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
-    layers = [count_blocks(state, f"visual.layer{i}.") for i in (1, 2, 3, 4)]
-    return {
-        "image_size": grid * 32,
-        "layers": layers,
-        "width": state["visual.layer1.0.conv1.weight"].shape[0],
-        "patch_size": None,
-    }
-
-
-def count_blocks(state: dict[str, Tensor], prefix: str) -> int:
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})

@@ -30,6 +30,7 @@ class ClipTokens(TokenEncoder):
                 "composed retrieval needs the patch tokens of a ViT: choose e.g. ViT-B/32 or ViT-L/14 instead of a ResNet"
             )
         self.clip, self.digest = clip, clip.digest
+        self.activation, self.activation_source = clip.activation, clip.activation_source
         self.width, self.image_size = clip.embed_dim, clip.image_size
         self.n_image, self.max_text = clip.vision.n_patches + 1, clip.text.context_length
         self.tune("none")

@@ -46,6 +46,8 @@ class TokenEncoder(nn.Module):
     max_text: int
     #: of the weights as they were loaded
     digest = ""
+    #: of a CLIP: "quickgelu" or "gelu", and who says so
+    activation = activation_source = ""
     #: which towers are trained, see :meth:`tune`
     tuning = "none"
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import warnings
-import zipfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from dassl_prompts.engine import load_checkpoint
 from dassl_prompts.engine.digest import DIGITS
 from dassl_prompts.engine.files import read_json
+from dassl_prompts.models.layouts import Found, find_clip
+from dassl_prompts.models.torchscript import is_torchscript, read_torchscript
 
 #: backbones whose weights come with the package
 EMBEDDED = ("emoji-tiny", "emoji-base")
@@ -30,14 +29,14 @@ SAMPLE = 1024
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Digest of the names, shapes and a sample of the values of tensors.
+    """Digest of the names, shapes and a sample of the values of tensors; OpenAI's three numbers do not count.
 
     Training, rounding and damage change nearly every tensor, so a sample of each tells two backbones apart
     without reading them whole. File format and order do not count: the same weights as .pt and .safetensors
     have one digest.
     """
     found = hashlib.sha256()
-    for name in sorted(state):
+    for name in sorted(state.keys() - set(SCALARS)):
         values = state[name].detach().reshape(-1)
         found.update(f"{name} {tuple(state[name].shape)}\n".encode())
         sample = values[:: max(1, -(-values.numel() // SAMPLE))]
@@ -80,7 +79,12 @@ def restore_embedded(path: Path) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, without executing pickled code; OpenAI's TorchScript archives are unwrapped.
+    """A CLIP's tensors under OpenAI's names from a file of any known layout, see :func:`read_clip`."""
+    return read_clip(path).state
+
+
+def read_clip(path: Path) -> Found:
+    """The CLIP in a file, without executing pickled code; OpenAI's TorchScript archives are unwrapped.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or not such a file; names it.
@@ -93,26 +97,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".xz":
             from safetensors.torch import load
 
-            return load(lzma.decompress(path.read_bytes()))
+            return find_clip(load(lzma.decompress(path.read_bytes())), str(path))
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(str(path))
-        state = read_torch_file(path)
+            return find_clip(load_file(str(path)), str(path))
+        content = read_torch_file(path)
     except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError, SafetensorError) as error:
         embedded = path.name.removesuffix(".safetensors.xz") in EMBEDDED
         remedy = f"; {restore_embedded(path)}" if embedded else ""
         raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}{remedy}") from error
-    state = state.get("state_dict", state)
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    return find_clip(content, str(path))
 
 
 def read_torch_file(path: Path) -> dict:
-    """A ``torch.save`` file by the safe reader; a TorchScript archive by ``torch.jit``."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    return load_checkpoint(path)
+    """The content of a ``torch.save`` file or the tensors of a TorchScript archive, neither of which is run."""
+    return read_torchscript(path) if is_torchscript(path) else load_checkpoint(path)

@@ -133,7 +133,7 @@ def write_backbone(clip, folder: Path) -> list[Path]:
     text, vision = clip.text, clip.vision
     config = {
         "embed_dim": clip.embed_dim,
-        "quick_gelu": is_quick_gelu(text.blocks[0]),
+        "quick_gelu": clip.activation == "quickgelu",
         "vision_cfg": {
             "image_size": clip.image_size,
             "layers": vision.layers,
@@ -166,7 +166,3 @@ def write_backbone(clip, folder: Path) -> list[Path]:
         {n: state[n] for n in reference if n in state and n != "attn_mask"},
     )
     return [folder / f"{BACKBONE}.json", weights]
-
-
-def is_quick_gelu(block) -> bool:
-    return any(type(module).__name__ == "QuickGELU" for module in block.modules())

@@ -176,5 +176,5 @@ def resnet_file(tmp_path_factory):
     torch.manual_seed(7)
     model = OpenCLIP(64, vision, text, quick_gelu=True).eval().requires_grad_(False)
     path = tmp_path_factory.mktemp("clip") / "resnet.pt"
-    torch.save(model.state_dict(), path)
+    torch.save({**model.state_dict(), "input_resolution": torch.tensor(64), "context_length": torch.tensor(77)}, path)
     return path, model

@@ -43,6 +43,10 @@ def openai_state(
         "visual.proj": rand(vision_width, embed, std=0.1),
         "visual.positional_embedding": rand((image // patch) ** 2 + 1, vision_width),
         "visual.conv1.weight": rand(vision_width, 3, patch, patch),
+        # what OpenAI's archives carry besides, by which their activation is known
+        "input_resolution": torch.tensor(image),
+        "context_length": torch.tensor(CONTEXT),
+        "vocab_size": torch.tensor(49408),
     }
     norms = {"ln_final": text_width, "visual.ln_pre": vision_width, "visual.ln_post": vision_width}
     for tower, width, layers in (("", text_width, text_layers), ("visual.", vision_width, vision_layers)):
