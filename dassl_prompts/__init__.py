@@ -50,7 +50,8 @@ def build_model(cfg, classnames: Sequence[str], checkpoint: str = "", epoch: int
     Args:
         cfg: a configuration with ``TRAINER.NAME`` and ``MODEL.BACKBONE.NAME``.
         classnames: the classes to score, also ones never trained on.
-        checkpoint: run folder whose learned tensors are loaded; "" leaves the initial ones.
+        checkpoint: run folder whose learned tensors are loaded; "" leaves the initial ones. Its results.json is compared with
+            ``cfg``: another method, backbone or reading of the tensors is a ValueError.
         epoch: which of its checkpoints; default the newest.
 
     Returns:
@@ -63,10 +64,11 @@ def build_model(cfg, classnames: Sequence[str], checkpoint: str = "", epoch: int
 
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    trainer.check_method(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
     model = trainer.build_net(cfg, list(classnames), trainer.load_backbone(cfg, device)).to(device)
     if checkpoint:
-        trainer.load_net(model, checkpoint, epoch)
+        trainer.load_net(model, checkpoint, epoch, cfg)
     return model.eval()
 
 

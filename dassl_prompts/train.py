@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--trainer", default="", help="name of the trainer, e.g. CoOp or DPC_CoOp")
     p.add_argument("--backbone", default="", help="e.g. ViT-B/16, RN50, emoji-tiny or a file with weights")
     p.add_argument("--head", default="", help="name of the head (Dassl)")
-    p.add_argument("--eval-only", action="store_true", help="only evaluate the checkpoint in --model-dir")
+    p.add_argument(
+        "--eval-only", action="store_true", help="only evaluate: the checkpoint in --model-dir, or a zero-shot method"
+    )
     p.add_argument("--model-dir", default="", help="run folder to load for --eval-only")
     p.add_argument("--load-epoch", type=int, default=None, help="epoch of the checkpoint to load; default the newest")
     p.add_argument("--no-train", action="store_true", help="build everything, do not train")
@@ -79,12 +81,31 @@ def setup_cfg(args):
     return cfg
 
 
+def check_flags(args) -> None:
+    """Refuse flags that would be given and not read.
+
+    Raises:
+        ValueError: names both.
+    """
+    if args.model_dir and not args.eval_only:
+        raise ValueError(
+            "--model-dir is read with --eval-only alone: add it, or start a training from a checkpoint file with "
+            "MODEL.INIT_WEIGHTS, or go on with an unfinished run with --resume"
+        )
+    if args.load_epoch is not None and not args.model_dir:
+        raise ValueError(f"--load-epoch {args.load_epoch} chooses a checkpoint of --model-dir, which is not given")
+    if args.eval_only and args.resume:
+        raise ValueError("--eval-only and --resume contradict each other: evaluate a run with --model-dir")
+
+
 def run(args) -> float | None:
     """Execute the parsed command; returns the final metric, or None when nothing was evaluated."""
     import torch
 
+    from dassl_prompts.engine.config import dump
     from dassl_prompts.engine.resume import FILE as RESUME_FILE
 
+    check_flags(args)
     check_torch_pair()
     # a fork of Dassl may bring a CoOp or Caltech101 of its own; this command promises ours
     dassl_prompts.register_all("replace")
@@ -99,13 +120,18 @@ def run(args) -> float | None:
     print("***************\n** Arguments **\n***************")
     for key, value in sorted(vars(args).items()):
         print(f"{key}: {value}")
-    print(f"************\n** Config **\n************\n{cfg}")
+    print(f"************\n** Config **\n************\n{dump(cfg)}")
     print(f"Collecting env info ...\n** System info **\n{engine.collect_env_info()}\n")
 
     trainer = engine.build_trainer(cfg)
     if args.eval_only:
         if args.model_dir:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        elif any(engine.learned_tensors(model) for model in trainer._models.values()):
+            raise ValueError(
+                f"--eval-only without --model-dir would evaluate the untrained prompts of {cfg.TRAINER.NAME}: "
+                "give --model-dir, the folder of its training run"
+            )
         return trainer.test()
     if not args.no_train:
         return trainer.train()

@@ -116,6 +116,38 @@ def test_train_then_evaluate_new_classes(tmp_path, capsys):
     assert results["finished"] and results["classes"] == "new" and 0 <= results["test"]["accuracy"] <= 100
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--eval-only"], "--eval-only without --model-dir would evaluate the untrained prompts of CoOp"),
+        (["--model-dir", "x"], "--model-dir is read with --eval-only alone"),
+        (
+            ["--eval-only", "--load-epoch", "3"],
+            "--load-epoch 3 chooses a checkpoint of --model-dir, which is not given",
+        ),
+        (["--eval-only", "--model-dir", "x", "--resume", "y"], "--eval-only and --resume contradict each other"),
+    ],
+)
+def test_flags_that_would_not_be_read_or_evaluate_nothing_trained_are_refused(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*EMOJI, "--trainer", "CoOp", "--output-dir", str(tmp_path / "run"), *flags, "DATASET.NUM_SHOTS", "1"])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()  # nothing that the report would take for a result
+
+
+def test_zero_shot_methods_are_evaluated_without_a_model_dir(tmp_path):
+    files = [EMOJI[0], EMOJI[1], "--config-file", "configs/trainers/ZeroshotCLIP/emoji_tiny.yaml"]
+    main([*files, "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"), "--eval-only"])
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["finished"]
+
+
+def test_contexts_per_class_with_initial_words_are_refused_with_both_keys(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*EMOJI, "--trainer", "CoOp", "--output-dir", str(tmp_path / "run"), "TRAINER.COOP.CSC", "True"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "TRAINER.COOP.CSC True and TRAINER.COOP.CTX_INIT 'a photo of a' contradict" in error
+
+
 class Unreadable(torch.utils.data.Dataset):
     def __len__(self):
         return 1

@@ -68,6 +68,7 @@ class CLIPAdapter(ClassificationTrainer):
     """Cross-entropy over s norm(A(v)) w^T; the adapter is learned, both towers are frozen."""
 
     config_node = "CLIP_ADAPTER"
+    reading_keys = ("TRAINER.CLIP_ADAPTER.RATIO", "TRAINER.CLIP_ADAPTER.REDUCTION")
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):

@@ -12,7 +12,7 @@ from torch import Tensor
 from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
 from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.trainers.coop import initial_context
+from dassl_prompts.trainers.coop import initial_context, tell_word_count
 
 
 def extend_cfg(cfg):
@@ -87,4 +87,5 @@ class CoCoOp(ClassificationTrainer):
     @classmethod
     def build_net(cls, cfg, classnames, clip):
         node = cfg.TRAINER.COCOOP
+        tell_word_count(clip.text, node, "TRAINER.COCOOP")
         return cls.model_class()(clip, classnames, node.N_CTX, node.CTX_INIT)

@@ -6,8 +6,9 @@ import torch
 import torch.nn as nn
 
 from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
-from dassl_prompts.classification.trainer import ClassificationTrainer
+from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.engine.config import refuse_pairs
 
 POSITIONS = ("end", "middle", "front")
 
@@ -42,6 +43,13 @@ def initial_context(text, n_ctx: int, words: str = "", n_classes: int | None = N
     return torch.empty(shape).normal_(std=0.02)
 
 
+def tell_word_count(text, node, name: str) -> None:
+    """Say that initial words overrule ``N_CTX``, as they do in CoOp."""
+    count = len(text.encode_ids(node.CTX_INIT.replace("_", " "))) if node.CTX_INIT else node.N_CTX
+    if count != node.N_CTX:
+        print(f"{name}.CTX_INIT {node.CTX_INIT!r} gives {count} context tokens, {name}.N_CTX {node.N_CTX} is not used")
+
+
 class PromptLearner(nn.Module):
     """Holds ``ctx``: ``[n, d_t]``, or ``[C, n, d_t]`` with class-specific contexts."""
 
@@ -71,6 +79,10 @@ class CoOpModel(PromptedCLIP):
     def checkpoint_module(self):
         return self.prompt_learner
 
+    @property
+    def class_tensors(self):
+        return frozenset({"ctx"} if self.prompt_learner.ctx.ndim == 3 else ())
+
     def emit(self) -> Prompts:
         return Prompts(text=self.prompt_learner.ctx)
 
@@ -80,6 +92,19 @@ class CoOp(ClassificationTrainer):
     """Cross-entropy over s V T^T; only ``ctx`` is learned."""
 
     config_node = "COOP"
+    reading_keys = ("TRAINER.COOP.CSC", "TRAINER.COOP.CLASS_TOKEN_POSITION")
+
+    @classmethod
+    def check_method(cls, cfg):
+        node = method_node(cfg, "COOP")
+        remedy = (
+            'initial words give one context for all classes; set CTX_INIT "" for contexts of their own, or CSC False'
+        )
+        refuse_pairs(cfg, "TRAINER.COOP", [(node.CSC and bool(node.CTX_INIT), "CSC", "CTX_INIT", remedy)])
+
+    @classmethod
+    def class_specific(cls, cfg):
+        return "TRAINER.COOP.CSC True" if method_node(cfg, "COOP").CSC else ""
 
     @classmethod
     def model_class(cls):
@@ -87,6 +112,7 @@ class CoOp(ClassificationTrainer):
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):
+        tell_word_count(clip.text, cfg.TRAINER.COOP, "TRAINER.COOP")
         return cls.model_class()(clip, classnames, **coop_arguments(cfg))
 
 

@@ -139,6 +139,7 @@ class CoPrompt(MaPLe):
     """L = CE + W (d(t, sentence) + d(v(view 1), v_frozen(view 2))); prompts, couplings and adapters are learned."""
 
     config_node = "CoPrompt"
+    reading_keys = ("TRAINER.CoPrompt.CTX_INIT",)
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)

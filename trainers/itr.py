@@ -13,7 +13,8 @@ from dassl_prompts.captions.model import ResidualAdapter, RetrievalModel
 from dassl_prompts.captions.trainer import RetrievalTrainer
 from dassl_prompts.classification.prompted import Prompts
 from dassl_prompts.engine import add_defaults, register_trainer
-from dassl_prompts.trainers.coop import PromptLearner, initial_context
+from dassl_prompts.engine.config import refuse_pairs
+from dassl_prompts.trainers.coop import PromptLearner, initial_context, tell_word_count
 from dassl_prompts.trainers.ivlp import check_depth, random_tokens
 from dassl_prompts.trainers.maple import MultiModalPromptLearner
 
@@ -64,6 +65,10 @@ def caption_context(text, n_ctx: int, words: str):
     """
     embedded = text.embed_words(words.replace("_", " ")) if words else None
     if embedded is None or len(embedded) < n_ctx:
+        if words:
+            print(
+                f"CTX_INIT {words!r} has {len(embedded)} tokens, fewer than N_CTX {n_ctx}: the context starts at random"
+            )
         return random_tokens(n_ctx, text.width)
     return embedded[:n_ctx]
 
@@ -73,6 +78,11 @@ class ZeroshotITR(RetrievalTrainer):
     """CLIP on raw captions; evaluation only."""
 
     config_node = "ZEROSHOTITR"
+
+    @classmethod
+    def check_method(cls, cfg):
+        remedy = "it learns nothing that weights could start; leave INIT_WEIGHTS empty"
+        refuse_pairs(cfg, "MODEL", [(bool(cfg.MODEL.INIT_WEIGHTS), "INIT_WEIGHTS", "TRAINER.NAME", remedy)])
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):
@@ -111,7 +121,9 @@ class CoOpITR(RetrievalTrainer):
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):
-        return CoOpCaptions(clip, cfg.TRAINER.COOPITR.N_CTX, cfg.TRAINER.COOPITR.CTX_INIT)
+        node = cfg.TRAINER.COOPITR
+        tell_word_count(clip.text, node, "TRAINER.COOPITR")
+        return CoOpCaptions(clip, node.N_CTX, node.CTX_INIT)
 
 
 class CLIPAdapter(RetrievalModel):
@@ -138,6 +150,7 @@ class CLIPAdapterITR(RetrievalTrainer):
     """CLIP-Adapter with captions for class names; trains on features computed once."""
 
     config_node = "CLIPADAPTERITR"
+    reading_keys = ("TRAINER.CLIPADAPTERITR.RATIO", "TRAINER.CLIPADAPTERITR.REDUCTION")
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):

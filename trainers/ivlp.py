@@ -60,6 +60,10 @@ def language_prompt(text, n_ctx: int, words: str) -> tuple[Tensor, str]:
     words = words.replace("_", " ").strip()
     if n_ctx < 1:
         raise ValueError(f"the text prompt needs at least one context token, got {n_ctx} (N_CTX, N_CTX_TEXT)")
+    if words and n_ctx > MAX_WORD_INIT:
+        print(
+            f"CTX_INIT {words!r} is not used with {n_ctx} context tokens, more than {MAX_WORD_INIT}, as in the official code"
+        )
     if not words or n_ctx > MAX_WORD_INIT:
         return random_tokens(n_ctx, text.width), ""
     embedded = text.embed_words(words)
@@ -180,6 +184,8 @@ class IVLP(ClassificationTrainer):
     """Cross-entropy over s V T^T; the tokens of both towers are learned."""
 
     config_node = "IVLP"
+    #: words beyond the context stay as they are; depths and numbers of tokens are told by the tensors
+    reading_keys = ("TRAINER.IVLP.CTX_INIT",)
 
     @classmethod
     def build_net(cls, cfg, classnames, clip):

@@ -76,6 +76,7 @@ class MaPLe(ClassificationTrainer):
     """Cross-entropy over s V T^T; text tokens and couplings are learned."""
 
     config_node = "MAPLE"
+    reading_keys = ("TRAINER.MAPLE.CTX_INIT",)
 
     @classmethod
     def model_class(cls):

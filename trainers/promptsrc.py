@@ -144,6 +144,7 @@ class PromptSRC(IVLP):
     """L = CE + 25 |T - T0| + 10 |V - V0| + KL(z0 || z) / BC, then Gaussian prompt aggregation."""
 
     config_node = "PROMPTSRC"
+    reading_keys = ("TRAINER.PROMPTSRC.CTX_INIT",)
 
     @classmethod
     def model_class(cls):
@@ -161,7 +162,8 @@ class PromptSRC(IVLP):
         """The backbone once more in fp32, for the frozen text target of a half-precision run."""
         from dassl_prompts.models import load_clip
 
-        return load_clip(cfg.MODEL.BACKBONE.NAME, precision="fp32", device=device)
+        backbone = cfg.MODEL.BACKBONE
+        return load_clip(backbone.NAME, precision="fp32", device=device, activation=backbone.get("ACTIVATION", ""))
 
     def build_model(self):
         super().build_model()

@@ -14,6 +14,7 @@ from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normali
 from dassl_prompts.classification.templates import ENSEMBLE_TEMPLATES, template_for
 from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.engine.config import refuse_pairs
 
 
 def extend_cfg(cfg):
@@ -67,6 +68,11 @@ class ZeroshotCLIP(ClassificationTrainer):
     config_node = "ZSCLIP"
 
     @classmethod
+    def check_method(cls, cfg):
+        remedy = "it learns nothing that weights could start; leave INIT_WEIGHTS empty"
+        refuse_pairs(cfg, "MODEL", [(bool(cfg.MODEL.INIT_WEIGHTS), "INIT_WEIGHTS", "TRAINER.NAME", remedy)])
+
+    @classmethod
     def templates(cls, cfg) -> list[str]:
         return [template_for(cfg, cfg.TRAINER.ZSCLIP.TEMPLATE, "TRAINER.ZSCLIP.TEMPLATE")]
 
@@ -88,6 +94,9 @@ class ZeroshotCLIP2(ZeroshotCLIP):
 
     @classmethod
     def templates(cls, cfg) -> list[str]:
+        own_words = cfg.TRAINER.ZSCLIP.TEMPLATE and cfg.DATASET.NAME.startswith("ImageNet")
+        remedy = "ImageNet's ensemble has no template of the dataset; use ZeroshotCLIP for one template"
+        refuse_pairs(cfg, "TRAINER.ZSCLIP", [(bool(own_words), "TEMPLATE", "TRAINER.NAME", remedy)])
         templates = list(ENSEMBLE_TEMPLATES)
         own = super().templates(cfg)
         return templates if cfg.DATASET.NAME.startswith("ImageNet") else templates + own

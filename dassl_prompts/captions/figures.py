@@ -9,7 +9,6 @@ directions with their first five answers, the right one marked.
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from pathlib import Path
 
@@ -33,8 +32,8 @@ def load_run(run: str):
     """
     from dassl_prompts import extend_cfg
     from dassl_prompts.captions.trainer import RetrievalTrainer
-    from dassl_prompts.engine import TRAINER_REGISTRY, get_cfg_default, merge_opts, set_random_seed
-    from dassl_prompts.engine.config import flatten
+    from dassl_prompts.engine import TRAINER_REGISTRY, get_cfg_default, set_random_seed
+    from dassl_prompts.engine.config import assign_flat
 
     results = RetrievalTrainer.read_run(run)
     trainer = results.get("trainer")
@@ -49,9 +48,7 @@ def load_run(run: str):
         )
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    ours = flatten(cfg)
-    stored = {key: ast.literal_eval(text) for key, text in results["config"].items() if key in ours}
-    merge_opts(cfg, [x for item in {**stored, "VERBOSE": False}.items() for x in item])
+    assign_flat(cfg, {**results["config"], "VERBOSE": "False"})
     cfg.freeze()
     set_random_seed(cfg.SEED)
     built = TRAINER_REGISTRY.get(trainer)(cfg)

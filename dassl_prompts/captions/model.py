@@ -40,6 +40,13 @@ class RetrievalModel(nn.Module):
         """What the optimiser and the checkpoint see."""
         return self
 
+    #: captions are no classes: no tensor belongs to one
+    class_tensors: frozenset[str] = frozenset()
+
+    def frozen_digests(self) -> dict[str, str]:
+        """What the frozen networks are that the learned tensors belong to, by name."""
+        return {"backbone": self.clip.digest, "activation": self.clip.activation}
+
     @property
     def image_side_is_frozen(self) -> bool:
         """Whether image features never change, so that they are computed once."""

@@ -33,6 +33,6 @@ class ClassBoundTrainer(ClassificationTrainer):
         super().load_model(directory, epoch)
 
     @classmethod
-    def load_net(cls, model, directory, epoch=None):
+    def load_net(cls, model, directory, epoch=None, cfg=None):
         model.trained = list(cls.read_run(directory).get("classnames", ()))
-        super().load_net(model, directory, epoch)
+        super().load_net(model, directory, epoch, cfg)

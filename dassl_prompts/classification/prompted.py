@@ -118,6 +118,15 @@ class PromptedCLIP(nn.Module):
         """The module that the official code registers with Dassl; its parameter names are the checkpoint's keys."""
         return self
 
+    @property
+    def class_tensors(self) -> frozenset[str]:
+        """Names in a checkpoint of tensors whose rows belong to the classes, one each."""
+        return frozenset()
+
+    def frozen_digests(self) -> dict[str, str]:
+        """What the frozen networks are that the prompts belong to, by name: a digest ("" for random weights), the activation."""
+        return {"backbone": self.clip.digest, "activation": self.clip.activation}
+
     def prompt_parameters(self) -> list[nn.Parameter]:
         """All parameters outside the frozen CLIP."""
         return [p for name, p in self.named_parameters() if not name.startswith("clip.")]

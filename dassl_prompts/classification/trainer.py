@@ -15,8 +15,10 @@ from dassl_prompts.engine import (
     build_optimizer,
     compute_accuracy,
     load_learned_tensors,
-    read_learned,
 )
+from dassl_prompts.engine.checkpoint import read_checkpoint
+from dassl_prompts.engine.config import refuse_pairs
+from dassl_prompts.engine.origin import Origin
 
 PRECISIONS = ("fp16", "fp32", "amp")
 
@@ -93,14 +95,31 @@ class ClassificationTrainer(PromptTrainer):
         load_learned_tensors(model.checkpoint_module, state, source)
 
     @classmethod
-    def load_net(cls, model: nn.Module, directory, epoch: int | None = None) -> None:
+    def load_net(cls, model: nn.Module, directory, epoch: int | None = None, cfg=None) -> None:
         """:meth:`load_state` from a run folder.
+
+        Args:
+            cfg: compare the run's settings with these; None leaves that to the caller.
 
         Raises:
             FileNotFoundError: no such checkpoint.
-            ValueError: its tensors do not fit.
+            ValueError: its tensors do not fit, or mean something else under ``cfg``.
         """
-        cls.load_state(model, read_learned(directory, model.checkpoint_name, epoch), str(directory))
+        if cfg is not None:
+            Origin.of(directory, f"the checkpoint of {directory}").check(cls.reader(cfg, model.frozen_digests()))
+        cls.load_state(model, cls.read_net(model, directory, epoch), str(directory))
+
+    @classmethod
+    def read_net(cls, model: nn.Module, directory, epoch: int | None = None) -> dict[str, Tensor]:
+        """The learned tensors of a run folder, class-specific ones in the order of the model's classes.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: it belongs to other classes.
+        """
+        checkpoint = read_checkpoint(directory, model.checkpoint_name, epoch)
+        origin = Origin.of(directory).with_checkpoint(checkpoint)
+        return origin.arrange(checkpoint["state_dict"], model.class_tensors, model.classnames)
 
     # -- Dassl's hooks --------------------------------------------------------------------------------------------
 
@@ -108,6 +127,22 @@ class ClassificationTrainer(PromptTrainer):
         precision = self.wanted_precision(cfg)
         if precision not in PRECISIONS:
             raise ValueError(f"TRAINER.{self.config_node}.PREC is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        remedy = "it learns prompts, which have no layers to stage; set OPTIM.STAGED_LR False"
+        refuse_pairs(cfg, "OPTIM", [(cfg.OPTIM.STAGED_LR, "STAGED_LR", "TRAINER.NAME", remedy)])
+        self.check_method(cfg)
+
+    @classmethod
+    def check_method(cls, cfg) -> None:
+        """Refuse settings of the method that contradict each other, before anything is read or built.
+
+        Raises:
+            ValueError: names both keys.
+        """
+
+    @classmethod
+    def class_specific(cls, cfg) -> str:
+        """The setting, as ``KEY value``, that gives every class tensors of its own; "" where prompts fit all classes."""
+        return ""
 
     @classmethod
     def wanted_precision(cls, cfg) -> str:
@@ -124,7 +159,8 @@ class ClassificationTrainer(PromptTrainer):
         from dassl_prompts.models import load_clip, resolve_precision
 
         precision = resolve_precision(cls.wanted_precision(cfg), device)
-        clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision=precision, device=device)
+        activation = cfg.MODEL.BACKBONE.get("ACTIVATION", "")
+        clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision=precision, device=device, activation=activation)
         size = tuple(cfg.INPUT.SIZE)
         if size != (clip.image_size, clip.image_size):
             raise ValueError(
@@ -139,6 +175,7 @@ class ClassificationTrainer(PromptTrainer):
         cfg = self.cfg
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip = self.load_backbone(cfg, self.device)
+        print(f"Activation: {clip.activation} ({clip.activation_source})")
         self.backbone_digest = clip.digest
         wanted = self.wanted_precision(cfg)
         self.precision = resolve_precision(wanted, self.device)
@@ -181,6 +218,12 @@ class ClassificationTrainer(PromptTrainer):
             for group in optim.param_groups:  # Dassl's function does not know the key
                 group["eps"] = self.cfg.OPTIM.ADAM_EPS
         return optim
+
+    def frozen_digests(self):
+        return self.model.frozen_digests()
+
+    def arrange(self, name, state, origin):
+        return origin.arrange(state, self.model.class_tensors, self.dm.dataset.classnames)
 
     def load_learned_state(self, name, module, state):
         self.load_state(self.model, state, f"the checkpoint of {name}")

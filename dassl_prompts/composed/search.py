@@ -8,7 +8,6 @@ PVLF or TransAgg, else image and text features are added.
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 from pathlib import Path
@@ -36,7 +35,7 @@ def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, 
     from dassl_prompts.composed.query import BASELINES
     from dassl_prompts.models.backbones import load_token_encoder
 
-    encoder = load_token_encoder(model["backbone"], device)
+    encoder = load_token_encoder(model["backbone"], device, activation=model.get("activation", ""), key="--activation")
     return encoder, BASELINES[model["query"]](encoder), 1.25
 
 
@@ -57,6 +56,8 @@ def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float
     """
     from dassl_prompts import extend_cfg
     from dassl_prompts.engine import PromptTrainer, get_cfg_default, load_checkpoint, load_learned_tensors
+    from dassl_prompts.engine.config import assign_flat
+    from dassl_prompts.engine.origin import Origin, Reader
     from dassl_prompts.engine.trainer import find_checkpoint
 
     cfg = get_cfg_default()
@@ -69,10 +70,20 @@ def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float
     method = methods[results["trainer"]]
     node = f"TRAINER.{method.config_node}."
     wanted = {
-        k: v for k, v in results["config"].items() if k.startswith((node, "MODEL.BACKBONE.NAME", "CIR.TARGETPAD_RATIO"))
+        k: v
+        for k, v in results["config"].items()
+        if k.startswith((node, "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.ACTIVATION", "CIR.TARGETPAD_RATIO"))
     }
-    cfg.merge_from_list([part for key, value in wanted.items() for part in (key, ast.literal_eval(value))])
+    assign_flat(cfg, wanted)
     model = method.build_net(cfg, device)
+    Origin.of(run, run).check(
+        Reader(
+            results["trainer"],
+            cfg.MODEL.BACKBONE.NAME,
+            {},
+            frozen={"backbone": model.encoder.digest, "activation": model.encoder.activation},
+        )
+    )
     path = find_checkpoint(Path(run) / "composed", None)
     load_learned_tensors(model, load_checkpoint(path)["state_dict"], source=str(path))
     return model.eval().encoder, model.query, cfg.CIR.TARGETPAD_RATIO
@@ -96,7 +107,11 @@ def index(args) -> None:
         model = {"run": os.path.abspath(args.run)}
     else:
         backbone = os.path.abspath(args.backbone) if os.path.exists(args.backbone) else args.backbone
-        model = {"backbone": backbone, "query": args.query}
+        model = {
+            "backbone": backbone,
+            "query": args.query,
+            **({"activation": args.activation} if args.activation else {}),
+        }
     paths = list_folder(args.folder)
     encoder, _, ratio = load_model(model, device)
     built = ImageIndex.build(
@@ -158,7 +173,7 @@ def ask(args) -> None:
 def only_one_part(model: dict, query: str) -> dict:
     """The baseline to ask with when only an image or only a sentence is given."""
     if "backbone" in model:
-        return {"backbone": model["backbone"], "query": query}
+        return {**model, "query": query}
     raise ValueError("a trained model needs both --image and --text")
 
 
@@ -173,6 +188,12 @@ def parser() -> argparse.ArgumentParser:
     i.add_argument("folder", help="images, also in sub-folders")
     i.add_argument("--index", required=True, help="folder of the index to write")
     i.add_argument("--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco")
+    i.add_argument(
+        "--activation",
+        default="",
+        choices=("quickgelu", "gelu"),
+        help="of a weight file given as --backbone, where nothing tells it",
+    )
     i.add_argument(
         "--query",
         default="image+text",

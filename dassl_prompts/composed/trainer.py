@@ -71,6 +71,9 @@ class ComposedTrainer(PromptTrainer):
     #: half precision of the towers and the head; None computes in fp32
     autocast_dtype: torch.dtype | None = None
 
+    def frozen_digests(self) -> dict[str, str]:
+        return {"backbone": self.encoder.digest, "activation": self.encoder.activation}
+
     # -- data ------------------------------------------------------------------------------------------------
 
     def build_data_loader(self) -> None:
@@ -88,6 +91,10 @@ class ComposedTrainer(PromptTrainer):
                 lab2cname={},
             )
         )
+
+    def tell_activation(self) -> None:
+        if self.encoder.activation:
+            print(f"Activation: {self.encoder.activation} ({self.encoder.activation_source})")
 
     def check_size(self) -> None:
         """Raise ValueError unless INPUT.SIZE is what the backbone takes."""

@@ -5,9 +5,10 @@ They work on the config tree of either engine.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -18,6 +19,12 @@ ENGINE_DEFAULTS = {
     "DATASET": {
         # classes to use: "all", "base" (first half of the labels) or "new" (second half)
         "SUBSAMPLE_CLASSES": "all",
+    },
+    "MODEL": {
+        "BACKBONE": {
+            # activation of a weight file of which nothing tells it: quickgelu or gelu
+            "ACTIVATION": "",
+        },
     },
     "DATALOADER": {
         # unreadable training images that may be skipped before a run stops; evaluation never skips
@@ -92,7 +99,7 @@ def theirs(cfg: CfgNode, extensions: Iterable[Callable[[CfgNode], None]]) -> str
 
 def with_engine_defaults(cfg: CfgNode) -> CfgNode:
     """``cfg`` itself if it has all keys of :data:`ENGINE_DEFAULTS`, else a copy that has."""
-    if all(key in cfg.get(node, {}) for node, keys in ENGINE_DEFAULTS.items() for key in keys):
+    if flatten(CfgNode(ENGINE_DEFAULTS)).keys() <= flatten(cfg).keys():
         return cfg
     cfg = cfg.clone()
     extend_cfg(cfg)
@@ -175,6 +182,32 @@ def read_yaml(text: Any, name: str) -> Any:
         raise ValueError(f"{name}: {error}") from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """Texts in quotes, so that no reader takes ``2024``, ``None`` or ``12e45`` for a number or nothing."""
+
+
+class _Key(str):
+    """A key, which needs no quotes."""
+
+
+_Dumper.add_representer(_Key, lambda dumper, key: dumper.represent_scalar("tag:yaml.org,2002:str", str(key)))
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+for _kind in (list, tuple):
+    _Dumper.add_representer(
+        _kind, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True)
+    )
+
+
+def dump(cfg: CfgNode) -> str:
+    """A configuration as YAML that :func:`merge_file` reads back to the same values.
+
+    Raises:
+        yaml.YAMLError: a value that YAML has no word for; names it.
+    """
+    plain = lambda node: {_Key(k): plain(v) if isinstance(v, CfgNode) else v for k, v in node.items()}
+    return yaml.dump(plain(cfg), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def _merge_mapping(cfg: CfgNode, values: dict, prefix: str, source: str) -> None:
     for key, value in values.items():
         full = f"{prefix}{key}"
@@ -182,7 +215,7 @@ def _merge_mapping(cfg: CfgNode, values: dict, prefix: str, source: str) -> None
         if isinstance(value, dict) and isinstance(target, CfgNode):
             _merge_mapping(cfg, value, full + ".", source)
         else:
-            _assign(cfg, cfg, full, value, source)
+            _assign(cfg, cfg, full, value, source, typed=True)
 
 
 def _lookup(cfg: CfgNode, full_key: str) -> Any:
@@ -194,7 +227,7 @@ def _lookup(cfg: CfgNode, full_key: str) -> Any:
     return node
 
 
-def _assign(root: CfgNode, node: CfgNode, full_key: str, value: Any, source: str) -> None:
+def _assign(root: CfgNode, node: CfgNode, full_key: str, value: Any, source: str, typed: bool = False) -> None:
     *path, leaf = full_key.split(".")
     for part in path:
         if not isinstance(node, CfgNode) or part not in node:
@@ -202,7 +235,9 @@ def _assign(root: CfgNode, node: CfgNode, full_key: str, value: Any, source: str
         node = node[part]
     if not isinstance(node, CfgNode) or leaf not in node:
         raise ValueError(unknown_key(root, full_key, source))
-    node[leaf] = _coerce(node[leaf], value, full_key, source)
+    # YAML says itself what is a text; what a shell passes on is always one
+    keep = typed and isinstance(value, str) and isinstance(node[leaf], str)
+    node[leaf] = value if keep else _coerce(node[leaf], value, full_key, source)
 
 
 def _coerce(old: Any, value: Any, full_key: str, source: str) -> Any:
@@ -256,6 +291,31 @@ def unknown_key(cfg: CfgNode, full_key: str, source: str) -> str:
     return f"{source}: unknown config key {full_key}{hint}"
 
 
+def assign_flat(cfg: CfgNode, flat: Mapping[str, str]) -> list[str]:
+    """Set leaves from ``{full key: repr(value)}``, as results.json keeps a configuration.
+
+    Returns:
+        keys that ``cfg`` does not have, which belong to another version of a method.
+
+    Raises:
+        ValueError: a text that is no value; names the key.
+    """
+    unknown = []
+    for key, text in flat.items():
+        *path, leaf = key.split(".")
+        node = cfg
+        for part in path:
+            node = node.get(part) if isinstance(node, CfgNode) else None
+        if not isinstance(node, CfgNode) or leaf not in node:
+            unknown.append(key)
+            continue
+        try:
+            node[leaf] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError) as error:
+            raise ValueError(f"the value of {key}, {text!r}, cannot be read") from error
+    return unknown
+
+
 def differing_keys(
     old: dict[str, str], new: dict[str, str], ignore: tuple[str, ...] = ()
 ) -> dict[str, tuple[str, str]]:
@@ -265,6 +325,32 @@ def differing_keys(
         for key in sorted(old.keys() & new.keys())
         if old[key] != new[key] and key not in ignore
     }
+
+
+def refuse_pairs(cfg: CfgNode, prefix: str, pairs: Iterable[tuple[bool, str, str, str]]) -> None:
+    """Refuse settings that ask for two things of which only one can be had.
+
+    Args:
+        cfg: the whole tree, or the node ``prefix`` of it.
+        prefix: before the keys that do not stand at the root of the tree, such as ``TRAINER.DCAR``.
+        pairs: (whether both are asked for, one key, the other key, what to do).
+
+    Raises:
+        ValueError: names both keys with their values.
+    """
+    leaves = flatten(cfg)
+    whole = prefix.split(".")[0] in cfg  # else it is the method's node alone
+    for asked, *keys, remedy in pairs:
+        if asked:
+            full = {key: f"{prefix}.{key}" for key in keys}
+            values = {
+                full[key] if not whole or full[key] in leaves else key: leaves[
+                    full[key] if full[key] in leaves else key
+                ]
+                for key in keys
+            }
+            shown = " and ".join(f"{name} {value!r}" for name, value in values.items())
+            raise ValueError(f"{shown} contradict each other: {remedy}")
 
 
 def one_of(value: str, choices, what: str) -> str:

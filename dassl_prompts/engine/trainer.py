@@ -23,13 +23,14 @@ from dassl_prompts.engine.checkpoint import (
     learned_tensors,
     load_checkpoint,
     load_learned_tensors,
-    read_learned,
+    read_checkpoint,
     save_checkpoint,
 )
-from dassl_prompts.engine.config import with_engine_defaults
+from dassl_prompts.engine.config import flatten, refuse_pairs, with_engine_defaults
 from dassl_prompts.engine.digest import data_digests
 from dassl_prompts.engine.files import read_json
 from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt, draw_apart
+from dassl_prompts.engine.origin import Origin, Reader
 from dassl_prompts.engine.places import contents
 from dassl_prompts.engine.randomness import kept_streams, set_rng_state
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
@@ -51,7 +52,7 @@ class PromptTrainer(TrainerX):
 
     Raises:
         OSError: the output folder cannot be written.
-        ValueError: the labels of the dataset have gaps, or a key of ``cfg.TEST`` has an unknown value.
+        ValueError: the labels of the dataset have gaps, or keys of ``cfg.TEST`` are unknown or contradict each other.
     """
 
     def __init__(self, cfg):
@@ -59,6 +60,9 @@ class PromptTrainer(TrainerX):
         for key, known in TEST_CHOICES.items():  # Dassl takes anything it does not know for the first of them
             if cfg.TEST[key] not in known:
                 raise ValueError(f"TEST.{key} is {cfg.TEST[key]!r}; choose one of {', '.join(known)}")
+        never = cfg.TEST.FINAL_MODEL == "best_val" and cfg.TEST.NO_TEST
+        remedy = "no epoch is validated without tests; set FINAL_MODEL last_step or NO_TEST False"
+        refuse_pairs(cfg, "TEST", [(never, "FINAL_MODEL", "NO_TEST", remedy)])
         announce()
         self.folder = RunFolder(cfg.OUTPUT_DIR, run_identity(cfg))
         self.corrupt_images: set[str] = set()
@@ -260,6 +264,7 @@ class PromptTrainer(TrainerX):
             "classnames": list(getattr(self.dm.dataset, "classnames", ())),
             "digests": self.digests(),
             "contents": self.contents(),
+            "frozen": {part: digest for part, digest in self.frozen_digests().items() if digest},
             "max_epoch": self.max_epoch,
             "engine": ENGINE,
             "dassl_prompts": VERSION,
@@ -283,6 +288,30 @@ class PromptTrainer(TrainerX):
 
     # -- checkpoints ------------------------------------------------------------------------------------
 
+    #: keys that decide how a checkpoint's tensors are read, or nodes of such keys; a run with other values is refused
+    reading_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def reader(cls, cfg, frozen: dict[str, str]) -> Reader:
+        """What a checkpoint is compared with before it is read under ``cfg``; ``frozen`` as in :meth:`frozen_digests`."""
+        node = getattr(cls, "config_node", "")
+        return Reader(
+            trainer=cfg.TRAINER.NAME,
+            backbone=cfg.MODEL.BACKBONE.NAME,
+            config=flatten(cfg),
+            keys=tuple(cls.reading_keys),
+            node=f"TRAINER.{node}" if node else "",
+            frozen=frozen,
+        )
+
+    def frozen_digests(self) -> dict[str, str]:
+        """Digests of the frozen networks that the learned tensors belong to, by name; "" where there is none to compare."""
+        return {"backbone": self.backbone_digest}
+
+    def arrange(self, name: str, state: dict[str, Tensor], origin: Origin) -> dict[str, Tensor]:
+        """The tensors of a checkpoint in the order of this run's classes; as they are where no tensor belongs to a class."""
+        return state
+
     def learned_state(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """Tensors of a checkpoint: the learned ones, or all of them with ``TRAIN.CHECKPOINT_FULL``."""
         return module.state_dict() if self.cfg.TRAIN.CHECKPOINT_FULL else learned_tensors(module)
@@ -298,12 +327,17 @@ class PromptTrainer(TrainerX):
     def load_init_weights(self, module: nn.Module, path: str | Path) -> None:
         """Start from the learned tensors of a checkpoint file (``MODEL.INIT_WEIGHTS``).
 
+        What its run had otherwise is printed: it is where this run begins, not what it reports.
+
         Raises:
             FileNotFoundError: no such file.
-            ValueError: its tensors do not fit; names file and tensors.
+            ValueError: its tensors do not fit, or belong to other classes; names file and tensors.
         """
         checkpoint = load_checkpoint(path)
-        load_learned_tensors(module, checkpoint.get("state_dict", checkpoint), source=str(path))
+        origin = Origin.of(path, f"MODEL.INIT_WEIGHTS {path}").with_checkpoint(checkpoint)
+        origin.tell_start(self.reader(self.cfg, self.frozen_digests()))
+        state = self.arrange("", checkpoint.get("state_dict", checkpoint), origin)
+        load_learned_tensors(module, state, source=str(path))
         print(f"Initialised from {path}")
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
@@ -317,6 +351,7 @@ class PromptTrainer(TrainerX):
                 "scheduler": None if sched is None else sched.state_dict(),
                 "val_result": val_result,
                 "trainer": self.cfg.TRAINER.NAME,
+                "classnames": list(getattr(self.dm.dataset, "classnames", ())),
             }
             save_checkpoint(state, Path(directory) / name, is_best=is_best, model_name=model_name)
 
@@ -329,19 +364,31 @@ class PromptTrainer(TrainerX):
 
         Raises:
             FileNotFoundError: no such checkpoint; lists those that are there.
-            ValueError: a checkpoint does not fit the model.
+            ValueError: a checkpoint does not fit the model, or its run had other settings that decide how it is read.
         """
         if not directory:
             print(
                 "Note that load_model() is skipped as no pretrained model is given (ignore this if it's done on purpose)"
             )
             return
-        backbone, own = self.read_run(directory).get("backbone"), self.cfg.MODEL.BACKBONE.NAME
-        if backbone not in (None, own):
-            print(f"Note: {directory} was trained on the backbone {backbone}, this run has {own}")
+        self._read_models(
+            Path(directory), f"--model-dir {directory}", lambda name: read_checkpoint(directory, name, epoch)
+        )
+
+    def _read_models(self, directory: Path, where: str, read) -> dict[str, dict]:
+        """Load every registered model from ``read(name)`` after a comparison of settings; returns the checkpoints."""
+        origin, reader = Origin.of(directory, where), self.reader(self.cfg, self.frozen_digests())
+        if origin.run:  # before a file is looked for: another method's lies under another name
+            origin.check(reader)
+        checkpoints = {}
         for name in self.get_model_names():
-            state = read_learned(directory, name, epoch)
+            checkpoint = checkpoints[name] = read(name)
+            known = origin.with_checkpoint(checkpoint)
+            if not origin.run:
+                known.check(reader)
+            state = self.arrange(name, checkpoint["state_dict"], known)
             self.load_learned_state(name, self._models[name], state)
+        return checkpoints
 
     # -- resume -----------------------------------------------------------------------------------------
 
@@ -410,10 +457,8 @@ class PromptTrainer(TrainerX):
     def _resume_plain(self, directory: Path) -> int:
         """Resume from model.pth.tar-E files, which hold neither random generators nor config."""
         done = set()
-        for name in self.get_model_names():
-            path = find_checkpoint(directory / name, None, best=False)
-            checkpoint = load_checkpoint(path)
-            self.load_learned_state(name, self._models[name], checkpoint["state_dict"])
+        read = lambda name: load_checkpoint(find_checkpoint(directory / name, None, best=False))
+        for name, checkpoint in self._read_models(directory, f"--resume {directory}", read).items():
             if self._optims[name] is not None and checkpoint.get("optimizer") is not None:
                 self._optims[name].load_state_dict(checkpoint["optimizer"])
             if self._scheds[name] is not None:

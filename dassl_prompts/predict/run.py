@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dassl_prompts.engine import TRAINER_REGISTRY, build_transform, get_cfg_default, read_json
+from dassl_prompts.engine.config import assign_flat
+from dassl_prompts.engine.origin import Origin
 from dassl_prompts.engine.run_folder import RESULTS
 
 
@@ -131,16 +132,10 @@ def read_config(flat: dict[str, str], source: str = "results.json"):
 
     cfg = get_cfg_default()
     dassl_prompts.extend_cfg(cfg)
-    unknown = []
-    for key, text in flat.items():
-        *path, leaf = key.split(".")
-        node = cfg
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or leaf not in node:
-            unknown.append(key)
-        else:
-            node[leaf] = ast.literal_eval(text)
+    try:
+        unknown = assign_flat(cfg, flat)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     if unknown:
         warnings.warn(f"{source} has settings that this version does not know: {', '.join(unknown)}", stacklevel=2)
     return cfg
@@ -187,13 +182,11 @@ def load_run(
         mixed = not known.isdisjoint(wanted)
         cfg.TRAINER.DPC.TASK = "base" if set(wanted) <= known else "union" if mixed else "new"
     cfg.freeze()
-    checkpoint = "" if name.startswith("Zeroshot") else str(folder)
-    model = dassl_prompts.build_model(cfg, wanted, checkpoint, epoch)
-    noted = results.get("digests", {}).get("backbone")
-    if noted and noted != model.clip.digest:
-        warnings.warn(
-            f"{folder} was trained on other weights of {cfg.MODEL.BACKBONE.NAME} than are loaded now (digest {noted}, now "
-            f"{model.clip.digest or 'none'}): its prompts do not belong to them",
-            stacklevel=2,
-        )
+    model = dassl_prompts.build_model(cfg, wanted)
+    trainer = TRAINER_REGISTRY.get(name)
+    # the settings are the run's own; the backbone may lie elsewhere now
+    for text in Origin(str(folder), results).other_parts(trainer.reader(cfg, model.frozen_digests())):
+        warnings.warn(f"{text}: its prompts do not belong to them", stacklevel=2)
+    if not name.startswith("Zeroshot"):
+        trainer.load_net(model, folder, epoch)
     return TrainedRun(folder, model, wanted, trained, build_transform(cfg, is_train=False), cfg, results)

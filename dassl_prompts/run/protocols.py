@@ -104,6 +104,32 @@ def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str 
     )
 
 
+def refuse_class_specific(job: Job, protocol: str, what: str) -> None:
+    """Refuse what cannot be tested on other classes than its own before it is trained.
+
+    Raises:
+        ValueError: names the key.
+    """
+    from dassl_prompts.classification.trainer import ClassificationTrainer
+    from dassl_prompts.engine import TRAINER_REGISTRY
+
+    if job.trainer not in TRAINER_REGISTRY.registered_names():  # told with the known names where it is built
+        return
+    trainer = TRAINER_REGISTRY.get(job.trainer)
+    if not issubclass(trainer, ClassificationTrainer) or is_zero_shot(job):
+        return
+    try:
+        cfg = training(job, protocol, "base")[-1].config()
+    except (ValueError, OSError):  # told with all that would keep a run from starting
+        return
+    setting = trainer.class_specific(cfg)
+    if setting:
+        raise ValueError(
+            f"{setting} gives every class a context of its own, so {protocol} cannot test it on {what}: leave it out, or choose "
+            "the protocol fewshot"
+        )
+
+
 # -- base-to-new ---------------------------------------------------------------------------------------------
 
 
@@ -135,6 +161,7 @@ def compared(job: Job, protocol: str = "base2new") -> list[Job]:
 def base2new(job: Job) -> list[Step]:
     """Train on base classes, test on base and, separately, on new classes; with task unknown also on both together."""
     job = job.recipe("base2new")
+    refuse_class_specific(job, "base2new", "new classes")
     steps: list[Step] = []
     for method in compared(job):
         union = [union_step(method)] if job.task == "unknown" else []
@@ -235,7 +262,12 @@ def dg_targets(job: Job) -> tuple[str, ...]:
 
 def xd(job: Job) -> list[Step]:
     """Cross-dataset transfer: ImageNet to the ten other sets (the emoji set: to the other artists)."""
-    return transfer(job.recipe("xd"), xd_targets(job))
+    job = job.recipe("xd")
+    if (
+        xd_targets(job) == XD_TARGETS
+    ):  # the other artists' emoji and ImageNet's variants have the classes of the training
+        refuse_class_specific(job, "xd", "the classes of other datasets")
+    return transfer(job, xd_targets(job))
 
 
 def dg(job: Job) -> list[Step]:

@@ -12,7 +12,15 @@ from dassl_prompts.engine import (
     merge_file,
     merge_opts,
 )
-from dassl_prompts.engine.config import ENGINE_DEFAULTS, flatten, read_yaml, with_engine_defaults
+from dassl_prompts.engine.config import (
+    ENGINE_DEFAULTS,
+    assign_flat,
+    dump,
+    flatten,
+    read_yaml,
+    refuse_pairs,
+    with_engine_defaults,
+)
 from dassl_prompts.engine.resume import flat_config
 
 
@@ -215,3 +223,70 @@ def test_defaults_of_other_methods_are_no_difference_of_a_run():
     assert differences("ZeroshotCLIP") == []
     # a trainer that nobody knows may read any node
     assert len(differences("TheirOwn")) == 4
+
+
+# -- what is written is read again ---------------------------------------------------------------------------
+
+WORDS = [
+    "2024",
+    "None",
+    "12e45",
+    "1e-3",
+    "true",
+    "null",
+    "~",
+    "0x10",
+    "1_000",
+    "'quoted'",
+    "a: b",
+    "#1",
+    "",
+    " ",
+    "é\n",
+    "- x",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_texts_that_look_like_something_else_come_back_as_texts(word, tmp_path):
+    cfg = CfgNode({"A": {"NAME": word, "TEXTS": [word, "b"], "PAIR": (word, 1)}})
+    path = tmp_path / "cfg.yaml"
+    path.write_text(dump(cfg), encoding="utf-8")
+    read = CfgNode({"A": {"NAME": "default", "TEXTS": ["c"], "PAIR": ("c", 0)}})
+    merge_file(read, path)
+    assert read == cfg and isinstance(read.A.PAIR, tuple)
+
+
+def test_numbers_come_back_as_they_are(tmp_path):
+    cfg = CfgNode({"F": 1e-05, "G": 12e45, "I": 0, "B": False, "N": [0.1, 1e-20], "T": (224, 224), "X": 3.0})
+    (tmp_path / "cfg.yaml").write_text(dump(cfg))
+    read = CfgNode({"F": 1.0, "G": 1.0, "I": 1, "B": True, "N": [], "T": (), "X": 1.0})
+    merge_file(read, tmp_path / "cfg.yaml")
+    assert read == cfg and all(type(read[key]) is type(cfg[key]) for key in cfg)
+
+
+def test_a_text_of_a_yaml_file_is_no_python(tmp_path):
+    (tmp_path / "cfg.yaml").write_text("NAME: \"'x'\"\nSIZE: (3, 4)\n")
+    cfg = CfgNode({"NAME": "", "SIZE": (1, 1)})
+    merge_file(cfg, tmp_path / "cfg.yaml")
+    assert cfg.NAME == "'x'" and cfg.SIZE == (3, 4)  # CoOp's files write tuples as texts
+
+
+def test_contradicting_pairs_are_named_with_both_values():
+    cfg = CfgNode({"TRAINER": {"NAME": "X", "X": {"A": 1, "B": {"C": "on"}}}, "OPTIM": {"LR": 0.1}})
+    refuse_pairs(cfg, "TRAINER.X", [(False, "A", "B.C", "")])
+    with pytest.raises(ValueError, match="^TRAINER.X.A 1 and TRAINER.X.B.C 'on' contradict each other: choose$"):
+        refuse_pairs(cfg, "TRAINER.X", [(True, "A", "B.C", "choose")])
+    with pytest.raises(ValueError, match="^OPTIM.LR 0.1 and TRAINER.NAME 'X' contradict"):
+        refuse_pairs(cfg, "OPTIM", [(True, "LR", "TRAINER.NAME", "choose")])
+    with pytest.raises(ValueError, match="^TRAINER.X.A 1 and TRAINER.X.B.C 'on' contradict"):
+        refuse_pairs(cfg.TRAINER.X, "TRAINER.X", [(True, "A", "B.C", "choose")])
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_results_json_gives_texts_back_as_texts(word):
+    cfg = CfgNode({"A": {"NAME": word, "PAIR": (word, 1)}})
+    read = CfgNode({"A": {"NAME": "default", "PAIR": ()}})
+    assert assign_flat(read, {**flat_config(cfg), "A.GONE": "1"}) == ["A.GONE"] and read == cfg
+    with pytest.raises(ValueError, match="the value of A.NAME, '<object>', cannot be read"):
+        assign_flat(read, {"A.NAME": "<object>"})

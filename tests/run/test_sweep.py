@@ -327,3 +327,29 @@ def test_vit_l14_has_both_stages(backbone, tmp_path):
     shapes = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "CLASS_TOKEN_POSITION")
     same = {k: v for k, v in first.TRAINER[node].items() if k.startswith(shapes)}
     assert same == {k: v for k, v in second.TRAINER[node].items() if k.startswith(shapes)}
+
+
+# -- what cannot be tested on other classes ------------------------------------------------------------------
+
+CSC = ("TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", "True")
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "DPC_CoOp"])
+def test_class_specific_contexts_are_refused_before_a_protocol_with_other_classes_trains_them(trainer, tmp_path):
+    job = Job(trainer, "emoji", 1, output=tmp_path, opts=CSC)
+    with pytest.raises(
+        ValueError, match="TRAINER.COOP.CSC True gives every class a context of its own, so base2new cannot"
+    ):
+        PROTOCOLS["base2new"].steps(job)
+    other = Job(trainer, "caltech101", 1, output=tmp_path, opts=CSC)
+    with pytest.raises(ValueError, match="so xd cannot test it on the classes of other datasets.*protocol fewshot"):
+        PROTOCOLS["xd"].steps(other)
+    for protocol in ("fewshot", "dg", "xd"):  # the same classes, the other artists' too
+        assert PROTOCOLS[protocol].steps(job)
+
+
+def test_the_command_refuses_them_with_one_line_and_runs_nothing(tmp_path, capsys):
+    words = ["base2new", "--trainer", "CoOp", "--dataset", "emoji", "--output", str(tmp_path), *CSC]
+    assert command.main(words) == 2
+    assert "TRAINER.COOP.CSC True" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

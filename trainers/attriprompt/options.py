@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dassl_prompts.engine.config import refuse_pairs
 from dassl_prompts.features.view_cache import DTYPES
 from dassl_prompts.trainers.attriprompt import attributes, kmeans, pool
 
 NODE = "TRAINER.ATTRIPROMPT"
+#: keys that decide how a checkpoint is read; the template follows the dataset and is none of them
+READING = (
+    "CTX_INIT",
+    "CTX.LEARNABLE",
+    "PROMPT_DEPTH",
+    "COMPOSE",
+    "N_CTX_VISION",
+    "PROMPT_DEPTH_VISION",
+    "CLUSTER",
+    "POOL.SIZE",
+    "POOL.LENGTH",
+    "POOL.PER_LAYER",
+    "POOL.KEY",
+    "RETRIEVAL",
+)
 #: regularisers and the weight that REG.WEIGHT -1 stands for
 REG_WEIGHTS = {"l1": 25.0, "cos": 8.0, "mse": 1.0, "none": 0.0}
 CHOICES = {
@@ -62,6 +78,7 @@ def check_options(node) -> None:
             raise ValueError(f"{NODE}.{key} is {value(node, key)}; it cannot be negative")
     if node.REG.WEIGHT < 0 and node.REG.WEIGHT != -1:
         raise ValueError(f"{NODE}.REG.WEIGHT is {node.REG.WEIGHT}; give 0 or more, or -1 for the type's default")
+    refuse_pairs(node, NODE, contradictions(node))
     if node.RETRIEVAL.MODE != "static":
         check_retrieval(node)
     if (node.N_CTX_VISION > 0) != (node.PROMPT_DEPTH_VISION > 0):
@@ -75,6 +92,34 @@ def check_options(node) -> None:
         raise ValueError(
             f"{NODE}.CACHE.VIEWS is {node.CACHE.VIEWS} but CACHE.DIR is empty: say where to keep the views"
         )
+
+
+def contradictions(node) -> list[tuple[bool, str, str, str]]:
+    """Pairs of keys of which one asks for something that the other switches off, see ``refuse_pairs``."""
+    static, none = node.RETRIEVAL.MODE == "static", node.REG.TYPE == "none"
+    nothing = "nothing is retrieved; set RETRIEVAL.MODE per_cluster or union, or leave the key at its default"
+    weight = "there is no such term; set the weight back to its default, or choose another type"
+    words = "both say the words around the class name; give one of them"
+    return [
+        (static and node.POOL.KEY == "learned", "POOL.KEY", "RETRIEVAL.MODE", nothing),
+        (static and node.RETRIEVAL.QUERY == "raw", "RETRIEVAL.QUERY", "RETRIEVAL.MODE", nothing),
+        (static and node.RETRIEVAL.WEIGHTING != "none", "RETRIEVAL.WEIGHTING", "RETRIEVAL.MODE", nothing),
+        (none and node.REG.WEIGHT > 0, "REG.WEIGHT", "REG.TYPE", weight),
+        (node.DUAL.MODE == "cls_only" and node.DUAL.WEIGHT not in (0, 1), "DUAL.WEIGHT", "DUAL.MODE", weight),
+        (bool(node.TEMPLATE and node.CTX_INIT), "TEMPLATE", "CTX_INIT", words),
+        (
+            bool(node.TEMPLATE and node.CTX.LEARNABLE),
+            "TEMPLATE",
+            "CTX.LEARNABLE",
+            f"{words}, CTX_INIT with learned words",
+        ),
+        (
+            node.CACHE.DTYPE != "float32" and not node.CACHE.DIR,
+            "CACHE.DTYPE",
+            "CACHE.DIR",
+            "nothing is kept on disk; name a folder, or leave DTYPE float32",
+        ),
+    ]
 
 
 def check_retrieval(node) -> None:

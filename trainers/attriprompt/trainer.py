@@ -23,7 +23,7 @@ from dassl_prompts.features.view_cache import CachedLoader, ViewCache, data_dige
 from dassl_prompts.trainers.attriprompt import pool
 from dassl_prompts.trainers.attriprompt.attributes import View
 from dassl_prompts.trainers.attriprompt.model import AttriPromptModel
-from dassl_prompts.trainers.attriprompt.options import NODE, REG_WEIGHTS, check_options
+from dassl_prompts.trainers.attriprompt.options import NODE, READING, REG_WEIGHTS, check_options
 
 
 def extend_cfg(cfg):
@@ -122,6 +122,7 @@ class AttriPrompt(ClassificationTrainer):
     """L = CE(s <f, T>) + w_d L_second + w_r |T - T0|, see :func:`contrast` and :func:`regulariser`."""
 
     config_node = "ATTRIPROMPT"
+    reading_keys = tuple(f"{NODE}.{key}" for key in READING)
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)

@@ -107,6 +107,14 @@ class DualPrompts(PromptedCLIP):
     def checkpoint_module(self) -> nn.Module:
         return self.parallel.checkpoint_module
 
+    @property
+    def class_tensors(self):
+        names = self.parallel.class_tensors
+        return names | {f"tuned.{name}" for name in names}  # P lies beside P' in a checkpoint
+
+    def frozen_digests(self):
+        return self.tuned.frozen_digests()
+
     def train(self, mode: bool = True) -> DualPrompts:
         super().train(mode)
         self.tuned.eval()  # else P's BatchNorm statistics would follow the batches

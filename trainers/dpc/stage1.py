@@ -8,6 +8,7 @@ import sys
 from dassl_prompts.configs.recipes import config_file, stage1_recipe
 from dassl_prompts.engine import get_cfg_default, merge_file
 from dassl_prompts.engine.config import flatten
+from dassl_prompts.engine.origin import Origin, Reader
 from dassl_prompts.engine.registration import is_ours
 
 #: keys of a method's node that decide the shapes of its prompts, or the teacher that it learns from
@@ -33,27 +34,25 @@ SAID_KEYS = (
 )
 
 
-def check_run(run: dict, directory: str, trainer: str, cfg, digest: str) -> None:
+def check_run(run: dict, directory: str, trainer: str, cfg, digest: str, frozen: dict | None = None, keys=()) -> None:
     """P must be prompts of ``trainer`` on the backbone of this run; what a run does not say is taken as right.
 
     Args:
         run: results.json of stage 1, empty for runs of official code.
         directory: where it is. trainer: the method that DPC builds on. digest: of this run's backbone.
+        frozen: digests of the other frozen networks. keys: of ``trainer``, that decide how its tensors are read.
 
     Raises:
-        ValueError: another method, or another CLIP.
+        ValueError: another method or CLIP, or tensors that were read otherwise.
     """
-    where = f"TRAINER.DPC.CKPT_DIR {directory}"
-    if run.get("trainer") not in (None, trainer):
-        raise ValueError(f"{where} is a run of {run['trainer']}, not of {trainer}")
-    noted, name, own = run.get("digests", {}).get("backbone"), run.get("backbone"), cfg.MODEL.BACKBONE.NAME
-    if noted and digest:  # tells the same weights under two names, and other weights under one
-        if noted != digest:
-            raise ValueError(
-                f"{where} was trained on other weights of the backbone ({name}) than this run loads ({own})"
-            )
-    elif name not in (None, own):
-        raise ValueError(f"{where} was trained on the backbone {name}, this run has {own}")
+    reader = Reader(
+        trainer=trainer,
+        backbone=cfg.MODEL.BACKBONE.NAME,
+        config=flatten(cfg),
+        keys=tuple(keys),
+        frozen={**(frozen or {}), "backbone": digest},
+    )
+    Origin(f"TRAINER.DPC.CKPT_DIR {directory}", run).check(reader)
 
 
 def warn_of_other_draw(run: dict, directory: str, seed: int, shots: int) -> None:

@@ -10,13 +10,16 @@ Nothing here knows a particular backbone; trainers/dpc/combinations.py has the c
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
-from dassl_prompts.engine import compute_accuracy, read_learned
+from dassl_prompts.engine import compute_accuracy
 from dassl_prompts.engine.checkpoint import strip_module
+from dassl_prompts.engine.config import refuse_pairs
 from dassl_prompts.trainers.dpc.dual import DualPrompts, reset_deep_prompts
 from dassl_prompts.trainers.dpc.loss import symmetric_contrastive
 from dassl_prompts.trainers.dpc.mining import MinesNegatives, unique_class_loader
@@ -86,6 +89,22 @@ class DPC(MinesNegatives, ClassificationTrainer):
         return cls.backbone.wanted_precision(cfg)
 
     @classmethod
+    def check_method(cls, cfg):
+        cls.backbone.check_method(cfg)
+        both = bool(cfg.MODEL.INIT_WEIGHTS and cfg.TRAINER.DPC.CKPT_DIR)
+        remedy = "both prompts start from stage 1; leave INIT_WEIGHTS empty"
+        refuse_pairs(cfg, "TRAINER.DPC", [(both, "CKPT_DIR", "MODEL.INIT_WEIGHTS", remedy)])
+
+    @classmethod
+    def class_specific(cls, cfg):
+        return cls.backbone.class_specific(cfg)
+
+    @classmethod
+    def reader(cls, cfg, frozen):
+        """P and P' are read as the backbone's tensors; how they are mixed may be chosen anew at every test."""
+        return replace(super().reader(cfg, frozen), keys=tuple(cls.backbone.reading_keys))
+
+    @classmethod
     def build_net(cls, cfg, classnames, clip):
         s = cls.settings(cfg)
         task = s.task if s.task != "auto" else {"new": "new"}.get(cfg.DATASET.SUBSAMPLE_CLASSES, "base")
@@ -148,7 +167,8 @@ class DPC(MinesNegatives, ClassificationTrainer):
             if not directory:
                 raise ValueError("TRAINER.DPC.CKPT_DIR is empty: give the run folder of stage 1")
             run = self.read_run(directory)
-            check_run(run, directory, self.backbone.__name__, self.cfg, self.backbone_digest)
+            frozen, keys = self.frozen_digests(), self.backbone.reading_keys
+            check_run(run, directory, self.backbone.__name__, self.cfg, self.backbone_digest, frozen, keys)
             if to_train:
                 self.check_stage1_classes(list(run.get("classnames", ())))
                 shots = self.stage1_data.get("DATASET.NUM_SHOTS", self.cfg.DATASET.NUM_SHOTS)
@@ -174,7 +194,7 @@ class DPC(MinesNegatives, ClassificationTrainer):
         """
         epoch = None if self.dpc.ckpt_epoch < 0 else self.dpc.ckpt_epoch
         try:
-            return read_learned(self.dpc.ckpt_dir, self.model.checkpoint_name, epoch)
+            return self.backbone.read_net(self.model.parallel, self.dpc.ckpt_dir, epoch)
         except FileNotFoundError as error:
             name = self.backbone.__name__
             raise FileNotFoundError(f"{error}. TRAINER.DPC.CKPT_DIR must be a finished run of {name}") from error
@@ -261,8 +281,8 @@ class DPC(MinesNegatives, ClassificationTrainer):
         return "base" if source == own else "new"
 
     @classmethod
-    def load_net(cls, model, directory, epoch=None):
-        super().load_net(model, directory, epoch)
+    def load_net(cls, model, directory, epoch=None, cfg=None):
+        super().load_net(model, directory, epoch, cfg)
         model.set_base_classes(cls.read_run(directory).get("classnames", ()))
 
     # -- one step -------------------------------------------------------------------------------------------------

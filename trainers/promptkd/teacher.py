@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from torch import Tensor
 from dassl_prompts.classification.trainer import method_node
 from dassl_prompts.engine import DatasetWrapper, build_transform, load_checkpoint
 from dassl_prompts.engine.checkpoint import find_checkpoint, strip_module, write_tensors
+from dassl_prompts.engine.config import flatten
+from dassl_prompts.engine.origin import Origin, Reader
 from dassl_prompts.engine.resume import fingerprint
 from dassl_prompts.trainers.ivlp import IVLP, TEXT_CTX, TEXT_DEEP, VISION_CTX, VISION_DEEP, IVLPModel
 
+#: methods whose runs can teach
+TEACHERS = ("PromptSRC", "IVLP")
 #: where a teacher's checkpoint may lie below TEACHER_DIR: our runs and the official ones
 TEACHER_FOLDERS = ("VLPromptLearner", "VLPromptLearner_large", "")
 
@@ -31,6 +36,11 @@ def find_teacher(path: str, epoch: int = -1) -> Path:
         raise ValueError(f"TRAINER.PROMPTKD.TEACHER_DIR is empty: PromptKD needs the run folder of a teacher; {how}")
     root = Path(path).expanduser()
     if root.is_file():
+        if epoch >= 0:
+            raise ValueError(
+                f"TRAINER.PROMPTKD.TEACHER_EPOCH {epoch} and TRAINER.PROMPTKD.TEACHER_DIR {path} contradict each other: the "
+                "latter is one checkpoint already; give its run folder, or TEACHER_EPOCH -1"
+            )
         return root
     folders = [root / name for name in TEACHER_FOLDERS if any((root / name).glob("model*.pth.tar*"))]
     try:
@@ -72,6 +82,34 @@ def build_teacher(clip, classnames, path: Path, ctx_init: str = "a photo of a") 
     return teacher.to(clip.logit_scale.device).eval()
 
 
+def check_teacher(cfg, path: Path, clip) -> None:
+    """The teacher must be a prompt-tuned ``clip``, with the words that stand fixed before its class names.
+
+    Raises:
+        ValueError: its results.json says otherwise; names both sides.
+    """
+    node = method_node(cfg, "PROMPTKD")
+    origin = Origin.of(path, f"TRAINER.PROMPTKD.TEACHER_DIR {node.TEACHER_DIR}")
+    reader = Reader(
+        trainer=TEACHERS[0],
+        backbone=node.TEACHER_NAME,
+        config=flatten(cfg.INPUT, "INPUT."),
+        frozen={"backbone": clip.digest, "activation": clip.activation},
+    )
+    origin.check(reader, TEACHERS)
+    method = origin.run.get("trainer", "").upper()
+    words = origin.run.get("config", {}).get(f"TRAINER.{method}.CTX_INIT")
+    if words is not None and plain_words(ast.literal_eval(words)) != plain_words(node.CTX_INIT):
+        raise ValueError(
+            f"{origin.where} was trained with TRAINER.{method}.CTX_INIT {words}, but TRAINER.PROMPTKD.CTX_INIT is "
+            f"{node.CTX_INIT!r}: give the teacher's words"
+        )
+
+
+def plain_words(words: str) -> str:
+    return " ".join(words.replace("_", " ").split())
+
+
 def load_teacher(cfg, classnames, student) -> IVLPModel:
     """The teacher that ``cfg.TRAINER.PROMPTKD`` names, on the student's device.
 
@@ -83,7 +121,11 @@ def load_teacher(cfg, classnames, student) -> IVLPModel:
     node = method_node(cfg, "PROMPTKD")
     path = find_teacher(node.TEACHER_DIR, node.TEACHER_EPOCH)
     device = student.logit_scale.device
-    clip = load_clip(node.TEACHER_NAME, precision=resolve_precision(node.PREC, device), device=device)
+    precision = resolve_precision(node.PREC, device)
+    activation, key = node.TEACHER_ACTIVATION, "TRAINER.PROMPTKD.TEACHER_ACTIVATION"
+    clip = load_clip(node.TEACHER_NAME, precision=precision, device=device, activation=activation, key=key)
+    print(f"Activation of the teacher: {clip.activation} ({clip.activation_source})")
+    check_teacher(cfg, path, clip)
     if clip.image_size != student.image_size:
         raise ValueError(
             f"the teacher {node.TEACHER_NAME} takes images of {clip.image_size} px, the student {student.image_size} px: "

@@ -17,6 +17,7 @@ from dassl_prompts.classification.prompted import PromptedCLIP, Prompts, normali
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.engine.checkpoint import strip_module
+from dassl_prompts.models.weights import weights_digest
 from dassl_prompts.trainers.ivlp import (
     TEXT_CTX,
     TEXT_DEEP,
@@ -47,6 +48,7 @@ def extend_cfg(cfg):
             "TEMPERATURE": 1.0,
             "KD_WEIGHT": 1000.0,  # 200.0 for FGVCAircraft, OxfordFlowers, DescribableTextures
             "TEACHER_NAME": "ViT-L/14",  # the teacher's CLIP, as in MODEL.BACKBONE.NAME
+            "TEACHER_ACTIVATION": "",  # of a weight file of which nothing tells it, as in MODEL.BACKBONE.ACTIVATION
             "TEACHER_DIR": "",  # run folder of the teacher (PromptSRC on TEACHER_NAME) or its checkpoint file
             "TEACHER_EPOCH": -1,  # -1 = the best one if it was kept, else the newest
             # File that keeps the teacher's image features between runs. Approximate: the teacher then sees the
@@ -138,6 +140,12 @@ class PromptKDModel(PromptedCLIP):
     def prompt_parameters(self):
         return [p for name, p in self.named_parameters() if not name.startswith(("clip.", "teacher."))]
 
+    def frozen_digests(self):
+        own = {f"prompts.{n}": p for n, p in self.teacher.named_parameters() if not n.startswith("clip.")}
+        prompts, tower = weights_digest(own), self.teacher.clip.digest
+        # the teacher's text tower scores the classes, its prompts with it
+        return {**super().frozen_digests(), "teacher": prompts, "teacher's backbone": tower}
+
     def add_text_prompts(self) -> None:
         """Give the model text prompts of its own, copied from the teacher's, for the teacher's text tower.
 
@@ -199,6 +207,8 @@ class PromptKD(ClassificationTrainer):
     """KD_WEIGHT * KL between teacher and student on images whose labels are not used."""
 
     config_node = "PROMPTKD"
+    #: the words that stand fixed in front of the teacher's class names are the student's, too
+    reading_keys = ("TRAINER.PROMPTKD.CTX_INIT",)
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dassl_prompts.composed.trainer import ComposedTrainer, StepCosine
 from dassl_prompts.engine import add_defaults, build_optimizer, register_trainer
-from dassl_prompts.engine.config import one_of
+from dassl_prompts.engine.config import one_of, refuse_pairs
 from dassl_prompts.models import resolve_precision
 from dassl_prompts.models.backbones import load_token_encoder
 from dassl_prompts.models.tokens import TUNING_MODES, TokenEncoder
@@ -140,10 +140,10 @@ class ComposedModel(nn.Module):
     forward = query
 
 
-def build_composed_model(backbone: str, node, device="cpu") -> ComposedModel:
+def build_composed_model(backbone: str, node, device="cpu", activation: str = "") -> ComposedModel:
     """Backbone and head of a method's config node, with the towers frozen or not as ``BACKBONE.TUNE``
     says."""
-    encoder = load_token_encoder(backbone, device, node.BACKBONE.TEXT_DROPOUT)
+    encoder = load_token_encoder(backbone, device, node.BACKBONE.TEXT_DROPOUT, activation)
     encoder.tune(node.BACKBONE.TUNE)
     return ComposedModel(encoder, build_query_encoder(node, encoder)).to(device)
 
@@ -153,10 +153,20 @@ class PVLF(ComposedTrainer):
     """Fusion head and, by ``BACKBONE.TUNE``, the towers, trained on triplets with in-batch negatives."""
 
     config_node = "PVLF"
+    #: what shapes the head; rates, losses and dropout shape its training
+    reading_leaves = (
+        *(f"FUSION.{key}" for key in ("NUM_LAYERS", "HEADS", "FF_DIM", "ACT", "BLOCK", "FINAL_NORM", "MASK_MODE")),
+        *(f"FUSION.{key}" for key in ("SEPARATOR", "TYPE_EMBED", "POS_EMBED")),
+        *(f"PROMPT.{key}" for key in ("LENGTH", "MODE", "DEPTH")),
+        *(f"AGG.{key}" for key in ("HIDDEN_MULT", "MLP_INPUT", "RESIDUAL", "WEIGHT_ACT", "NORMALIZE_INPUTS")),
+        "BACKBONE.TUNE",
+    )
+    reading_keys = tuple(f"TRAINER.PVLF.{key}" for key in reading_leaves)
 
     @classmethod
     def build_net(cls, cfg, device="cpu") -> ComposedModel:
-        return build_composed_model(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[cls.config_node], device)
+        backbone = cfg.MODEL.BACKBONE
+        return build_composed_model(backbone.NAME, cfg.TRAINER[cls.config_node], device, backbone.get("ACTIVATION", ""))
 
     @property
     def node(self):
@@ -168,6 +178,27 @@ class PVLF(ComposedTrainer):
         one_of(node.LOSS.NAME, ("focal", "ce"), f"{name}.LOSS.NAME")
         one_of(node.BACKBONE.TUNE, TUNING_MODES, f"{name}.BACKBONE.TUNE")
         one_of(cfg.CIR.CACHE_DTYPE, ("fp16", "fp32"), "CIR.CACHE_DTYPE")
+        prompts = node.PROMPT
+        empty = "there would be no prompts; set PROMPT.MODE none, or at least 1"
+        refuse_pairs(
+            cfg,
+            name,
+            [
+                (
+                    node.LOSS.STOPGRAD_TARGET and node.BACKBONE.TUNE != "both",
+                    "LOSS.STOPGRAD_TARGET",
+                    "BACKBONE.TUNE",
+                    "the image tower has no gradient to stop; set BACKBONE.TUNE both, or STOPGRAD_TARGET False",
+                ),
+                (prompts.MODE != "none" and prompts.LENGTH == 0, "PROMPT.MODE", "PROMPT.LENGTH", empty),
+                (
+                    cfg.OPTIM.STAGED_LR,
+                    "OPTIM.STAGED_LR",
+                    "TRAINER.NAME",
+                    f"its towers have the rate {name}.BACKBONE.LR; set OPTIM.STAGED_LR False",
+                ),
+            ],
+        )
         if not node.LOSS.TAU > 0:
             raise ValueError(f"{name}.LOSS.TAU is {node.LOSS.TAU}; the temperature must be positive")
 
@@ -176,6 +207,7 @@ class PVLF(ComposedTrainer):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
         self.model = self.build_net(self.cfg, self.device)
         self.encoder, self.query = self.model.encoder, self.model.query
+        self.tell_activation()
         self.backbone_digest = self.encoder.digest
         self.check_size()
         if self.cfg.MODEL.INIT_WEIGHTS:

@@ -50,6 +50,7 @@ class TransAgg(PVLF):
     """See :class:`~dassl_prompts.trainers.pvlf.trainer.PVLF`."""
 
     config_node = "TRANSAGG"
+    reading_keys = tuple(f"TRAINER.TRANSAGG.{key}" for key in PVLF.reading_leaves)
 
     def load_learned_state(self, name: str, module: nn.Module, state: dict[str, Tensor]) -> None:
         """Also takes the head of an official checkpoint, whose backbone has to be untuned.

@@ -35,7 +35,9 @@ class ZeroshotCIR(ComposedTrainer):
 
     def build_model(self):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
-        self.encoder = load_token_encoder(self.cfg.MODEL.BACKBONE.NAME, self.device)
+        backbone = self.cfg.MODEL.BACKBONE
+        self.encoder = load_token_encoder(backbone.NAME, self.device, activation=backbone.get("ACTIVATION", ""))
+        self.tell_activation()
         self.backbone_digest = self.encoder.digest
         self.check_size()
         self.register_model("composed", self.encoder, None, None)
