@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -181,7 +182,7 @@ def test_the_stream_never_holds_more_than_a_batch(train, pictures, monkeypatch):
     alive, most = set(), []
 
     class Picture:
-        def __init__(self, path):
+        def __init__(self, path, orientation):
             alive.add(id(self))
 
         def __del__(self):
@@ -266,6 +267,25 @@ def test_class_specific_contexts_have_words_per_class_and_refuse_other_classes(t
     assert len(rows) == 16 * len(CLASSES) and rows[0]["class"] == CLASSES[0]
     with pytest.raises(ValueError, match="other shapes"):
         load_run(folder, ["zebra"], device="cpu")
+
+
+def test_pictures_are_labelled_as_the_camera_was_held_and_as_stored_where_asked(train, tmp_path, capsys):
+    folder = train("CoOp").output_dir
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways = upright.transpose(Image.Transpose.ROTATE_90)  # what a camera stores that is held turned
+    sideways.save(tmp_path / "x.png", exif=exif)
+    (tmp_path / "x.heic").write_bytes(b"a format that is not read")
+    run = load_run(folder, device="cpu")
+    for words, seen in (([], upright), (["--orientation", "stored"], sideways)):
+        capsys.readouterr()
+        assert command.main([folder, str(tmp_path), "--device", "cpu", *words]) == 0
+        captured = capsys.readouterr()
+        (row,) = read_csv(captured.out)
+        assert float(row["score"]) == pytest.approx(float(run.scores([seen]).max()), abs=1e-6)
+        assert "left out 1 files of formats that are not read: 1 .heic" in captured.err
+    assert not torch.equal(run.scores([upright]), run.scores([sideways]))
 
 
 def test_the_configuration_comes_back_from_results_json(make_cfg):

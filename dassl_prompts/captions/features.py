@@ -45,15 +45,17 @@ def encode_texts(clip, texts: Sequence[str], batch_size: int = 256) -> Tensor:
 
 @torch.no_grad()
 def encode_image_files(clip, paths: Sequence[str | os.PathLike], batch_size: int = 64) -> Tensor:
-    """Normalised features ``[N, E]`` of image files: shorter edge resized, centre crop, CLIP's statistics."""
+    """Normalised features ``[N, E]`` of image files, upright: shorter edge resized, centre crop, CLIP's statistics."""
     from torchvision import transforms as T
 
+    from dassl_prompts.engine.builtin.transforms import Resize
     from dassl_prompts.images import read_image
 
+    size = clip.image_size
     transform = T.Compose(
         [
-            T.Resize(clip.image_size, interpolation=T.InterpolationMode.BICUBIC),
-            T.CenterCrop(clip.image_size),
+            Resize(size, (size, size), T.InterpolationMode.BICUBIC),
+            T.CenterCrop(size),
             T.ToTensor(),
             T.Normalize(MEAN, STD),
         ]
@@ -61,6 +63,6 @@ def encode_image_files(clip, paths: Sequence[str | os.PathLike], batch_size: int
     device = clip.logit_scale.device
     features = []
     for start in range(0, len(paths), batch_size):
-        images = torch.stack([transform(read_image(path)) for path in paths[start : start + batch_size]])
+        images = torch.stack([transform(read_image(path, "camera")) for path in paths[start : start + batch_size]])
         features.append(normalize(clip.encode_image(images.to(device))))
     return torch.cat(features)

@@ -19,7 +19,7 @@ from dassl_prompts.classification.splits import (
 )
 from dassl_prompts.engine import DatasetBase, Datum, add_defaults
 from dassl_prompts.engine.digest import digests_of_lists
-from dassl_prompts.images import check_images
+from dassl_prompts.images import check_images, describe_left_out
 
 DOCS = "docs/datasets.md lists where each dataset comes from"
 
@@ -142,11 +142,15 @@ class SplitDataset(DatasetBase):
 
     def list_classes(self, root: str, names: dict[str, str]) -> list[Datum]:
         """All images of the folders in ``names`` (folder -> class name); labels count in its order."""
-        return [
+        left_out: Counter = Counter()
+        items = [
             Datum(impath=impath, label=label, classname=name)
             for label, (folder, name) in enumerate(names.items())
-            for impath in list_images(self.require(os.path.join(root, folder)))
+            for impath in list_images(self.require(os.path.join(root, folder)), left_out)
         ]
+        if left_out:
+            print(f"{root}: {describe_left_out(left_out)}")
+        return items
 
 
 class FolderDataset(SplitDataset):

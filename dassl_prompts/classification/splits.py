@@ -12,13 +12,14 @@ import math
 import os
 import posixpath
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dassl_prompts.engine import Datum
 from dassl_prompts.engine.files import read_json, write_json
 from dassl_prompts.engine.unpickle import read_pickle
+from dassl_prompts.images import IMAGE_SUFFIXES, is_image_name, suffix_of
 
 SUBSAMPLES = ("all", "base", "new")
 PARTS = ("train", "val", "test")
@@ -119,17 +120,18 @@ def relative_path(impath: str, root: str) -> str:
 
 # -- folders -----------------------------------------------------------------------------------------------
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
 
-
-def list_images(folder: str) -> list[str]:
-    """Sorted paths of the image files in ``folder``.
+def list_images(folder: str, left_out: Counter | None = None) -> list[str]:
+    """Sorted paths of the image files in ``folder``; ``left_out`` counts the suffixes of the other files.
 
     Raises:
         ValueError: there is none.
     """
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[0] != ".")
+        files = sorted(entry.name for entry in entries if entry.name[0] != "." and not entry.is_dir())
+    names = [name for name in files if is_image_name(name)]
+    if left_out is not None:
+        left_out.update(suffix_of(name) for name in files if not is_image_name(name))
     if not names:
         raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return [os.path.join(folder, name) for name in names]

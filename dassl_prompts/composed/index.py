@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_prompts.composed.triplets import IMAGE_SUFFIXES
 from dassl_prompts.engine.files import atomic_path, read_json, write_json
 from dassl_prompts.features.feature_cache import cached_features
+from dassl_prompts.images import IMAGE_SUFFIXES, walk_images
 from dassl_prompts.ranking.exact import ordered_topk, topk
 
 CHUNK = 65_536
@@ -75,20 +76,15 @@ def find_copies(features: np.ndarray) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def list_folder(folder: str | Path) -> list[str]:
-    """Paths of all images below a folder, sorted.
+def list_folder(folder: str | Path, left_out: Counter | None = None) -> list[str]:
+    """Paths of all images below a folder, sorted; ``left_out`` counts the suffixes of all other files.
 
     Raises:
         FileNotFoundError: no folder, or no image in it.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder}")
-    paths = sorted(
-        os.path.join(base, name)
-        for base, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    )
+    paths = sorted(walk_images(folder, left_out))
     if not paths:
         raise FileNotFoundError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
     return paths
@@ -101,7 +97,7 @@ class ImageIndex:
 
     Attributes:
         folder: of the index. manifest: ``paths``, ``model`` (how the features were made), ``weights``,
-            ``unreadable``.
+            ``unreadable``, ``orientation``.
     """
 
     folder: Path
@@ -119,6 +115,7 @@ class ImageIndex:
         width: int,
         model: dict,
         faiss: str = "",
+        orientation: str = "camera",
         batch_size: int = 64,
         workers: int = 0,
         device="cpu",
@@ -129,7 +126,7 @@ class ImageIndex:
             paths: images; unreadable ones are left out and listed. encode: images [B, 3, S, S] -> features
                 [B, d].
             model: what :func:`open` has to know to ask the index. faiss: factory string such as "HNSW32"; ""
-                = exact search.
+                = exact search. orientation: how pictures are turned, see :func:`~dassl_prompts.images.read_image`.
 
         Raises:
             ValueError: no image can be read. ImportError: FAISS is asked for and not installed.
@@ -145,6 +142,7 @@ class ImageIndex:
             shape=(width,),
             dtype="fp16",
             skip_unreadable=True,
+            orientation=orientation,
             batch_size=batch_size,
             workers=workers,
             device=device,
@@ -158,6 +156,7 @@ class ImageIndex:
             "weights": weights,
             "features": cache.path.name,
             "faiss": faiss,
+            "orientation": orientation,
         }
         index = cls(folder, manifest)
         with atomic_path(folder / COPIES_FILE) as temporary, open(temporary, "wb") as file:

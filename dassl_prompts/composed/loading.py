@@ -9,20 +9,23 @@ import torch
 from torch.utils.data import Dataset
 
 from dassl_prompts.composed.triplets import Triplet
-from dassl_prompts.images import ImageReadError, read_image
+from dassl_prompts.images import ImageReadError, check_orientation, read_image
 
 
 class TripletImages(Dataset):
     """Triplets as images, for training without a cache; an unreadable one is replaced by the next, up to a
     limit."""
 
-    def __init__(self, triplets: Sequence[Triplet], target_ids: Sequence[int], transform, replace: bool):
-        self.triplets, self.target_ids, self.transform, self.replace = (
-            triplets,
-            target_ids,
-            transform,
-            replace,
-        )
+    def __init__(
+        self,
+        triplets: Sequence[Triplet],
+        target_ids: Sequence[int],
+        transform,
+        replace: bool,
+        orientation: str = "stored",
+    ):
+        self.triplets, self.target_ids, self.transform, self.replace = triplets, target_ids, transform, replace
+        self.orientation = check_orientation(orientation)
 
     def __len__(self) -> int:
         return len(self.triplets)
@@ -34,7 +37,7 @@ class TripletImages(Dataset):
             item = self.triplets[at]
             try:
                 images = {
-                    key: self.transform(read_image(path))
+                    key: self.transform(read_image(path, self.orientation))
                     for key, path in (("reference", item.reference), ("target", item.target))
                 }
             except ImageReadError as error:

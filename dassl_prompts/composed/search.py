@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dassl_prompts.images import ORIENTATIONS, describe_left_out, read_image
 
 if TYPE_CHECKING:
     from dassl_prompts.composed.query import QueryFunction
@@ -112,7 +115,8 @@ def index(args) -> None:
             "query": args.query,
             **({"activation": args.activation} if args.activation else {}),
         }
-    paths = list_folder(args.folder)
+    left_out: Counter = Counter()
+    paths = list_folder(args.folder, left_out)
     encoder, _, ratio = load_model(model, device)
     built = ImageIndex.build(
         args.index,
@@ -123,12 +127,15 @@ def index(args) -> None:
         width=encoder.width,
         model=model,
         faiss=args.faiss,
+        orientation=args.orientation,
         batch_size=args.batch_size,
         workers=args.workers,
         device=device,
     )
     bad = [paths[i] for i in built.manifest["unreadable"]]
     print(f"Indexed {len(paths) - len(bad):,} images of {args.folder} in {args.index}")
+    if left_out:
+        print(describe_left_out(left_out).capitalize())
     if bad:
         print(f"Left out {len(bad)} unreadable images: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}")
 
@@ -137,11 +144,11 @@ def ask(args) -> None:
     import torch
 
     from dassl_prompts.composed.index import ImageIndex
-    from dassl_prompts.images import read_image
 
     opened = ImageIndex.open(args.index)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = dict(opened.manifest["model"])
+    orientation = opened.manifest.get("orientation", "stored")  # as older indexes were made
     if not (args.image and args.text):
         if model.get("run") or "+" in model["query"]:
             model = only_one_part(model, "image" if args.image else "text")
@@ -151,7 +158,8 @@ def ask(args) -> None:
             f"{args.index} was made with other weights than {model.get('run') or model['backbone']} has now: index again"
         )
     if args.image:
-        images = encoder.image_tokens(transform_of(encoder, ratio)(read_image(args.image))[None].to(device)).float()
+        picture = transform_of(encoder, ratio)(read_image(args.image, orientation))
+        images = encoder.image_tokens(picture[None].to(device)).float()
     else:
         images = torch.zeros(1, 1, encoder.width, device=device)
     features = query([args.text], images).float().cpu()
@@ -164,7 +172,7 @@ def ask(args) -> None:
 
         labels = [f"{i}. {Path(path).name}" for i, (path, _) in enumerate(found, 1)]
         try:
-            contact_sheet([Row(args.image, args.text, [path for path, _ in found], labels)], args.sheet)
+            contact_sheet([Row(args.image, args.text, [path for path, _ in found], labels)], args.sheet, orientation)
         except PermissionError as error:
             raise PermissionError(f"cannot write {args.sheet}: {error}; give --sheet FILE, or --no-sheet") from error
         print(f"Contact sheet: {args.sheet}")
@@ -206,6 +214,12 @@ def parser() -> argparse.ArgumentParser:
         default="",
         metavar="FACTORY",
         help='approximate search, e.g. "HNSW32" (needs the extra dassl-prompts[faiss])',
+    )
+    i.add_argument(
+        "--orientation",
+        default="camera",
+        choices=ORIENTATIONS,
+        help="turn pictures upright as EXIF says, or leave them as they are stored (default camera; `ask` follows)",
     )
     i.add_argument("--batch-size", type=int, default=64)
     i.add_argument("--workers", type=int, default=0, help="processes that read images")

@@ -147,6 +147,7 @@ class ComposedTrainer(PromptTrainer):
             precision=str(self.autocast_dtype or torch.float32),
             dtype=cfg.CIR.CACHE_DTYPE if tokens else "fp32",
             skip_unreadable=skip_unreadable,
+            orientation=cfg.INPUT.ORIENTATION,
             batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
             workers=cfg.DATALOADER.NUM_WORKERS,
             device=self.device,
@@ -218,7 +219,8 @@ class ComposedTrainer(PromptTrainer):
     def image_loader(self, triplets: Sequence[Triplet]) -> DataLoader:
         target_row: dict[str, int] = {}
         ids = [target_row.setdefault(t.target, len(target_row)) for t in triplets]
-        data = TripletImages(triplets, ids, self.transform, replace=self.cfg.DATALOADER.MAX_CORRUPT > 0)
+        replace = self.cfg.DATALOADER.MAX_CORRUPT > 0
+        data = TripletImages(triplets, ids, self.transform, replace, self.cfg.INPUT.ORIENTATION)
         size = min(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, len(data))
         workers = self.cfg.DATALOADER.NUM_WORKERS
         return DataLoader(
@@ -303,7 +305,7 @@ class ComposedTrainer(PromptTrainer):
             Path(self.output_dir)
             / f"sheet-{label.replace(' ', '-').replace(',', '')}{'-' if label else ''}{file_name(task)}.png"
         )
-        contact_sheet(rows, path)
+        contact_sheet(rows, path, self.cfg.INPUT.ORIENTATION)
         print(f"Contact sheet: {path}")
 
     def write_submission(self, task: RetrievalTask, queries: Tensor, gallery: Tensor, label: str) -> None:
@@ -332,7 +334,7 @@ class ComposedTrainer(PromptTrainer):
         return torch.nn.functional.normalize(features, dim=-1)
 
     def batches(self, paths: Sequence[str]) -> Iterator[Tensor]:
-        images = ImageList(paths, self.transform)
+        images = ImageList(paths, self.transform, orientation=self.cfg.INPUT.ORIENTATION)
         for batch in image_batches(images, self.cfg.DATALOADER.TEST.BATCH_SIZE, self.cfg.DATALOADER.NUM_WORKERS):
             yield torch.stack(batch).to(self.device)
 

@@ -16,9 +16,7 @@ from typing import Any
 
 from dassl_prompts.engine import add_defaults, read_json
 from dassl_prompts.engine.digest import digest
-from dassl_prompts.images import missing_images
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from dassl_prompts.images import IMAGE_SUFFIXES, missing_images
 
 
 def extend_cfg(cfg) -> None:

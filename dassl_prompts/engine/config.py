@@ -26,6 +26,10 @@ ENGINE_DEFAULTS = {
             "ACTIVATION": "",
         },
     },
+    "INPUT": {
+        # "stored" reads pictures as CoOp does, as their rows lie in the file; "camera" turns them upright as EXIF says
+        "ORIENTATION": "stored",
+    },
     "DATALOADER": {
         # unreadable training images that may be skipped before a run stops; evaluation never skips
         "MAX_CORRUPT": 0,

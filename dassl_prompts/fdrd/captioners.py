@@ -144,7 +144,7 @@ def describe_statistics(request: Request) -> str:
 
     from dassl_prompts.images import read_image
 
-    image = read_image(request.path)
+    image = read_image(request.path, "camera")
     width, height = image.size
     pixels = np.asarray(image.resize((32, 32)), dtype=np.float32).reshape(-1, 3)
     table = np.array(list(COLOURS.values()), dtype=np.float32)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_prompts.captions.records import FDRDError, Record
-from dassl_prompts.classification.splits import IMAGE_SUFFIXES
+from dassl_prompts.images import is_image_name
 
 FOLDER = "FDRD"
 REPOSITORY = "https://github.com/wyf202322/DCAR"
@@ -73,7 +73,7 @@ def _name(record: Record) -> str:
 
 
 def _jpg(name: str) -> str:
-    return name if name.lower().endswith(IMAGE_SUFFIXES) else f"{name}.jpg"
+    return name if is_image_name(name) else f"{name}.jpg"
 
 
 def _caltech(record: Record) -> str:
@@ -217,7 +217,7 @@ class ImageFinder:
         folder = os.path.join(self.root, self.domain.image_folder)
         if self._by_stem is None:
             self._by_stem = _index_images(folder)
-        stem = Path(_name(record)).stem if _name(record).lower().endswith(IMAGE_SUFFIXES) else _name(record)
+        stem = Path(_name(record)).stem if is_image_name(_name(record)) else _name(record)
         found = self._by_stem.get(stem, [])
         if len(found) != 1:
             what = "is not" if not found else f"occurs {len(found)} times"
@@ -233,6 +233,6 @@ def _index_images(folder: str) -> dict[str, list[str]]:
     index = defaultdict(list)
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
+            if is_image_name(name):
                 index[Path(name).stem].append(os.path.join(parent, name))
     return index

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dassl_prompts.engine.files import read_json, require_writable, write_json
-from dassl_prompts.images import ImageReadError, read_image, split_member
+from dassl_prompts.images import ImageReadError, check_orientation, read_image, split_member
 
 FORMAT = 1
 #: how often an unfinished cache notes how far it is
@@ -32,15 +32,22 @@ class ImageList(Dataset):
     """Transformed images of a list of paths; an unreadable one becomes its error message where that is
     wanted."""
 
-    def __init__(self, paths: Sequence[str], transform: Callable, skip_unreadable: bool = False):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        transform: Callable,
+        skip_unreadable: bool = False,
+        orientation: str = "stored",
+    ):
         self.paths, self.transform, self.skip_unreadable = paths, transform, skip_unreadable
+        self.orientation = check_orientation(orientation)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            return self.transform(read_image(self.paths[index]))
+            return self.transform(read_image(self.paths[index], self.orientation))
         except ImageReadError as error:
             if not self.skip_unreadable:
                 raise
@@ -116,7 +123,7 @@ class FeatureCache:
         from tqdm import tqdm
 
         array, done, unreadable = self._open_partial((len(images), *shape), DTYPES[dtype])
-        rest = ImageList(images.paths[done:], images.transform, images.skip_unreadable)
+        rest = ImageList(images.paths[done:], images.transform, images.skip_unreadable, images.orientation)
         with tqdm(total=len(images), initial=done, desc=title, unit="img", disable=not title) as bar:
             for batch in image_batches(rest, batch_size, workers):
                 good = [i for i, item in enumerate(batch) if not isinstance(item, str)]
@@ -185,6 +192,7 @@ def cached_features(
     precision: str = "fp32",
     dtype: str = "fp16",
     skip_unreadable: bool = False,
+    orientation: str = "stored",
     batch_size: int = 64,
     workers: int = 0,
     device="cpu",
@@ -195,6 +203,7 @@ def cached_features(
     Args:
         name: of the files, next to the fingerprint, for people who clean up.
         weights: digest of the encoder's weights. precision: in which it computes. shape: of one image's features.
+        orientation: how pictures are turned, see :func:`~dassl_prompts.images.read_image`.
 
     Raises:
         FileNotFoundError, ImageReadError, OSError, ValueError: as :meth:`FeatureCache.fill`; also for a
@@ -207,12 +216,13 @@ def cached_features(
         transform=repr(transform),
         dtype=dtype,
         shape=list(shape),
+        **({} if orientation == "stored" else {"orientation": orientation}),  # older caches know no other
     )
     cache = FeatureCache(Path(folder) / f"{name}-{key[:16]}", key)
     if not cache.is_complete():
         with exclusive(cache.path):  # runs that share the folder wait for whoever encodes
             if not cache.is_complete():
-                images = ImageList(paths, transform, skip_unreadable)
+                images = ImageList(paths, transform, skip_unreadable, orientation)
                 cache.fill(images, encode, shape, dtype, batch_size, workers, title=f"encoding {name}", device=device)
     if cache.unreadable and not skip_unreadable:
         raise ImageReadError(

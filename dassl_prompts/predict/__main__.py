@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING
 import dassl_prompts
 from dassl_prompts.engine.files import require_file_writable, require_writable
 from dassl_prompts.engine.unpickle import UnsafePickleError
+from dassl_prompts.images import IMAGE_SUFFIXES, ORIENTATIONS, describe_left_out, walk_images
 
 if TYPE_CHECKING:
     from dassl_prompts.predict.run import TrainedRun
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 EPILOG = """\
 examples:
   python -m dassl_prompts.predict output/.../CoOp/vit_b16/seed1 photo.jpg
@@ -81,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epoch", type=int, help="checkpoint to use (default: the best or newest)")
     p.add_argument("--backbone", default="", help="the backbone's weights, if they moved since the training")
     p.add_argument("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is one")
+    p.add_argument(
+        "--orientation",
+        choices=ORIENTATIONS,
+        default="camera",
+        help="turn pictures upright as EXIF says, or leave them as they are stored, as benchmark data is read "
+        "(default camera)",
+    )
     p.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default 64)")
     return p
 
@@ -88,8 +96,11 @@ def parser() -> argparse.ArgumentParser:
 # -- input ---------------------------------------------------------------------------------------------------
 
 
-def find_images(names: Iterable[str]) -> Iterator[str]:
+def find_images(names: Iterable[str], left_out: Counter | None = None) -> Iterator[str]:
     """The image files among files and folders, one at a time, folders in alphabetical order.
+
+    Args:
+        left_out: counts the suffixes of the other files in folders.
 
     Raises:
         FileNotFoundError: a name that does not exist, or a folder without images.
@@ -101,14 +112,11 @@ def find_images(names: Iterable[str]) -> Iterator[str]:
             yield name
             continue
         found = False
-        for folder, subfolders, files in os.walk(name):
-            subfolders.sort()
-            for file in sorted(files):
-                if os.path.splitext(file)[1].lower() in SUFFIXES:
-                    found = True
-                    yield os.path.join(folder, file)
+        for path in walk_images(name, left_out):
+            found = True
+            yield path
         if not found:
-            raise FileNotFoundError(f"the folder {name} holds no images ({', '.join(sorted(SUFFIXES))})")
+            raise FileNotFoundError(f"the folder {name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
 
 def class_names(args: argparse.Namespace) -> list[str] | None:
@@ -188,14 +196,17 @@ def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
 
     from dassl_prompts.ranking.exact import ordered_topk
 
-    total = sum(1 for _ in find_images(args.images))
+    left_out: Counter = Counter()
+    total = sum(1 for _ in find_images(args.images, left_out))
+    if left_out:
+        print(describe_left_out(left_out), file=sys.stderr)
     top = min(args.top or len(run.classnames), len(run.classnames))
     broken = 0
     with (
         writer(args.output, top) as out,
         tqdm(total=total, unit="image", file=sys.stderr, disable=total < 2) as bar,
     ):
-        for path, scores in run.predict(find_images(args.images), args.batch_size):
+        for path, scores in run.predict(find_images(args.images), args.batch_size, orientation=args.orientation):
             if isinstance(scores, OSError):
                 broken += 1
                 out.write({"image": path, "scores": [], "error": str(scores)})

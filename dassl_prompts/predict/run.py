@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ class TrainedRun:
         with torch.no_grad():
             return self.model(batch).float().softmax(dim=1).cpu()
 
-    def predict(self, paths: Iterable[str], batch_size: int = 64, threads: int = 4) -> Iterator[tuple[str, Any]]:
+    def predict(
+        self, paths: Iterable[str], batch_size: int = 64, threads: int = 4, orientation: str = "camera"
+    ) -> Iterator[tuple[str, Any]]:
         """Score image files one batch after the other; memory does not grow with their number.
+
+        ``orientation`` says how pictures are turned, see :func:`~dassl_prompts.images.read_image`.
 
         Yields:
             ``(path, scores [C])``, or ``(path, error)`` with an ``OSError`` for a file that is not a readable
@@ -55,7 +60,7 @@ class TrainedRun:
 
         with ThreadPoolExecutor(threads) as pool:
             for batch in batches(paths, batch_size):
-                read = list(pool.map(try_image, batch))
+                read = list(pool.map(partial(try_image, orientation=orientation), batch))
                 good = [image for image in read if not isinstance(image, OSError)]
                 found = iter(self.scores(good)) if good else iter(())
                 for path, image in zip(batch, read):
@@ -74,12 +79,12 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def try_image(path: str) -> Any:
+def try_image(path: str, orientation: str = "camera") -> Any:
     """The RGB image, or the error that its reading ended with."""
     from dassl_prompts.images import read_image
 
     try:
-        return read_image(path)
+        return read_image(path, orientation)
     except OSError as error:
         return error
 

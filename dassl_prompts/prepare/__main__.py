@@ -116,7 +116,7 @@ def handle(name: str, args: argparse.Namespace, page: CoopPage) -> None:
     from dassl_prompts.prepare.check import check
 
     report = check(name, args.root, decode=args.check and not args.fast, workers=args.workers)
-    print(report.summary())
+    print("\n  note: ".join([report.summary(), *report.notes]))
     if report.problems:
         raise CheckError("\n".join(report.problems))
 

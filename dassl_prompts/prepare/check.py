@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dassl_prompts.classification.splits import PARTS, Splits
-from dassl_prompts.images import ImageReadError, missing_images, read_image
+from dassl_prompts.images import image_notes, missing_images
 from dassl_prompts.prepare.sources import SOURCES
 
 
@@ -20,12 +21,14 @@ class Report:
         classes: number of classes, 0 when the split could not be read.
         counts: images of train, val and test; None where the dataset has no such part.
         problems: one line each; none means that the dataset can be used.
+        notes: what is read otherwise than one may expect, one line each.
     """
 
     name: str
     classes: int = 0
     counts: tuple[int | None, int | None, int | None] = (None, None, None)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line: name, verdict, numbers."""
@@ -58,9 +61,10 @@ def check(name: str, root: str | os.PathLike, decode: bool = True, workers: int 
     if decode:
         absent = set(missing)
         present = [path for path in paths if path not in absent]
-        broken = [message for message in _decode(present, name, workers) if message]
-        if broken:
-            report.problems.append(f"{len(broken):,} images cannot be read, first: {broken[0]}")
+        errors, notes = _examine(present, name, workers)
+        if errors:
+            report.problems.append(f"{len(errors):,} images cannot be read, first: {errors[0]}")
+        report.notes += [f"{len(paths):,} images {note}, first: {paths[0]}" for note, paths in notes.items()]
     return report
 
 
@@ -140,8 +144,18 @@ def _differences(report: Report) -> list[str]:
     ]
 
 
-def _decode(paths: Sequence[str], name: str, workers: int) -> Iterable[str]:
-    """For every path "" or why it cannot be read."""
+def _examine(paths: Sequence[str], name: str, workers: int) -> tuple[list[str], dict[str, list[str]]]:
+    """Why images cannot be read, and the images by what is worth a note about them."""
+    errors, notes = [], defaultdict(list)
+    for path, (error, found) in zip(paths, _decode(paths, name, workers)):
+        if error:
+            errors.append(error)
+        for note in found:
+            notes[note].append(path)
+    return errors, notes
+
+
+def _decode(paths: Sequence[str], name: str, workers: int) -> Iterable[tuple[str, list[str]]]:
     from tqdm import tqdm
 
     workers = workers or os.cpu_count() or 1
@@ -155,14 +169,14 @@ def _decode(paths: Sequence[str], name: str, workers: int) -> Iterable[str]:
         # Forked where possible: a spawned worker would import torch first, for nothing.
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
         with multiprocessing.get_context(method).Pool(workers) as pool:
-            for message in pool.imap(_probe, paths, chunksize=64):
-                yield message
+            for found in pool.imap(_probe, paths, chunksize=64):
+                yield found
                 bar.update()
 
 
-def _probe(path: str) -> str:
+def _probe(path: str) -> tuple[str, list[str]]:
+    """Why an image cannot be read, "" where it can, and notes about it."""
     try:
-        read_image(path)
-    except (ImageReadError, FileNotFoundError, PermissionError) as error:
-        return str(error)
-    return ""
+        return "", image_notes(path)
+    except OSError as error:
+        return str(error), []

@@ -28,8 +28,10 @@ class Row:
     right: str = ""
 
 
-def contact_sheet(rows: Sequence[Row], path: str | Path) -> None:
+def contact_sheet(rows: Sequence[Row], path: str | Path, orientation: str = "stored") -> None:
     """Write a sheet with one line per query; the format follows the suffix of ``path`` (.png, .jpg).
+
+    Pictures are turned as the model saw them, see :func:`~dassl_prompts.images.read_image`.
 
     Raises:
         ValueError: there are no rows, or the suffix is no image format.
@@ -46,20 +48,19 @@ def contact_sheet(rows: Sequence[Row], path: str | Path) -> None:
     for number, row in enumerate(rows):
         top = GAP + number * line
         if row.image:
-            paste(sheet, row.image, GAP, top, PLAIN)
+            paste(sheet, read_image(row.image, orientation), GAP, top, PLAIN)
         draw.multiline_text((2 * GAP + TILE, top + 4), textwrap.fill(row.caption, 26), fill="black", font=font)
         for column, (image, label) in enumerate(zip(row.found, row.labels)):
             left = CAPTION_WIDTH + GAP + (column + 1) * (TILE + GAP)
             colour = (RIGHT if image == row.right else WRONG) if row.right else PLAIN
-            paste(sheet, image, left, top, colour)
+            paste(sheet, read_image(image, orientation), left, top, colour)
             draw.text((left, top + TILE + 6), shorten(label), fill=colour, font=font)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])
 
 
-def paste(sheet: Image.Image, path: str, left: int, top: int, colour: tuple[int, int, int]) -> None:
+def paste(sheet: Image.Image, image: Image.Image, left: int, top: int, colour: tuple[int, int, int]) -> None:
     """An image, scaled to fit into a framed tile."""
-    image = read_image(path)
     scale = (TILE - 6) / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     ImageDraw.Draw(sheet).rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=colour, width=3)

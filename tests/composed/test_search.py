@@ -117,6 +117,26 @@ def test_contact_sheet_is_written_unless_refused(folder, blip, tmp_path, capsys)
         search.main(["ask", index, "--text", "two", "--sheet", "a.png", "--no-sheet"])
 
 
+@pytest.mark.parametrize("orientation", ["camera", "stored"])
+def test_index_and_question_see_pictures_turned_alike(tmp_path, monkeypatch, blip, capsys, orientation):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "images" / "turned.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "images" / "stored.png")
+    Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "images" / "upright.png")
+    (tmp_path / "images" / "x.heic").touch()
+    words = ["index", str(tmp_path / "images"), "--index", "index", "--backbone", blip, "--query", "image"]
+    assert search.main([*words, "--orientation", orientation]) == 0
+    assert "Left out 1 files of formats that are not read: 1 .heic" in capsys.readouterr().out
+    assert search.main(["ask", "index", "--image", "images/turned.png", "--no-sheet"]) == 0
+    same, other = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert same.endswith({"camera": "upright.png", "stored": "stored.png"}[orientation])
+    assert float(same.split()[1]) == pytest.approx(1, abs=2e-3) > float(other.split()[1]) + 1e-3
+
+
 def test_a_second_indexing_encodes_nothing(folder, blip, tmp_path, monkeypatch):
     from dassl_prompts.models.blip import BlipTokens
 

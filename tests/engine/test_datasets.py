@@ -19,6 +19,7 @@ from dassl_prompts.engine import (
 )
 from dassl_prompts.engine.builtin.samplers import build_sampler
 from dassl_prompts.engine.builtin.transforms import Cutout, InstanceNormalization, Random2DTranslation
+from dassl_prompts.engine.config import extend_cfg
 from dassl_prompts.engine.images import ImageReadError
 from dassl_prompts.engine.loading import PromptDatasetWrapper, count_corrupt
 from tests.engine.toy import make_images, toy_cfg
@@ -92,6 +93,28 @@ def test_wrapper_items(images):
     assert (both["label"], both["domain"], both["index"]) == (1, 5, 0)
     with pytest.raises(ValueError, match="transform is None"):
         DatasetWrapper(cfg, [item], is_train=True)
+
+
+@pytest.mark.parametrize("orientation", ["stored", "camera"])
+def test_benchmark_pictures_are_turned_only_on_request(tmp_path, orientation):
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    assert cfg.INPUT.ORIENTATION == "stored"  # as CoOp reads them
+    cfg.INPUT.ORIENTATION = orientation
+    pixels = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    found = DatasetWrapper(cfg, [Datum(impath=str(tmp_path / "x.png"))])[0]["img"]
+    assert np.array_equal(np.asarray(found), pixels if orientation == "stored" else np.rot90(pixels, -1))
+
+
+def test_unknown_orientation_is_named(tmp_path):
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.INPUT.ORIENTATION = "exif"
+    with pytest.raises(ValueError, match="INPUT.ORIENTATION is 'exif'; choose one of stored, camera"):
+        DatasetWrapper(cfg, [])
 
 
 def shown(cfg, capsys, is_train):

@@ -15,7 +15,9 @@ import types
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dassl_prompts.prepare import __main__ as command
 from dassl_prompts.prepare import check as check_module
@@ -281,7 +283,25 @@ def test_several_processes_read_as_one(tmp_path, monkeypatch):
     Path(paths[7]).write_bytes(b"")
     for workers in (1, 2):
         found = list(check_module._decode(paths, "x", workers))
-        assert [bool(message) for message in found] == [i == 7 for i in range(300)]
+        assert [bool(error) for error, _ in found] == [i == 7 for i in range(300)]
+
+
+def test_check_reports_what_is_read_otherwise_than_expected(textures, tmp_path, capsys):
+    root = tmp_path / "data"
+    run(textures, root, "dtd")
+    images = sorted((root / "dtd" / "images").rglob("*.jpg"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (9, 6)).save(images[0], exif=turned)
+    Image.fromarray(np.full((6, 9), 40_000, np.uint16)).save(images[1], format="PNG")
+    capsys.readouterr()
+    assert run(textures, root, "dtd", "--check") == 0
+    out = capsys.readouterr().out
+    assert "note: 1 images were taken with a turned camera" in out and str(images[0]) in out
+    assert f"note: 1 images have 16 bits per channel, of which the upper 8 are read, first: {images[1]}" in out
+    Image.fromarray(np.ones((6, 9), np.float32)).save(images[1], format="TIFF")
+    assert run(textures, root, "dtd", "--check") == 8
+    assert f"cannot read image {images[1]}: its pixels (TIFF, mode F) have no fixed range" in capsys.readouterr().err
 
 
 def test_emoji_needs_no_download_and_no_root(tmp_path, capsys, monkeypatch):

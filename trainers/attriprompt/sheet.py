@@ -153,7 +153,8 @@ def run(args) -> None:
     if not 1 <= layer <= model.depth:
         raise ValueError(f"--layer {layer}: this run has prompts in the text layers 1 to {model.depth}")
     items = choose_images(build_dataset(cfg), args.split, args.classes, args.images)
-    images = torch.stack([trained.transform(read_image(item.impath)) for item in items])
+    orientation = cfg.INPUT.ORIENTATION
+    images = torch.stack([trained.transform(read_image(item.impath, orientation)) for item in items])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
     pictures = images * std + mean if "normalize" in cfg.INPUT.TRANSFORMS else images
     found = sightings(model, images, pictures, layer - 1)

@@ -214,6 +214,7 @@ class AttriPrompt(ClassificationTrainer):
                 "precision": self.precision,
                 "transform": str(wrapper.transform),
                 "data": data_digest(wrapper.data_source),
+                **({} if wrapper.orientation == "stored" else {"orientation": wrapper.orientation}),
                 "views": seeds if wrapper.is_train else 1,
                 "clusters": str(node.CLUSTER),
                 "query": node.RETRIEVAL.QUERY,

@@ -145,10 +145,12 @@ class TeacherCache:
     def __init__(self, trainer, path: str):
         self.path = Path(path).expanduser()
         node = method_node(trainer.cfg, "PROMPTKD")
+        images = fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT)
+        orientation = trainer.cfg.INPUT.ORIENTATION
         wanted = {
             "teacher": file_digest(find_teacher(node.TEACHER_DIR, node.TEACHER_EPOCH)),
             "backbone": node.TEACHER_NAME,
-            "images": fingerprint(trainer.dm.dataset.train_x, trainer.cfg.DATASET.ROOT),
+            "images": images if orientation == "stored" else f"{images}, {orientation}",
         }
         if self.path.is_dir():
             raise ValueError(

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from dassl_prompts.engine.builtin.datasets import Datum, build_dataset
 from dassl_prompts.engine.builtin.samplers import build_sampler
 from dassl_prompts.engine.builtin.transforms import build_transform, interpolation_mode
-from dassl_prompts.engine.images import read_image
+from dassl_prompts.engine.images import check_orientation, read_image
 
 
 class DatasetWrapper(Dataset):
@@ -28,7 +28,7 @@ class DatasetWrapper(Dataset):
         is_train: augment ``K_TRANSFORMS`` times.
 
     Raises:
-        ValueError: several augmentations without a transform.
+        ValueError: several augmentations without a transform, or an unknown ``INPUT.ORIENTATION``.
     """
 
     def __init__(self, cfg, data_source: Sequence[Datum], transform=None, is_train: bool = False):
@@ -37,6 +37,7 @@ class DatasetWrapper(Dataset):
         self.transform = transform
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.orientation = check_orientation(cfg.INPUT.get("ORIENTATION", "stored"))
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"Cannot augment the image {self.k_tfm} times because transform is None")
@@ -47,7 +48,7 @@ class DatasetWrapper(Dataset):
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
-        img0 = read_image(item.impath)
+        img0 = read_image(item.impath, self.orientation)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         if self.transform is None:
             output["img"] = img0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dassl_prompts.engine.builtin.randaugment import RandAugment
+from dassl_prompts.engine.images import central_part
 
 AVAILABLE = [
     "random_flip",
@@ -50,6 +51,24 @@ def interpolation_mode(name: str):
     if name not in modes:
         raise ValueError(f"INPUT.INTERPOLATION must be one of {list(modes)}, got {name!r}")
     return modes[name]
+
+
+class Resize:
+    """torchvision's ``Resize(size)`` in front of ``CenterCrop(crop)``, with bounded memory for very long pictures."""
+
+    def __init__(self, size: int, crop, interpolation):
+        from torchvision import transforms as T
+        from torchvision.transforms.functional import pil_modes_mapping
+
+        self.whole = T.Resize(size, interpolation=interpolation)
+        self.size, self.crop, self.resample = size, tuple(crop), pil_modes_mapping[interpolation]
+
+    def __call__(self, img):
+        part = central_part(img, self.size, self.crop, self.resample)
+        return self.whole(img) if part is None else part
+
+    def __repr__(self) -> str:  # caches of the same pictures keep their names
+        return repr(self.whole)
 
 
 class Random2DTranslation:
@@ -184,7 +203,7 @@ def _test_steps(inp, choices) -> list[tuple]:
     from torchvision import transforms as T
 
     size, mode = inp.SIZE, interpolation_mode(inp.INTERPOLATION)
-    resize = T.Resize(max(size), interpolation=mode)
+    resize = Resize(max(size), size, mode)
     steps = [(f"resize the smaller edge to {max(size)}", resize)]
     steps.append((f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)))
     return steps + _tensor_steps(inp, choices, is_train=False)
