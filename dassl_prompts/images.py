@@ -324,10 +324,42 @@ def check_images(paths: Sequence[str], what: str, obtain: str = "") -> None:
         what: the dataset, for the message.
         obtain: what to do about it, for the message.
     """
-    missing = missing_images(paths)
+    require_all(missing_images(paths), len(paths), what, obtain)
+
+
+def require_all(missing: Sequence[str], total: int, what: str, obtain: str = "") -> None:
+    """The error of :func:`check_images` where the missing ones are known."""
     if missing:
         first = "".join(f"\n  {path}" for path in missing[:5])
         more = f"\n  ... and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         raise FileNotFoundError(
-            f"{what}: {len(missing):,} of {len(paths):,} images are missing:{first}{more}\n{obtain}".rstrip()
+            f"{what}: {len(missing):,} of {total:,} images are missing:{first}{more}\n{obtain}".rstrip()
         )
+
+
+def spelled_otherwise(missing: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """For missing files the path that differs in case only, where there is exactly one that is not in ``taken``.
+
+    A list made on a system that does not distinguish case may name ``Cat/1.JPG`` for ``cat/1.jpg``.
+    """
+    listings: dict[str, dict[str, list[str]]] = {}
+
+    def in_folder(folder: str, name: str) -> str | None:
+        if folder not in listings:
+            listings[folder] = defaultdict(list)
+            for entry in _names_in_folder(folder):
+                listings[folder][entry.casefold()].append(entry)
+        found = listings[folder].get(name.casefold(), [])
+        return name if name in found else found[0] if len(found) == 1 else None
+
+    def resolve(path: str) -> str | None:
+        folder, name = os.path.split(path)
+        if not name or os.path.lexists(path):
+            return path
+        parent = resolve(folder)
+        own = parent and in_folder(parent, name)
+        return os.path.join(parent, own) if own else None
+
+    found = {path: resolve(path) for path in missing if split_member(path)[1] is None}
+    uses = Counter(found.values()) + Counter(taken)
+    return {path: other for path, other in found.items() if other and uses[other] == 1}

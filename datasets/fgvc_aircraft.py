@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 
 from dassl_prompts.classification.dataset import ListedDataset
-from dassl_prompts.classification.splits import Splits
+from dassl_prompts.classification.split_files import Splits
 from dassl_prompts.engine import Datum, register_dataset
 
 

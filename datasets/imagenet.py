@@ -56,8 +56,3 @@ class ImageNetShift(ImageNetFolders):
     def read_lists(self) -> Splits:
         data = self.list_wnids(self.image_dir)
         return Splits(data, [], data)
-
-    def draw(self, splits: Splits, shots: int, seed: int) -> Splits:
-        if shots >= 1:
-            print(f"{type(self).__name__} is a test set: DATASET.NUM_SHOTS {shots} draws nothing from it")
-        return splits

@@ -1,4 +1,4 @@
-from dassl_prompts.classification.splits import Splits
+from dassl_prompts.classification.split_files import Splits
 from dassl_prompts.datasets.imagenet import ImageNetShift
 from dassl_prompts.engine import register_dataset
 

@@ -6,20 +6,17 @@ import os
 import random
 from collections import Counter
 
+from dassl_prompts.classification.split_files import Splits, check_labels, read_split, same_name, save_split
 from dassl_prompts.classification.splits import (
-    Splits,
-    check_labels,
     few_shot,
     list_folders,
     list_images,
-    read_split,
-    save_split,
     split_by_class,
     subsample_classes,
 )
 from dassl_prompts.engine import DatasetBase, Datum, add_defaults
 from dassl_prompts.engine.digest import digests_of_lists
-from dassl_prompts.images import check_images, describe_left_out
+from dassl_prompts.images import describe_left_out, missing_images, require_all, spelled_otherwise
 
 DOCS = "docs/datasets.md lists where each dataset comes from"
 
@@ -59,12 +56,14 @@ class SplitDataset(DatasetBase):
         self.digests = digests_of_lists(splits, self.dataset_dir)
         splits = self.draw(splits, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         train, val, test = subsample_classes(*splits, subsample=cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"))
-        used = {item.impath: None for part in (train, val, test) for item in part}
-        check_images(list(used), type(self).__name__, f"Complete {self.image_dir}; {DOCS}.")
+        train, val, test = self.find_images(train, val, test)
         super().__init__(train_x=train, val=val or None, test=test)
-        repeated = sorted(name for name, times in Counter(self.classnames).items() if times > 1)
+        times = Counter(map(same_name, self.classnames))
+        repeated = sorted({name for name in self.classnames if times[same_name(name)] > 1})
         if repeated:  # their text features are equal, so that one of them can never be predicted
-            print(f"{len(repeated)} class names stand for more than one class: {', '.join(repeated[:5])}")
+            print(
+                f"{sum(n > 1 for n in times.values())} class names stand for more than one class: {', '.join(repeated[:5])}"
+            )
 
     def locate(self, root: str, make_split_seed: int = -1) -> None:
         """Find the dataset's folders below ``root``."""
@@ -102,7 +101,12 @@ class SplitDataset(DatasetBase):
                 "with published ones",
             )
         print(f"Reading split from {path}")
-        return read_split(path, self.image_dir)
+        splits = read_split(path, self.image_dir)
+        if splits.train:
+            return splits
+        self.evaluation_only = True
+        print(f"{path} has no training images: a test set, to be scored only")
+        return splits._replace(train=splits.test)
 
     def make_split(self, rng: random.Random) -> Splits:
         """A random split from the dataset's original files, in CoOp's proportions."""
@@ -110,10 +114,38 @@ class SplitDataset(DatasetBase):
 
     def draw(self, splits: Splits, shots: int, seed: int) -> Splits:
         """The few-shot draw, kept in ``split_fewshot`` (a split of our own keeps its draws apart)."""
+        if self.evaluation_only:
+            if shots >= 1:
+                print(f"{type(self).__name__} is a test set: DATASET.NUM_SHOTS {shots} draws nothing from it")
+            return splits
         folder = "split_fewshot" if self.make_split_seed < 0 else f"split_fewshot_own{self.make_split_seed}"
         cache_dir = os.path.join(self.dataset_dir, folder)
         train, val = few_shot(splits.train, splits.val, shots, seed, self.image_dir, cache_dir)
         return Splits(train, val, splits.test)
+
+    def find_images(self, *parts: list[Datum]) -> list[list[Datum]]:
+        """``parts`` with their files' own spelling of the names.
+
+        Raises:
+            FileNotFoundError: images are missing; counts them and names the first.
+        """
+        used = list(dict.fromkeys(item.impath for part in parts for item in part))
+        missing = missing_images(used)
+        spelled = spelled_otherwise(missing, used)
+        require_all(
+            [path for path in missing if path not in spelled],
+            len(used),
+            type(self).__name__,
+            f"Complete {self.image_dir}; {DOCS}.",
+        )
+        if not spelled:
+            return list(parts)
+        first = next(iter(spelled))
+        print(f"{len(spelled):,} image files are spelled otherwise than in the split: {spelled[first]} for {first}")
+        return [
+            [Datum(spelled.get(item.impath, item.impath), item.label, item.domain, item.classname) for item in part]
+            for part in parts
+        ]
 
     # -- helpers for subclasses -----------------------------------------------------------------------------
 

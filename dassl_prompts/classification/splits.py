@@ -1,8 +1,8 @@
-"""Splits of classification datasets: CoOp's split files, base and new classes, few-shot draws.
+"""Splits of classification datasets: base and new classes, few-shot draws, random splits of our own.
 
 Everything here gives the images that Dassl and CoOp give for the same seed. What differs is what happens
-around it: split files are validated, and the few-shot draw is kept as JSON with relative paths, so that a
-dataset folder can be moved. Dassl's own pickled draws are read without executing what is in them.
+around it: the few-shot draw is kept as JSON with relative paths, so that a dataset folder can be moved.
+Dassl's own pickled draws are read without executing what is in them.
 """
 
 from __future__ import annotations
@@ -10,112 +10,23 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import posixpath
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
+from dassl_prompts.classification.split_files import (
+    Splits,
+    relative_path,
+    to_data,
+    to_entries,
+)
 from dassl_prompts.engine import Datum
 from dassl_prompts.engine.files import read_json, write_json
 from dassl_prompts.engine.unpickle import read_pickle
 from dassl_prompts.images import IMAGE_SUFFIXES, is_image_name, suffix_of
 
 SUBSAMPLES = ("all", "base", "new")
-PARTS = ("train", "val", "test")
 FEWSHOT_FORMAT = 1
-
-
-class Splits(NamedTuple):
-    """Lists of Datum. ``val`` may be empty (ImageNet's variants have none)."""
-
-    train: list[Datum]
-    val: list[Datum]
-    test: list[Datum]
-
-
-# -- split files -------------------------------------------------------------------------------------------
-
-
-def read_split(path: str | os.PathLike, image_root: str | os.PathLike) -> Splits:
-    """Read a split file ``{"train": [[relative path, label, class name], ...], "val": ..., "test": ...}``.
-
-    Args:
-        path: the JSON file, such as CoOp's ``split_zhou_Caltech101.json``.
-        image_root: the folder that its paths are relative to.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a JSON file, or its labels and class names contradict each other.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in PARTS):
-        raise ValueError(f"split file {path} must hold an object with the lists train, val and test")
-    splits = Splits(*(_to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in PARTS))
-    check_labels(splits, path)
-    return splits
-
-
-def _to_data(entries: list, image_root: str, origin: str) -> list[Datum]:
-    data = []
-    for i, entry in enumerate(entries):
-        match entry:
-            case [str(relative), int(label), str(classname)] if label >= 0 and _is_inside(relative):
-                data.append(Datum(impath=os.path.join(image_root, relative), label=label, classname=classname))
-            case _:
-                raise ValueError(
-                    f"split file {origin}, entry {i}: expected [relative path, label >= 0, class name], got {entry!r}"
-                )
-    return data
-
-
-def _is_inside(relative: str) -> bool:
-    """Whether a path from a file stays below the folder that it is joined to."""
-    return bool(relative) and not posixpath.isabs(relative) and ".." not in relative.replace("\\", "/").split("/")
-
-
-def check_labels(splits: Splits, origin: str) -> None:
-    """Refuse labels with gaps, labels with two names, and evaluation labels that training does not know.
-
-    A gap would shift every class name behind it against the columns of the logits.
-
-    Raises:
-        ValueError: names ``origin`` and the first offending label.
-    """
-    for part in ("train", "test"):
-        if not getattr(splits, part):
-            raise ValueError(f"{origin}: no {part} images")
-    names: dict[int, str] = {}
-    for part, data in zip(PARTS, splits):
-        for item in data:
-            if names.setdefault(item.label, item.classname) != item.classname:
-                raise ValueError(
-                    f"{origin}: label {item.label} is called {names[item.label]!r} and, in {part}, {item.classname!r}"
-                )
-    trained = {item.label for item in splits.train}
-    empty = sorted(set(range(max(names) + 1)) - trained)
-    if empty:
-        named = ", ".join(f"{label} ({names[label]})" if label in names else str(label) for label in empty[:5])
-        raise ValueError(f"{origin}: {len(empty)} of {max(names) + 1} labels have no training image: {named}")
-
-
-def save_split(splits: Splits, path: str | os.PathLike, image_root: str | os.PathLike) -> None:
-    """Write a split file that :func:`read_split` (and CoOp) reads; atomically."""
-    content = {part: to_entries(data, image_root) for part, data in zip(PARTS, splits)}
-    write_json(content, path)
-
-
-def to_entries(data: Iterable[Datum], image_root: str | os.PathLike) -> list[list]:
-    """``[relative path, label, class name]`` of every item."""
-    root = os.path.join(os.fspath(image_root), "")
-    return [[relative_path(item.impath, root), item.label, item.classname] for item in data]
-
-
-def relative_path(impath: str, root: str) -> str:
-    """``impath`` below ``root`` (which ends in a separator), with forward slashes."""
-    # os.path.relpath costs 10 us, which is 13 s on ImageNet
-    relative = impath[len(root) :] if impath.startswith(root) else os.path.relpath(impath, root)
-    return relative.replace(os.sep, "/")
 
 
 # -- folders -----------------------------------------------------------------------------------------------
@@ -319,7 +230,7 @@ def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], lis
         print(f"{path} was drawn from another split: drawing again")
         return None
     print(f"Loading preprocessed few-shot data from {path}")
-    train, val = (_to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val"))
+    train, val = (to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val"))
     return train, val
 
 

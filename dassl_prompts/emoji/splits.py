@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dassl_prompts.classification.splits import Splits
+from dassl_prompts.classification.split_files import Splits
 from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.engine import Datum
 

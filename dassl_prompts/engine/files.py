@@ -93,11 +93,11 @@ def read_json(fpath: str | os.PathLike) -> Any:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not valid JSON; names file and position.
     """
-    with open(fpath, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested without end
-            raise ValueError(f"{fpath} is not valid JSON: {error}") from error
+    content = Path(fpath).read_bytes()
+    try:
+        return json.loads(content)  # of bytes: UTF-8 with or without a byte-order mark, UTF-16 and -32
+    except (ValueError, RecursionError) as error:  # not JSON, not Unicode, nested without end
+        raise ValueError(f"{fpath} is not valid JSON: {error}") from error
 
 
 def write_json(obj: Any, fpath: str | os.PathLike) -> None:

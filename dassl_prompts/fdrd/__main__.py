@@ -172,7 +172,7 @@ def path_in_file(impath: str, root: str) -> str:
 
     The reader refuses paths that climb out of the root.
     """
-    from dassl_prompts.classification.splits import relative_path
+    from dassl_prompts.classification.split_files import relative_path
 
     folder = os.path.join(os.path.abspath(os.path.expanduser(root)), "")
     return relative_path(impath, folder) if impath.startswith(folder) else impath.replace(os.sep, "/")

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dassl_prompts.classification.splits import PARTS, Splits
-from dassl_prompts.images import image_notes, missing_images
+from dassl_prompts.classification.split_files import PARTS, Splits
+from dassl_prompts.images import image_notes, missing_images, spelled_otherwise
 from dassl_prompts.prepare.sources import SOURCES
 
 
@@ -56,6 +56,11 @@ def check(name: str, root: str | os.PathLike, decode: bool = True, workers: int 
     report.problems += _differences(report)
     paths = list(dict.fromkeys(item.impath for part in splits for item in part))
     missing = missing_images(paths)
+    if spelled := spelled_otherwise(missing, paths):
+        first = next(iter(spelled))
+        report.notes.append(f"{len(spelled):,} images are spelled otherwise: {spelled[first]} for {first}")
+        paths = [spelled.get(path, path) for path in paths]
+        missing = [path for path in missing if path not in spelled]
     if missing:
         report.problems.append(f"{len(missing):,} of {len(paths):,} images are missing, first {missing[0]}")
     if decode:

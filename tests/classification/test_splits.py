@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 from dassl_prompts.classification import splits
+from dassl_prompts.classification.split_files import check_labels
 from dassl_prompts.classification.splits import (
     Splits,
-    check_labels,
     draw_shots,
     few_shot,
-    read_split,
-    save_split,
     split_by_class,
     split_trainval,
     subsample_classes,
@@ -265,58 +263,6 @@ def test_foreign_or_damaged_pickle_is_named_and_not_run(tmp_path, content, monke
     with pytest.raises((ValueError, pickle.UnpicklingError), match="shot_2-seed_1.pkl"):
         few_shot(*toy(), 2, 1, "/data", tmp_path)
     assert not (tmp_path / "exploded").exists()
-
-
-# -- split files -------------------------------------------------------------------------------------------
-
-GOOD = {
-    "train": [["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "dog"]],
-    "val": [["a/2.jpg", 0, "cat"]],
-    "test": [["a/3.jpg", 0, "cat"], ["b/3.jpg", 1, "dog"]],
-}
-
-
-def test_split_round_trip(tmp_path):
-    (tmp_path / "split.json").write_text(json.dumps(GOOD))
-    read = read_split(tmp_path / "split.json", "/root/images")
-    assert read.test[1].impath == "/root/images/b/3.jpg" and read.test[1].classname == "dog"
-    assert len(read.val) == 1
-    save_split(read, tmp_path / "again.json", "/root/images")
-    assert json.loads((tmp_path / "again.json").read_text()) == GOOD
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.json", "split.json"]
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"train": [["a/1.jpg", 0]]}, "train, entry 0"),
-        ({"train": [["a/1.jpg", "0", "cat"]]}, "train, entry 0"),
-        ({"val": [["a/1.jpg", -1, "cat"]]}, "val, entry 0"),
-        ({"test": [["../../etc/passwd", 0, "cat"]]}, "test, entry 0"),
-        ({"test": [["/etc/passwd", 0, "cat"]]}, "test, entry 0"),
-        ({"test": []}, "no test images"),
-        ({"train": []}, "no train images"),
-        ({"val": [["a/2.jpg", 0, "kitten"]]}, "label 0 is called 'cat' and, in val, 'kitten'"),
-        ({"train": [["a/1.jpg", 0, "cat"]]}, r"1 of 2 labels have no training image: 1 \(dog\)"),
-        (
-            {"train": [["a/1.jpg", 0, "cat"], ["b/1.jpg", 1, "dog"], ["c/1.jpg", 3, "eel"]]},
-            "1 of 4 labels have no training image: 2",
-        ),
-        ({"test": "all"}, "lists train, val and test"),
-    ],
-)
-def test_wrong_split_is_refused_with_its_place(tmp_path, change, message):
-    (tmp_path / "split.json").write_text(json.dumps({**GOOD, **change}))
-    with pytest.raises(ValueError, match=message) as caught:
-        read_split(tmp_path / "split.json", "/root")
-    assert "split.json" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["", "[1, 2", "[]", "<html>Sign in</html>"])
-def test_split_that_is_no_split_is_named(tmp_path, content):
-    (tmp_path / "split.json").write_text(content)
-    with pytest.raises(ValueError, match="split.json"):
-        read_split(tmp_path / "split.json", "/root")
 
 
 # -- random splits -----------------------------------------------------------------------------------------

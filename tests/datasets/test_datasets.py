@@ -247,6 +247,44 @@ def test_classes_of_one_name_are_reported(tmp_path, capsys):
     assert "1 class names stand for more than one class: tench" in capsys.readouterr().out
 
 
+def rewrite(path, change):
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def test_a_split_without_training_images_is_scored_only(tmp_path, capsys):
+    make("Caltech101", tmp_path)
+    split = tmp_path / "caltech-101" / "split_zhou_Caltech101.json"
+    whole = build("Caltech101", tmp_path)
+    rewrite(split, lambda content: {"train": [], "val": [], "test": content["test"]})
+    for subsample in ("all", "base", "new"):
+        dataset = build("Caltech101", tmp_path, shots=2, subsample=subsample)
+        assert dataset.evaluation_only and dataset.val is None
+        assert [x.impath for x in dataset.train_x] == [x.impath for x in dataset.test]
+        out = capsys.readouterr().out
+        assert "has no training images: a test set" in out and "NUM_SHOTS 2 draws nothing" in out
+    assert build("Caltech101", tmp_path).classnames == whole.classnames and not whole.evaluation_only
+    assert not (tmp_path / "caltech-101" / "split_fewshot").exists()
+
+
+def test_image_files_that_differ_in_case_are_found_and_said(tmp_path, capsys):
+    make("Caltech101", tmp_path)
+    images = tmp_path / "caltech-101" / "101_ObjectCategories"
+    wanted = build("Caltech101", tmp_path)
+    first = Path(wanted.train_x[0].impath)
+    first.rename(first.with_suffix(".JPG"))
+    first.parent.rename(images / first.parent.name.upper())
+    capsys.readouterr()
+    found = build("Caltech101", tmp_path)
+    moved = images / first.parent.name.upper() / f"{first.stem}.JPG"
+    assert found.train_x[0].impath == str(moved) and moved.exists()
+    assert [Path(x.impath).stem for x in found.test] == [Path(x.impath).stem for x in wanted.test]
+    out = capsys.readouterr().out
+    assert "image files are spelled otherwise than in the split" in out and str(first) in out
+    moved.with_suffix(".jPg").write_bytes(moved.read_bytes())  # two candidates: no longer certain
+    with pytest.raises(FileNotFoundError, match=r"1 of \d+ images are missing"):
+        build("Caltech101", tmp_path)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------
 
 
