@@ -1,11 +1,13 @@
 """FashionIQ: composed retrieval of fashion products (Wu et al., CVPR 2021).
 
 ``captions/cap.<category>.<split>.json``, ``image_splits/split.<category>.<split>.json``,
-``images/<asin>.png`` or ``.jpg``. Each of the three categories has a gallery of its own; the reference stays
+``images/<asin>.png`` or ``.jpg``, also in a folder per category (``images/dress/<asin>.jpg`` or ``dress/<asin>.jpg``). Each of the three categories has a gallery of its own; the reference stays
 in it (published protocol).
 """
 
 from __future__ import annotations
+
+import os
 
 from dassl_prompts.composed.triplets import ImageFolder, Query, RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
 from dassl_prompts.engine import register_dataset
@@ -46,13 +48,20 @@ class FashionIQ(TripletDataset):
         ]
 
     def images(self) -> ImageFolder:
-        return ImageFolder(self.find_images(self.image_folders("images"), ["."], "the images"))
+        folders = self.image_folders("images")
+        apart = [
+            folder for folder in self.image_folders(".") if any(os.path.isdir(f"{folder}/{c}") for c in CATEGORIES)
+        ]
+        if apart and not any(map(os.path.isdir, folders)):
+            return ImageFolder(apart[0], CATEGORIES)
+        return ImageFolder(self.find_images(folders, ["."], "the images"), CATEGORIES)
 
     def tasks(self, split: str = "val") -> list[RetrievalTask]:
         if split not in SPLITS:
             raise ValueError(f"FashionIQ has no split {split!r}; choose one of {', '.join(SPLITS)}")
         images = self.images()
-        return [self.task(category, split, images) for category in self.cfg.CIR.FIQ_CATEGORIES]
+        tasks = [self.task(category, split, images) for category in self.cfg.CIR.FIQ_CATEGORIES]
+        return [task.without_missing() for task in tasks] if self.cfg.CIR.FIQ_LEAVE_OUT_MISSING else tasks
 
     def task(self, category: str, split: str, images: ImageFolder) -> RetrievalTask:
         """The task of one category with image paths from ``images``."""

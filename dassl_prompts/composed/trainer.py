@@ -19,7 +19,7 @@ from dassl_prompts.composed.loading import CachedTriplets, TripletImages
 from dassl_prompts.composed.metrics import best, evaluate, summarise
 from dassl_prompts.composed.query import QueryFunction, mean_over_wordings
 from dassl_prompts.composed.target_pad import TargetPadTransform
-from dassl_prompts.composed.triplets import RetrievalTask, Triplet
+from dassl_prompts.composed.triplets import RetrievalTask, Triplet, check_galleries
 from dassl_prompts.engine import DATASET_REGISTRY, PromptTrainer, build_dataset, check_availability
 from dassl_prompts.engine.digest import data_digests
 from dassl_prompts.engine.loading import count_corrupt
@@ -194,8 +194,7 @@ class ComposedTrainer(PromptTrainer):
                     f"TEST.FINAL_MODEL best_val cannot choose an epoch on {tasks[0].name}, whose targets are not "
                     "public: train with CIR.SPLIT val, then evaluate the test split"
                 )
-            for task in tasks:
-                task.check_images("Set TEST.NO_TEST True to train without evaluation.")
+            check_galleries(tasks, "Set TEST.NO_TEST True to train without evaluation.")
 
     def cached_loader(self, triplets: Sequence[Triplet]) -> CachedTriplets:
         """Encode every image of the training set once."""
@@ -270,6 +269,9 @@ class ComposedTrainer(PromptTrainer):
     def test_dataset(self, name: str, dataset, label: str) -> float:
         tasks = dataset.tasks(self.cfg.CIR.SPLIT)
         check_scored(tasks)
+        check_galleries(tasks)
+        # part of the entry's name, so that no table can put it beside, or average it with, whole evaluations
+        name += "(incomplete,not-comparable)" if any(task.left_out for task in tasks) else ""
         entry = " ".join(filter(None, (label, name, self.cfg.CIR.SPLIT)))
         print(f"Evaluate on {name} {self.cfg.CIR.SPLIT}: {sum(len(t.queries) for t in tasks):,} queries")
         features = [self.task_features(task) for task in tasks]
@@ -318,7 +320,6 @@ class ComposedTrainer(PromptTrainer):
 
     def task_features(self, task: RetrievalTask) -> tuple[Tensor, Tensor]:
         """Query features [Q, d] and gallery features [G, d] of a task, normalised, on the CPU."""
-        task.check_images()
         blank = sum(not any(text.strip() for text in query.texts) for query in task.queries)
         if blank:
             print(f"{task.name}: {blank} blank captions, asked with an empty text")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,8 @@ def extend_cfg(cfg) -> None:
             "CACHE_DIR": "",  # "" = OUTPUT_DIR/features; runs with the same backbone may share a folder
             "CACHE_DTYPE": "fp16",  # of cached token maps: fp16 rounds them (half the size), fp32 is exact
             "LAION_SET": "combined",  # template, llm or combined (both, concatenated)
+            # evaluate without the gallery images, and the queries, whose files are missing; not comparable
+            "FIQ_LEAVE_OUT_MISSING": False,
             "FIQ_CATEGORIES": ["dress", "shirt", "toptee"],
             "FIQ_GALLERY": "original",  # original, or val_split: references and targets only (easier, older work)
             "FIQ_REMOVE_REFERENCE": False,  # the published protocol keeps the reference in the gallery
@@ -88,7 +90,8 @@ class RetrievalTask:
     Attributes:
         name: such as "dress". protocol: "cirr" or "fashioniq", which fixes the metrics. gallery: name ->
             path, in ranking order.
-        remove_reference: the reference does not take part in its query's ranking.
+        remove_reference: the reference does not take part in its query's ranking. left_out: what is lacking
+            against the published task; its numbers are then not comparable.
     """
 
     name: str
@@ -96,6 +99,7 @@ class RetrievalTask:
     gallery: Mapping[str, str]
     queries: Sequence[Query]
     remove_reference: bool
+    left_out: str = ""
     index: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -111,19 +115,49 @@ class RetrievalTask:
                     raise ValueError(f"{self.name}: {what} {absent[0]} of query {query.id} is not in the gallery")
 
     def check_images(self, hint: str = "") -> None:
-        """Raise FileNotFoundError, with counts and names, when gallery images are missing: evaluation never
-        skips one."""
-        require_images(list(self.gallery.values()), f"the gallery of {self.name}", hint)
+        """As :func:`check_galleries`."""
+        check_galleries([self], hint)
 
+    def without_missing(self) -> RetrievalTask:
+        """The task without the images that are missing and without the queries that need them; prints the counts.
 
-def require_images(paths: Sequence[str], what: str, hint: str = "") -> None:
-    """Raise FileNotFoundError, with counts and first names, when images are missing."""
-    missing = missing_images(paths)
-    if missing:
-        first = ", ".join(missing[:3])
-        raise FileNotFoundError(
-            f"{len(missing):,} of the {len(paths):,} images of {what} are missing, such as {first}. {hint}".rstrip()
+        Raises:
+            FileNotFoundError: nothing would be left to ask.
+        """
+        missing = set(missing_images(self.gallery.values()))
+        if not missing:
+            return self
+        gallery = {name: path for name, path in self.gallery.items() if path not in missing}
+        queries = [q for q in self.queries if all(name in gallery for name in (q.reference, q.target) if name)]
+        if not queries:
+            check_galleries([self])
+        left_out = (
+            f"{len(self.queries) - len(queries):,} of {len(self.queries):,} queries and {len(missing):,} of "
+            f"{len(self.gallery):,} gallery images"
         )
+        print(f"{self.name}: left out {left_out}, whose files are missing: not comparable with any published number")
+        return replace(self, gallery=gallery, queries=queries, left_out=left_out)
+
+
+def check_galleries(tasks: Sequence[RetrievalTask], hint: str = "") -> None:
+    """Find out about the images of all tasks before the first of them is encoded.
+
+    Raises:
+        FileNotFoundError: gallery images are missing; counts and first names of every task. Evaluation never
+            skips one.
+    """
+    lacking = []
+    for task in tasks:
+        paths = list(task.gallery.values())
+        if missing := missing_images(paths):
+            lacking.append(
+                f"{len(missing):,} of the {len(paths):,} images of the gallery of {task.name} are missing, such as "
+                f"{', '.join(missing[:3])}."
+            )
+    if lacking:
+        if tasks[0].protocol == "fashioniq":
+            hint = f"{hint} CIR.FIQ_LEAVE_OUT_MISSING True evaluates without them; no number is comparable then."
+        raise FileNotFoundError("\n".join([*lacking, *([hint.strip()] if hint else [])]))
 
 
 class NoQueries(ValueError):
@@ -273,12 +307,21 @@ def present_triplets(triplets: list[Triplet], allowed: int, name: str) -> list[T
 
 
 class ImageFolder:
-    """Paths of images that are known by a name without a suffix; the folder is listed once."""
+    """Paths of images that are known by a name without a suffix; the folder is listed once.
 
-    def __init__(self, folder: str):
+    Args:
+        folder: of the images. parts: folders in it that hold images, too.
+    """
+
+    def __init__(self, folder: str, parts: Sequence[str] = ()):
         self.folder = folder
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        stems = ((os.path.splitext(name), name) for name in names)
+        names = [
+            os.path.join(part, name)
+            for part in ("", *parts)
+            if os.path.isdir(os.path.join(folder, part))
+            for name in sorted(os.listdir(os.path.join(folder, part)))
+        ]
+        stems = ((os.path.splitext(os.path.basename(name)), name) for name in names)
         # in the order of IMAGE_SUFFIXES, so that a .png wins over a .jpg of the same name
         found = [
             (IMAGE_SUFFIXES.index(suffix.lower()), stem, name)

@@ -50,6 +50,7 @@ PROTOCOL_KEYS = tuple(
         "FIQ_REMOVE_REFERENCE",
         "FIQ_CAPTION",
         "FIQ_EMPTY_CAPTION",
+        "FIQ_LEAVE_OUT_MISSING",
     )
 )
 CIRR_COLUMNS = ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3", "average")
