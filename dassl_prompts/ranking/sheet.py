@@ -48,19 +48,22 @@ def contact_sheet(rows: Sequence[Row], path: str | Path, orientation: str = "sto
     for number, row in enumerate(rows):
         top = GAP + number * line
         if row.image:
-            paste(sheet, read_image(row.image, orientation), GAP, top, PLAIN)
+            paste(sheet, row.image, GAP, top, PLAIN, orientation)
         draw.multiline_text((2 * GAP + TILE, top + 4), textwrap.fill(row.caption, 26), fill="black", font=font)
         for column, (image, label) in enumerate(zip(row.found, row.labels)):
             left = CAPTION_WIDTH + GAP + (column + 1) * (TILE + GAP)
             colour = (RIGHT if image == row.right else WRONG) if row.right else PLAIN
-            paste(sheet, read_image(image, orientation), left, top, colour)
+            paste(sheet, image, left, top, colour, orientation)
             draw.text((left, top + TILE + 6), shorten(label), fill=colour, font=font)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])
 
 
-def paste(sheet: Image.Image, image: Image.Image, left: int, top: int, colour: tuple[int, int, int]) -> None:
+def paste(
+    sheet: Image.Image, path: str, left: int, top: int, colour: tuple[int, int, int], orientation: str = "stored"
+) -> None:
     """An image, scaled to fit into a framed tile."""
+    image = read_image(path, orientation)
     scale = (TILE - 6) / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     ImageDraw.Draw(sheet).rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=colour, width=3)
