@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from dassl_prompts.composed.facts import facts_table
 from dassl_prompts.composed.triplets import NoImages, NoQueries, RetrievalTask, Triplet, TripletDataset
 from dassl_prompts.images import ImageReadError, missing_images, read_image
 
@@ -160,12 +161,16 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("datasets", nargs="+", choices=["CIRR", "FashionIQ", "LaionCIR"], help="which datasets")
     p.add_argument("--root", default="data", type=Path, help="folder that holds the datasets (default ./data)")
     p.add_argument("--read", action="store_true", help="also decode every image (minutes)")
+    p.add_argument("--facts", action="store_true", help="only a table of facts that bound results, for the docs")
     p.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs, e.g. CIR.LAION_SET template")
     args = p.parse_args(argv)
     cfg = get_cfg_default()
     extend_cfg(cfg)
     try:
         merge_opts(cfg, ["DATASET.ROOT", str(args.root), *args.opts])
+        if args.facts:
+            print(facts_table({name: DATASET_REGISTRY.get(name)(cfg) for name in args.datasets}))
+            return 0
         problems = 0
         for name in args.datasets:
             print(f"== {name}")

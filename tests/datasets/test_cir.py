@@ -1,13 +1,19 @@
 """CIRR, FashionIQ and Laion-CIR: real annotation counts, small trees in every layout, bad input."""
 
+import itertools
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dassl_prompts import extend_cfg
 from dassl_prompts.composed import data_report as cir_report
 from dassl_prompts.composed.data_report import describe_task, describe_triplets, id_types
-from dassl_prompts.composed.triplets import ImageFolder, NoImages, Query, RetrievalTask
+from dassl_prompts.composed.facts import contradictions, r1_bound, repeated
+from dassl_prompts.composed.trainer import ComposedTrainer
+from dassl_prompts.composed.triplets import ImageFolder, NoImages, Query, RetrievalTask, check_galleries
 from dassl_prompts.datasets.cirr import CIRR
 from dassl_prompts.datasets.fashioniq import FashionIQ, join_captions
 from dassl_prompts.datasets.laion_cir import LaionCIR, read_info
@@ -270,3 +276,122 @@ def test_report_counts(tmp_path):
     counts = describe_triplets(dataset.read_triplets())
     assert (counts["triplets"], counts["references"], counts["targets"], counts["images"]) == (10, 6, 6, 7)
     assert id_types(dataset) == {"target ids of type int": 1, "target ids of type str": 9}
+
+
+# -- facts that bound results ----------------------------------------------------------------------------------
+
+
+def asked(*rows):
+    """Queries from three letters each: reference, caption, target."""
+    return [Query(str(i), reference, (text,), target) for i, (reference, text, target) in enumerate(rows)]
+
+
+def test_r1_bound_is_what_the_best_ranking_reaches():
+    queries = asked("aqx", "aqx", "aqy", "arz", "bqx", "brx", "bry")
+    # every ranking that depends on reference and wording only: one first answer per question
+    questions = sorted({(q.reference, q.texts) for q in queries})
+    best = max(
+        sum(dict(zip(questions, answer))[q.reference, q.texts] == q.target for q in queries)
+        for answer in itertools.product("xyz", repeat=len(questions))
+    )
+    assert r1_bound(queries) == pytest.approx(100 * best / len(queries)) and best == 5
+    assert sorted(contradictions(queries)) == [2, 2] and repeated(queries) == 0
+
+
+def test_facts_of_a_small_tree(tmp_path, capsys):
+    cir_trees.cirr(tmp_path)
+    path = tmp_path / "cirr" / "captions" / "cap.rc2.val.json"
+    entries = json.loads(path.read_text())
+    entries[1] |= {"reference": entries[0]["reference"], "caption": entries[0]["caption"]}
+    entries[1]["img_set"] = entries[0]["img_set"]
+    entries[2]["target_soft"] = {entries[2]["reference"]: 1.0, "dev-0-0-img0": 0.5}
+    path.write_text(json.dumps(entries))
+    assert cir_report.main(["CIRR", "--root", str(tmp_path), "--facts"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "| CIRR val | questions (reference, caption) with several targets | 1 |" in rows
+    assert f"| CIRR val | highest R@1 that a method can reach (%) | {100 * 5 / 6:.2f} |" in rows
+    assert "| CIRR val | target_soft names the reference with 1 and leaves the target out | 1 |" in rows
+    assert "| CIRR test1 | blank captions | 1 |" in rows
+
+
+def test_facts_in_the_docs_are_those_of_the_real_files(shared_data, capsys):
+    assert cir_report.main(["CIRR", "FashionIQ", "LaionCIR", "--root", str(shared_data), "--facts"]) == 0
+    table = capsys.readouterr().out.strip()
+    page = (Path(__file__).parent.parent.parent / "docs" / "pvlf.md").read_text(encoding="utf-8")
+    part = page.partition("<!-- begin: data_report facts -->")[2].partition("<!-- end -->")[0]
+    assert part.rpartition("```")[2].strip() == table
+    for fact in (
+        "CIRR val | questions (reference, caption) with several targets | 6",
+        "CIRR val | highest R@1 that a method can reach (%) | 99.86",
+        "CIRR val | target_soft names the reference with 1 and leaves the target out | 37",
+        "CIRR test1 | queries that repeat another (reference, caption, target) | 4",
+        "FashionIQ shirt, toptee val | pictures in both galleries | 121",
+    ):
+        assert f"| {fact} |" in table
+
+
+# -- FashionIQ with dead images --------------------------------------------------------------------------------
+
+
+def test_dead_images_of_all_categories_are_named_before_anything_is_encoded(tmp_path):
+    cir_trees.fashioniq(tmp_path)
+    for name in ("B0003", "B1004", "B2005"):
+        (tmp_path / "fashioniq" / "images" / f"{name}.png").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        check_galleries(FashionIQ(config(tmp_path)).tasks("val"))
+    for category, name in (("dress", "B0003"), ("shirt", "B1004"), ("toptee", "B2005")):
+        assert f"1 of the 8 images of the gallery of FashionIQ {category} val" in str(caught.value)
+        assert name in str(caught.value)
+    assert "CIR.FIQ_LEAVE_OUT_MISSING True" in str(caught.value)
+
+
+def test_dead_images_are_left_out_on_request_with_their_queries(tmp_path, capsys):
+    cir_trees.fashioniq(tmp_path)
+    whole = FashionIQ(config(tmp_path)).tasks("val")
+    (tmp_path / "fashioniq" / "images" / "B0003.png").unlink()  # target of query 2, reference of query 3
+    dress, shirt, _ = FashionIQ(config(tmp_path, "CIR.FIQ_LEAVE_OUT_MISSING", "True")).tasks("val")
+    assert dress.left_out == "2 of 5 queries and 1 of 8 gallery images" and not shirt.left_out
+    assert [q.id for q in dress.queries] == ["dress-0", "dress-1", "dress-4"]
+    assert list(dress.gallery) == [name for name in whole[0].gallery if name != "B0003"]
+    assert [list(dress.index)[dress.index[q.target]] for q in dress.queries] == [q.target for q in dress.queries]
+    assert "FashionIQ dress val: left out 2 of 5 queries and 1 of 8" in capsys.readouterr().out
+    for path in (tmp_path / "fashioniq" / "images").glob("B0*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="8 of the 8 images"):
+        FashionIQ(config(tmp_path, "CIR.FIQ_LEAVE_OUT_MISSING", "True")).tasks("val")
+
+
+def test_results_without_dead_images_are_named_not_comparable_and_never_averaged_with_whole_ones(tmp_path):
+    from dassl_prompts.run.composed import metric_rows, over_seeds
+
+    cir_trees.fashioniq(tmp_path)
+    (tmp_path / "fashioniq" / "images" / "B2005.png").unlink()
+    cfg = config(tmp_path, "CIR.FIQ_LEAVE_OUT_MISSING", "True")
+    found = {}
+    trainer = SimpleNamespace(
+        cfg=cfg,
+        task_features=lambda task: (torch.randn(len(task.queries), 4), torch.randn(len(task.gallery), 4)),
+        record=lambda entry, results: found.setdefault(entry, results),
+        _training=True,
+    )
+    ComposedTrainer.test_dataset(trainer, "FashionIQ", FashionIQ(cfg), "")
+    cir_trees.fashioniq(tmp_path)
+    ComposedTrainer.test_dataset(trainer, "FashionIQ", FashionIQ(cfg), "")
+    assert list(found) == ["FashionIQ(incomplete,not-comparable) val", "FashionIQ val"]
+    rows = over_seeds(metric_rows(SimpleNamespace(results=lambda: found, title="x"), "PVLF"))
+    assert [row["set"] for row in rows] == list(found)
+
+
+@pytest.mark.parametrize("below", ["images", ""])
+def test_fashioniq_folders_per_category_are_recognised(tmp_path, below):
+    cir_trees.fashioniq(tmp_path)
+    base = tmp_path / "fashioniq"
+    for path in sorted((base / "images").iterdir()):
+        folder = base / below / ("dress", "shirt", "toptee")[int(path.name[1])]
+        folder.mkdir(exist_ok=True, parents=True)
+        path.rename(folder / path.name)
+    if not below:
+        (base / "images").rmdir()
+    tasks = FashionIQ(config(tmp_path)).tasks("val")
+    check_galleries(tasks)
+    assert tasks[2].gallery["B1000"] == str(base / below / "shirt" / "B1000.png")  # shared with shirt
