@@ -37,7 +37,7 @@ def extend_cfg(cfg):
 
 @register_dataset
 class FDRD(DatasetBase):
-    """Captioned images of one domain; every item is a :class:`CaptionDatum`.
+    """Captioned images of one domain; every item is a :class:`CaptionDatum`, one for each caption of an image.
 
     Raises:
         ValueError: unknown domain (lists the nine), unusable file or record.
@@ -57,7 +57,8 @@ class FDRD(DatasetBase):
         else:
             train, test, root, cache_dir = self.read_domain(cfg, name)
         label = {cname: i for i, cname in enumerate(dict.fromkeys(item[1] for item in (*train, *test)))}
-        train, test = ([to_datum(*item, label[item[1]]) for item in part] for part in (train, test))
+        train, test = ([d for item in part for d in to_data(*item, label[item[1]])] for part in (train, test))
+        check_classes((*train, *test))
         check_images(
             [d.impath for d in (*train, *test)],
             f"FDRD {name}",
@@ -87,17 +88,36 @@ class FDRD(DatasetBase):
 
     @staticmethod
     def draw(train: list[CaptionDatum], cfg, root: str, cache_dir: str | None) -> list[CaptionDatum]:
-        """``NUM_SHOTS`` pairs of every class, kept per (domain, shots, seed)."""
-        by_path = {item.impath: item for item in train}
-        if len(by_path) != len(train):
-            raise ValueError("FDRD has one caption per image, but the training file names an image twice")
-        drawn, _ = few_shot(train, [], cfg.DATASET.NUM_SHOTS, cfg.SEED, root or "/", cache_dir)
-        return [by_path[item.impath] for item in drawn]
+        """``NUM_SHOTS`` images of every class with all their captions, kept per (domain, shots, seed)."""
+        by_path: dict[str, list[CaptionDatum]] = {}
+        for item in train:
+            by_path.setdefault(item.impath, []).append(item)
+        images = [pairs[0] for pairs in by_path.values()]
+        drawn, _ = few_shot(images, [], cfg.DATASET.NUM_SHOTS, cfg.SEED, root or "/", cache_dir)
+        return [pair for item in drawn for pair in by_path[item.impath]]
 
 
-def to_datum(record: Record, classname: str, impath: str, label: int) -> CaptionDatum:
-    negatives = usable_negatives(record.caption, record.negatives)
-    return CaptionDatum(impath, label, classname=classname, caption=record.caption, negatives=negatives, key=record.key)
+def to_data(record: Record, classname: str, impath: str, label: int) -> list[CaptionDatum]:
+    """A pair of image and caption for every caption of a record."""
+    negatives = usable_negatives(record.caption, record.negatives, record.further)
+    return [
+        CaptionDatum(impath, label, classname=classname, caption=caption, negatives=negatives, key=record.key)
+        for caption in record.captions
+    ]
+
+
+def check_classes(items: Sequence[CaptionDatum]) -> None:
+    """Refuse an image that is named under two classes.
+
+    Raises:
+        ValueError: names the image and the classes.
+    """
+    classes: dict[str, str] = {}
+    for item in items:
+        if classes.setdefault(item.impath, item.classname) != item.classname:
+            raise ValueError(
+                f"{item.impath} is captioned as {classes[item.impath]!r} and as {item.classname!r}: one class per image"
+            )
 
 
 def emoji_pairs() -> tuple[Sequence, Sequence]:

@@ -263,8 +263,9 @@ class Retrieval(EvaluatorBase):
     """Recall of images and captions; the first result, ``mean_r1``, is the mean of both directions' R@1.
 
     ``process(features, truth)`` may come in parts: ``features`` holds ``image [B, E]`` and ``text [B, E]``,
-    ``truth`` the ``label [B]`` and ``caption`` (strings) of the same pairs. ``rerank`` is an optional
-    attribute, see :func:`retrieval_ranks`.
+    ``truth`` the ``label [B]`` and ``caption`` (strings) of the same pairs. Where images have several captions,
+    image features and labels come once per image, and ``truth["image"]`` holds the image of every caption,
+    counted from 0 in each part. ``rerank`` is an optional attribute, see :func:`retrieval_ranks`.
     """
 
     def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):
@@ -276,7 +277,7 @@ class Retrieval(EvaluatorBase):
 
     def reset(self) -> None:
         """Forget everything."""
-        self._image, self._text, self._labels, self._captions = [], [], [], []
+        self._image, self._text, self._labels, self._captions, self._owner = [], [], [], [], []
         self.rerank: tuple[int, PairScore] | None = None
 
     def process(self, mo: dict[str, Tensor], gt: dict) -> None:
@@ -285,9 +286,11 @@ class Retrieval(EvaluatorBase):
         Raises:
             ValueError: the numbers of images, captions and labels differ.
         """
-        counts = {len(mo["image"]), len(mo["text"]), len(gt["label"]), len(gt["caption"])}
-        if len(counts) != 1:
-            raise ValueError(f"images, captions and labels of a batch differ in number: {sorted(counts)}")
+        owner = gt.get("image", torch.arange(len(mo["image"])))
+        counts = [len(mo["image"]), len(gt["label"]), len(mo["text"]), len(gt["caption"]), len(owner)]
+        if counts[0] != counts[1] or len(set(counts[2:])) != 1:
+            raise ValueError(f"images, captions and labels of a batch differ in number: {sorted(set(counts))}")
+        self._owner.append(torch.as_tensor(owner).cpu() + sum(map(len, self._image)))
         self._image.append(mo["image"])
         self._text.append(mo["text"])
         self._labels.append(torch.as_tensor(gt["label"]))
@@ -301,7 +304,8 @@ class Retrieval(EvaluatorBase):
         """
         if not self._image:
             raise ValueError(f"{self.cfg.DATASET.NAME}: nothing to evaluate, the split has no image")
-        return Gallery(torch.cat(self._image), torch.cat(self._text), None, self._captions, torch.cat(self._labels))
+        image, text, labels = (torch.cat(parts) for parts in (self._image, self._text, self._labels))
+        return Gallery(image, text, torch.cat(self._owner), self._captions, labels)
 
     def evaluate(self) -> OrderedDict[str, float]:
         node = self.cfg.TEST.RETRIEVAL

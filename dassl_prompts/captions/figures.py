@@ -123,9 +123,11 @@ def draw_sheet(trainer, path: str | Path, n: int = 5, seed: int = 0) -> list[Pat
     items = trainer.dm.dataset.test
     with torch.no_grad():
         images, texts = trainer.image_features("test"), trainer.text_features("test")
+    first = trainer.captions["test"].first  # an image that has several captions is found once
     index = torch.tensor(choose(len(items), n, seed), device=images.device)
     path = Path(path)
-    _, found = topk(texts[index], images, min(5, len(items)))
+    _, found = topk(texts[index], images[first], min(5, len(first)))
+    found = first[found]
     contact_sheet(
         [
             Row(
@@ -144,7 +146,7 @@ def draw_sheet(trainer, path: str | Path, n: int = 5, seed: int = 0) -> list[Pat
         top = GAP + number * (TILE + GAP)
         paste(sheet, items[i].impath, GAP, top, PLAIN)
         for place, j in enumerate(answers):
-            right = items[j].caption == items[i].caption
+            right = items[j].caption == items[i].caption or items[j].impath == items[i].impath
             text = fit(draw, f"{place + 1}. {items[j].caption}", font, WIDTH - TILE - 4 * GAP)
             draw.text(
                 (2 * GAP + TILE, top + 2 + 25 * place),

@@ -27,7 +27,7 @@ class Record:
 
     Attributes:
         key: the record's name in the file, unique.
-        caption: the positive caption, stripped.
+        caption: the positive caption, stripped. further: the other captions of an image that has several.
         negatives: the negative captions exactly as they stand in the file.
         class_name: as in the file; "" where the file family has none (the domain derives it from the key).
         file_name, file_path, number: as in the file, "" where missing.
@@ -42,6 +42,12 @@ class Record:
     file_path: str = ""
     number: str = ""
     extra: dict = field(default_factory=dict, compare=False)
+    further: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions of the image, as often as they are given."""
+        return (self.caption, *self.further)
 
     @property
     def has_path(self) -> bool:
@@ -96,7 +102,25 @@ def load_object(path: str | os.PathLike) -> list[tuple[str, object]]:
         ) from error
     if not isinstance(pairs, _Pairs):
         raise FDRDError(f"{path} must hold one JSON object {{image key: record}}, not a {type(pairs).__name__}")
-    return list(pairs)
+    return _from_coco(_plain(pairs), path) if {"images", "annotations"} <= {key for key, _ in pairs} else list(pairs)
+
+
+def _from_coco(content: dict, path: str | os.PathLike) -> list[tuple[str, object]]:
+    """COCO's caption files: images in one list, captions in another, joined by the image's id; one class for all."""
+    try:
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions: dict[str, list] = {name: [] for name in names.values()}
+        for annotation in content["annotations"]:
+            captions[names[annotation["image_id"]]].append(annotation["caption"])
+    except (KeyError, TypeError) as error:
+        raise FDRDError(
+            f"{path} looks like a caption file of COCO, but its images need id and file_name and its annotations "
+            f"image_id (of an image in the file) and caption: {error!r}"
+        ) from error
+    return [
+        (name, _Pairs({"file_name": name, "file_path": name, "class_name": "image", "positive": texts}.items()))
+        for name, texts in captions.items()
+    ]
 
 
 class _Pairs(list):
@@ -128,9 +152,10 @@ def _problem(key: str, value, seen: set[str]) -> str:
     if not isinstance(value, dict):
         return f"expected an object, got {type(value).__name__}"
     caption, negatives = value.get("positive"), value.get("negative", [])
-    if not isinstance(caption, str):
+    captions = caption if isinstance(caption, list) and caption else [caption]
+    if not all(isinstance(caption, str) for caption in captions):
         return "no caption (field positive)"
-    if not caption.strip():
+    if not all(caption.strip() for caption in captions):
         return "the caption is empty"
     if not isinstance(negatives, list) or not all(isinstance(n, str) for n in negatives):
         return "the field negative must be a list of strings"
@@ -142,10 +167,13 @@ def _problem(key: str, value, seen: set[str]) -> str:
 def _to_record(key: str, value: dict) -> Record:
     text = {name: str(value.get(name) or "") for name in ("class_name", "file_name", "file_path", "number")}
     extra = {name: item for name, item in value.items() if name not in FIELDS}
-    return Record(key, value["positive"].strip(), tuple(value.get("negative", [])), extra=extra, **text)
+    given = value["positive"]
+    caption, *further = (c.strip() for c in (given if isinstance(given, list) else [given]))
+    negatives = tuple(value.get("negative", []))
+    return Record(key, caption, negatives, extra=extra, further=tuple(further), **text)
 
 
-def usable_negatives(caption: str, negatives: Sequence[str]) -> list[str]:
-    """Negatives without those that equal the caption, and without repetitions, in order."""
-    same = caption.strip()
-    return list(dict.fromkeys(n.strip() for n in negatives if n.strip() and n.strip() != same))
+def usable_negatives(caption: str, negatives: Sequence[str], further: Sequence[str] = ()) -> list[str]:
+    """Negatives without those that equal a caption of the image, and without repetitions, in order."""
+    same = {caption.strip(), *further}
+    return list(dict.fromkeys(n.strip() for n in negatives if n.strip() and n.strip() not in same))

@@ -4,6 +4,8 @@ both ways.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,10 @@ FIXED_TRANSFORMS = ("normalize", "center_crop", "instance_norm")
 
 
 class Captions:
-    """The captions of one split: texts, token ids behind the prompt slots, ids of equal texts, labels.
+    """The captions of one split: texts, token ids behind the prompt slots, ids of pairs that match, labels, images.
+
+    ``image [M]`` counts the distinct images from 0, ``first [N]`` is the first caption of each. ``groups [M]`` are
+    ids of captions with equal texts or of one image: each describes the images of the others.
 
     Args:
         items: the split's data.
@@ -33,8 +38,29 @@ class Captions:
         self.labels = torch.tensor([item.label for item in items], device=device)
         self.prompts = model.tokenize(self.texts)
         self.raw = model.clip.text.prompts_from_texts(self.texts, truncate=True) if model.n_ctx else self.prompts
-        first = {text: i for i, text in reversed(list(enumerate(self.texts)))}
-        self.groups = torch.tensor([first[text] for text in self.texts], device=device)
+        paths = [item.impath for item in items]
+        number = {path: i for i, path in enumerate(dict.fromkeys(paths))}
+        self.image = torch.tensor([number[path] for path in paths], device=device)
+        first = {path: i for i, path in reversed(list(enumerate(paths)))}
+        self.first = torch.tensor([first[path] for path in number], device=device)
+        self.groups = torch.tensor(linked(self.texts, paths), device=device)
+
+
+def linked(*keys: Sequence[str]) -> list[int]:
+    """For every item the first one that it is linked to by an equal key, directly or through others."""
+    root = list(range(len(keys[0])))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            i = root[i]
+        return i
+
+    for values in keys:
+        seen: dict[str, int] = {}
+        for i, value in enumerate(values):
+            one, other = sorted((find(i), find(seen.setdefault(value, i))))
+            root[other] = one
+    return [find(i) for i in range(len(root))]
 
 
 class RetrievalTrainer(ClassificationTrainer):
@@ -220,8 +246,14 @@ class RetrievalTrainer(ClassificationTrainer):
                     raise FloatingPointError(f"NaN among the {side} features of the {split} set")
             captions = self.captions[split]
             self.evaluator.reset()
-            self.evaluator.process(features, {"label": captions.labels, "caption": captions.texts})
-            self.evaluator.rerank = self.reranker(split, features["image"])
+            first = captions.first  # an image that has several captions is one of the gallery
+            self.evaluator.process(
+                {**features, "image": features["image"][first]},
+                {"label": captions.labels[first], "caption": captions.texts, "image": captions.image},
+            )
+            if rerank := self.reranker(split, features["image"]):
+                size, score = rerank
+                self.evaluator.rerank = size, lambda image, text: score(first[image], text)
             results = self.evaluator.evaluate()
             self.evaluator.save(split)
             return self.record(split, results)

@@ -336,7 +336,7 @@ def test_facts_in_the_docs_are_those_of_the_real_files(shared_data, capsys):
 def test_dead_images_of_all_categories_are_named_before_anything_is_encoded(tmp_path):
     cir_trees.fashioniq(tmp_path)
     for name in ("B0003", "B1004", "B2005"):
-        (tmp_path / "fashioniq" / "images" / f"{name}.png").unlink()
+        (tmp_path / "fashioniq" / "images" / f"{name}.jpg").unlink()
     with pytest.raises(FileNotFoundError) as caught:
         check_galleries(FashionIQ(config(tmp_path)).tasks("val"))
     for category, name in (("dress", "B0003"), ("shirt", "B1004"), ("toptee", "B2005")):
@@ -348,7 +348,7 @@ def test_dead_images_of_all_categories_are_named_before_anything_is_encoded(tmp_
 def test_dead_images_are_left_out_on_request_with_their_queries(tmp_path, capsys):
     cir_trees.fashioniq(tmp_path)
     whole = FashionIQ(config(tmp_path)).tasks("val")
-    (tmp_path / "fashioniq" / "images" / "B0003.png").unlink()  # target of query 2, reference of query 3
+    (tmp_path / "fashioniq" / "images" / "B0003.jpg").unlink()  # target of query 2, reference of query 3
     dress, shirt, _ = FashionIQ(config(tmp_path, "CIR.FIQ_LEAVE_OUT_MISSING", "True")).tasks("val")
     assert dress.left_out == "2 of 5 queries and 1 of 8 gallery images" and not shirt.left_out
     assert [q.id for q in dress.queries] == ["dress-0", "dress-1", "dress-4"]
@@ -365,7 +365,7 @@ def test_results_without_dead_images_are_named_not_comparable_and_never_averaged
     from dassl_prompts.run.composed import metric_rows, over_seeds
 
     cir_trees.fashioniq(tmp_path)
-    (tmp_path / "fashioniq" / "images" / "B2005.png").unlink()
+    (tmp_path / "fashioniq" / "images" / "B2005.jpg").unlink()
     cfg = config(tmp_path, "CIR.FIQ_LEAVE_OUT_MISSING", "True")
     found = {}
     trainer = SimpleNamespace(
@@ -394,4 +394,4 @@ def test_fashioniq_folders_per_category_are_recognised(tmp_path, below):
         (base / "images").rmdir()
     tasks = FashionIQ(config(tmp_path)).tasks("val")
     check_galleries(tasks)
-    assert tasks[2].gallery["B1000"] == str(base / below / "shirt" / "B1000.png")  # shared with shirt
+    assert tasks[2].gallery["B1000"] == str(base / below / "shirt" / "B1000.jpg")  # shared with shirt

@@ -141,3 +141,79 @@ def test_missing_images_and_broken_records_are_named(dtd):
     path.write_text(json.dumps({"x.jpg": {"file_name": "x.jpg", "positive": "c"}}))
     with pytest.raises(ValueError, match=r"inter_dtd_test\.json: record 'x\.jpg' has no class_name"):
         build_dataset(config(dtd))
+
+
+# -- several captions per image ------------------------------------------------------------------------------
+
+
+def several(dtd, split="train"):
+    """The first record of each class gets three captions; the second record's image a second record."""
+    path = dtd / "FDRD" / split / f"inter_dtd_{split}.json"
+    records = json.loads(path.read_text())
+    for name in ("banded", "dotted"):
+        record = records[f"{name}_{split}0.jpg"]
+        record["positive"] = [record["positive"], f"{name}, seen again.", " a "]
+        again = {**records[f"{name}_{split}1.jpg"], "positive": f"{name}, in another record."}
+        again["file_path"] = f"dtd/images/{name}/{name}_{split}1.jpg"
+        records[f"again_{name}"] = again
+    path.write_text(json.dumps(records))
+    return records
+
+
+def test_every_caption_of_an_image_is_a_pair_and_no_negative_of_it(dtd):
+    several(dtd)
+    data = build_dataset(config(dtd, **{"DATASET.NUM_SHOTS": -1}))
+    assert len(data.train_x) == 8 + 2 * 3 and len({d.impath for d in data.train_x}) == 8
+    of_first = [d for d in data.train_x if d.impath.endswith("banded_train0.jpg")]
+    assert [d.caption for d in of_first] == ["This is a photo of banded. Number 0.", "banded, seen again.", "a"]
+    assert all(d.negatives == ("b",) for d in of_first)  # "a" is one of the captions
+    of_second = [d.caption for d in data.train_x if d.impath.endswith("banded_train1.jpg")]
+    assert of_second == ["This is a photo of banded. Number 1.", "banded, in another record."]
+
+
+def test_shots_count_images_which_bring_all_their_captions(dtd):
+    several(dtd)
+    whole = {}
+    for item in build_dataset(config(dtd, **{"DATASET.NUM_SHOTS": -1})).train_x:
+        whole.setdefault(item.impath, []).append(item.caption)
+    for seed in range(1, 6):
+        drawn = {}
+        for item in build_dataset(config(dtd, SEED=seed)).train_x:
+            drawn.setdefault(item.impath, []).append(item.caption)
+        assert [sum(f"/{name}/" in path for path in drawn) for name in ("banded", "dotted")] == [2, 2]
+        assert all(whole[path] == captions for path, captions in drawn.items())
+
+
+def test_an_image_of_two_classes_is_refused(dtd):
+    path = dtd / "FDRD" / "train" / "inter_dtd_train.json"
+    records = several(dtd)
+    records["again_banded"]["class_name"] = "dotted"
+    path.write_text(json.dumps(records))
+    with pytest.raises(ValueError, match="banded_train1.jpg is captioned as 'banded' and as 'dotted'"):
+        build_dataset(config(dtd))
+
+
+def test_cocos_caption_files_are_read_as_they_are(tmp_path):
+    for split in ("train", "val"):
+        images, annotations = [], []
+        for i in range(3):
+            name = f"{split}/{i}.jpg"
+            (tmp_path / split).mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (50 * i, 0, 0)).save(tmp_path / name)
+            images.append({"id": 10 + i, "file_name": name})
+            annotations += [{"image_id": 10 + i, "id": 5 * i + j, "caption": f"{split} {i} {j}"} for j in range(5)]
+        content = {"info": {}, "images": images, "annotations": annotations[::-1]}
+        (tmp_path / f"captions_{split}.json").write_text(json.dumps(content))
+    keys = {
+        "DATASET.FDRD_DOMAIN": "custom",
+        "DATASET.FDRD_TRAIN": str(tmp_path / "captions_train.json"),
+        "DATASET.FDRD_TEST": str(tmp_path / "captions_val.json"),
+        "DATASET.NUM_SHOTS": -1,
+    }
+    data = build_dataset(config(tmp_path, **keys))
+    assert len(data.train_x) == len(data.test) == 15 and len({d.impath for d in data.test}) == 3
+    assert all(d.caption.split()[1] == d.impath[-5] for d in data.test)
+    content["annotations"][0]["image_id"] = 99
+    (tmp_path / "captions_val.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="captions_val.json looks like a caption file of COCO.*99"):
+        build_dataset(config(tmp_path, **keys))

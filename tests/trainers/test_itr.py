@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dassl_prompts.captions.model import RetrievalModel
+from dassl_prompts.captions.trainer import linked
 from dassl_prompts.trainers.itr import CLIPAdapter, CoOpCaptions, MaPLeCaptions, caption_context
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import make_trainer, make_tree
@@ -155,3 +156,49 @@ def test_wrong_evaluator_and_captionless_data_are_named(tree, clip_file, tmp_pat
         make_trainer(tree, clip_file, tmp_path, "CoOpITR", **{"TRAINER.COOPITR.LOSS.DIRECTION": "up"})
     with pytest.raises(ValueError, match=r"MAPLEITR\.PROMPT_DEPTH is 9"):
         make_trainer(tree, clip_file, tmp_path, "MaPLeITR", **{"TRAINER.MAPLEITR.PROMPT_DEPTH": 9})
+
+
+# -- several captions per image ------------------------------------------------------------------------------
+
+
+def test_recall_with_several_captions_per_image_is_the_usual_one(tmp_path, clip_file, monkeypatch):
+    """An image is right with any of its captions, a caption with its one image; images are counted once."""
+    root = make_tree(tmp_path / "tree")
+    path = root / "FDRD" / "test" / "inter_dtd_test.json"
+    records = json.loads(path.read_text())
+    for i, record in enumerate(records.values()):
+        record["positive"] = [record["positive"], *(f"picture {i}, described {j} times." for j in range(i % 3))]
+    path.write_text(json.dumps(records))
+    trainer = make_trainer(root, clip_file, tmp_path / "out", "ZeroshotITR", **{"TEST.RETRIEVAL.SAVE_FEATURES": True})
+    trainer.test()
+    items = trainer.dm.dataset.test
+    paths = list(dict.fromkeys(item.impath for item in items))
+    assert len(items) == 24 and len(paths) == 12
+    first = [[item.impath for item in items].index(path) for path in paths]
+    images, texts = trainer.image_features("test")[first], trainer.text_features("test")
+    scores = (images @ texts.t()).tolist()
+    hits = {f"{d}_r{k}": [] for d in ("i2t", "t2i") for k in (1, 5, 10)}
+    for k in (1, 5, 10):
+        for i, row in enumerate(scores):
+            best = sorted(range(24), key=lambda j: (-row[j], j))[:k]
+            hits[f"i2t_r{k}"].append(any(items[j].impath == paths[i] for j in best))
+        for j, item in enumerate(items):
+            best = sorted(range(12), key=lambda i: (-scores[i][j], i))[:k]
+            hits[f"t2i_r{k}"].append(item.impath in [paths[i] for i in best])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["test"]
+    assert {key: results[key] for key in hits} == {
+        key: pytest.approx(100 * sum(values) / len(values)) for key, values in hits.items()
+    }
+    pairs = trainer.image_features("test")
+    same = lambda image, text: (pairs[image] * texts[text]).sum(1)  # a reranker counts images by their pairs
+    monkeypatch.setattr(trainer, "reranker", lambda split, images: (6, same))
+    trainer.test()
+    again = json.loads((tmp_path / "out" / "results.json").read_text())["test"]
+    assert {key: again[key] for key in hits} == {key: pytest.approx(results[key]) for key in hits}
+
+
+def test_pairs_of_one_image_or_one_text_share_the_target():
+    assert linked("abcab", "vwxyz") == [0, 1, 2, 0, 1]
+    assert linked("abcd", "xyyx") == [0, 1, 1, 0]
+    assert linked("abab", "xyyz") == [0, 0, 0, 0]  # joined through a chain
+    assert linked("abcd", "wxyz") == [0, 1, 2, 3]
