@@ -275,12 +275,14 @@ def test_pictures_are_labelled_as_the_camera_was_held_and_as_stored_where_asked(
     exif = Image.Exif()
     exif[0x0112] = 6
     sideways = upright.transpose(Image.Transpose.ROTATE_90)  # what a camera stores that is held turned
-    sideways.save(tmp_path / "x.png", exif=exif)
-    (tmp_path / "x.heic").write_bytes(b"a format that is not read")
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    sideways.save(turned / "x.png", exif=exif)
+    (turned / "x.heic").write_bytes(b"a format that is not read")
     run = load_run(folder, device="cpu")
     for words, seen in (([], upright), (["--orientation", "stored"], sideways)):
         capsys.readouterr()
-        assert command.main([folder, str(tmp_path), "--device", "cpu", *words]) == 0
+        assert command.main([folder, str(turned), "--device", "cpu", *words]) == 0
         captured = capsys.readouterr()
         (row,) = read_csv(captured.out)
         assert float(row["score"]) == pytest.approx(float(run.scores([seen]).max()), abs=1e-6)
