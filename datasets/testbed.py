@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import dassl_prompts
-from dassl_prompts.classification.splits import PARTS, Splits, few_shot, subsample_classes
+from dassl_prompts.classification.split_files import PARTS, Splits
+from dassl_prompts.classification.splits import few_shot, subsample_classes
 from dassl_prompts.engine import DatasetBase, Datum, register_dataset
 from dassl_prompts.engine.digest import digests_of_lists
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from dassl_prompts.classification.splits import Splits, save_split
+from dassl_prompts.classification.split_files import Splits, save_split
 from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.emoji.splits import read_splits
 from dassl_prompts.engine import Datum

@@ -5,7 +5,8 @@ import random
 import pytest
 from PIL import Image
 
-from dassl_prompts.classification.splits import few_shot, read_split
+from dassl_prompts.classification.split_files import read_split
+from dassl_prompts.classification.splits import few_shot
 from dassl_prompts.emoji import archives
 from dassl_prompts.emoji.__main__ import main
 from dassl_prompts.emoji.export import IMAGES, SPLIT, export
