@@ -205,7 +205,9 @@ def write_weights(state: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     tower = openai_names(state)
-    save_file({**tower, **placeholder_text(tower["visual.proj"].shape[1])}, str(path))
+    # the tower is OpenAI's: it says so as OpenAI's own files do, and with that its activation
+    numbers = {"input_resolution": torch.tensor(224), "context_length": torch.tensor(77)}
+    save_file({**tower, **placeholder_text(tower["visual.proj"].shape[1]), **numbers}, str(path))
 
 
 # -- text vectors and pictures ----------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def main() -> None:
     state = dequantise(onnx)
     weights = args.cache / "clip-vit-b16-image-dequantised.safetensors"
     write_weights(state, weights)
-    clip = load_clip(str(weights), activation="quickgelu")
+    clip = load_clip(str(weights))
     print(
         f"{len(state)} tensors of the image tower, {sum(v.numel() for v in state.values()):,} parameters -> {weights}"
     )

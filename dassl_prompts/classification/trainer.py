@@ -128,7 +128,7 @@ class ClassificationTrainer(PromptTrainer):
         if precision not in PRECISIONS:
             raise ValueError(f"TRAINER.{self.config_node}.PREC is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         remedy = "it learns prompts, which have no layers to stage; set OPTIM.STAGED_LR False"
-        refuse_pairs(cfg, "OPTIM", [(cfg.OPTIM.STAGED_LR, "STAGED_LR", "TRAINER.NAME", remedy)])
+        refuse_pairs(cfg, "OPTIM", [(bool(cfg.get("OPTIM", {}).get("STAGED_LR")), "STAGED_LR", "TRAINER.NAME", remedy)])
         self.check_method(cfg)
 
     @classmethod

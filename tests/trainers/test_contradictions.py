@@ -38,11 +38,6 @@ PAIRS = [
     ),
     (
         "AttriPrompt",
-        [f"{ATTRI}.DUAL.MODE", "cls_only", f"{ATTRI}.DUAL.WEIGHT", 2.0],
-        [f"{ATTRI}.DUAL.WEIGHT", f"{ATTRI}.DUAL.MODE"],
-    ),
-    (
-        "AttriPrompt",
         [f"{ATTRI}.TEMPLATE", "a {}.", f"{ATTRI}.CTX_INIT", "my"],
         [f"{ATTRI}.TEMPLATE", f"{ATTRI}.CTX_INIT"],
     ),

@@ -105,7 +105,6 @@ def contradictions(node) -> list[tuple[bool, str, str, str]]:
         (static and node.RETRIEVAL.QUERY == "raw", "RETRIEVAL.QUERY", "RETRIEVAL.MODE", nothing),
         (static and node.RETRIEVAL.WEIGHTING != "none", "RETRIEVAL.WEIGHTING", "RETRIEVAL.MODE", nothing),
         (none and node.REG.WEIGHT > 0, "REG.WEIGHT", "REG.TYPE", weight),
-        (node.DUAL.MODE == "cls_only" and node.DUAL.WEIGHT not in (0, 1), "DUAL.WEIGHT", "DUAL.MODE", weight),
         (bool(node.TEMPLATE and node.CTX_INIT), "TEMPLATE", "CTX_INIT", words),
         (
             bool(node.TEMPLATE and node.CTX.LEARNABLE),
