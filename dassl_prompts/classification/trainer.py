@@ -160,7 +160,8 @@ class ClassificationTrainer(PromptTrainer):
 
         precision = resolve_precision(cls.wanted_precision(cfg), device)
         activation = cfg.MODEL.BACKBONE.get("ACTIVATION", "")
-        clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision=precision, device=device, activation=activation)
+        said = {"activation": activation} if activation else {}
+        clip = load_clip(cfg.MODEL.BACKBONE.NAME, precision=precision, device=device, **said)
         size = tuple(cfg.INPUT.SIZE)
         if size != (clip.image_size, clip.image_size):
             raise ValueError(
