@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
 python3 -m venv "$here/env"
-"$here/env/bin/pip" install -q torch==2.15.0 numpy 2>/dev/null
+"$here/env/bin/pip" install -q torch==2.15.0 numpy==2.4.6 2>/dev/null
 "$here/env/bin/python" - <<'PYTHON'
 import torch
 from torch.utils.data import DataLoader

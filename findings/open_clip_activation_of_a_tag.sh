@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # open_clip builds weights into the wrong activation with a warning only, and lists a tag whose model it does not have.
 #
-# Versions: open_clip_torch 2.28.0, 2.29.0, 3.3.0.
+# Versions: open_clip_torch 2.28.0, 2.29.0, 3.3.0 (torch 2.15.0, torchvision 0.29.2, timm 1.0.31).
 # Expected: create_model("ViT-B-16", pretrained="openai") gives OpenAI's model, or an error.
 # Seen: up to 2.28 the plain name gets QuickGELU through a loader of its own, and `ViT-B-16-quickgelu` has no tag "openai"; from
 #   2.29 on all twins have it and the plain name gets GELU (features off by 0.01 to 0.08), with a warning whose words changed in
@@ -13,7 +13,7 @@ here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
 python3 -m venv "$here/env"
 for version in 2.28.0 2.29.0 3.3.0; do
-    "$here/env/bin/pip" install -q "open_clip_torch==$version" 2>/dev/null
+    "$here/env/bin/pip" install -q "open_clip_torch==$version" torch==2.15.0 torchvision==0.29.2 timm==1.0.31 2>/dev/null
     "$here/env/bin/python" - <<'PYTHON'
 import open_clip
 

@@ -171,7 +171,8 @@ def few_shot(
             draw.
 
     Raises:
-        ValueError: a cache file is damaged, or a ``.pkl`` names images that are not in ``train`` and ``val``.
+        ValueError: a cache file is damaged, or names other images or labels than ``train`` and ``val`` have; a ``.json``
+            also where a class has not its number of shots.
     """
     if shots < 1:
         return list(train), list(val)
@@ -184,7 +185,7 @@ def few_shot(
         print(f"Loading preprocessed few-shot data from {stem}.pkl")
         return _read_dassl_fewshot(stem + ".pkl", train, val, image_root)
     source = {"num_shots": shots, "seed": seed, "source_sha256": _hash_source(train, val, image_root)}
-    cached = _read_fewshot(stem + ".json", source, image_root)
+    cached = _read_fewshot(stem + ".json", source, train, val, image_root)
     if cached is None:
         cached = _draw(train, val, shots, random.Random(seed))
         _write_fewshot(stem + ".json", source, cached, image_root)
@@ -219,8 +220,13 @@ def _hash_source(train: Sequence[Datum], val: Sequence[Datum], image_root) -> st
     return digest.hexdigest()
 
 
-def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], list[Datum]] | None:
-    """The draw kept in ``path``; None when there is none or it was drawn from other lists."""
+def _read_fewshot(path: str, source: dict, train, val, image_root) -> tuple[list[Datum], list[Datum]] | None:
+    """The draw kept in ``path``; None when there is none or it was drawn from other lists.
+
+    Raises:
+        ValueError: it does not belong to these lists, although it says so: an image of another part, another label, a class
+            without its number of shots.
+    """
     if not os.path.exists(path):
         return None
     content = read_json(path)
@@ -230,8 +236,29 @@ def _read_fewshot(path: str, source: dict, image_root) -> tuple[list[Datum], lis
         print(f"{path} was drawn from another split: drawing again")
         return None
     print(f"Loading preprocessed few-shot data from {path}")
-    train, val = (to_data(content[part], os.fspath(image_root), f"{path}, {part}") for part in ("train", "val"))
-    return train, val
+    root = os.path.join(os.fspath(image_root), "")
+    drawn = []
+    for part, items, shots in (("train", train, source["num_shots"]), ("val", val, min(source["num_shots"], 4))):
+        origin = f"{path}, {part}"
+        known = {relative_path(item.impath, root): item for item in items}
+        kept = [_match(old, known, origin) for old in to_data(content[part], os.fspath(image_root), origin)]
+        _check_counts(kept, items, shots, origin)
+        drawn.append(kept)
+    return drawn[0], drawn[1]
+
+
+def _check_counts(kept: Sequence[Datum], items: Sequence[Datum], shots: int, origin: str) -> None:
+    """
+    Raises:
+        ValueError: an image stands twice, or a class has more or fewer images than a draw gives it.
+    """
+    wanted = {label: min(shots, len(same)) for label, same in by_label(items).items()}
+    distinct = {label: len({item.impath for item in same}) for label, same in by_label(kept).items()}
+    wrong = [f"{distinct.get(k, 0)} of {n} images of label {k}" for k, n in wanted.items() if distinct.get(k, 0) != n]
+    if len(kept) != sum(wanted.values()):
+        wrong.append(f"{len(kept)} images, not {sum(wanted.values())}")
+    if wrong:
+        raise ValueError(f"few-shot cache {origin}: it has {wrong[0]}; delete it to draw again")
 
 
 _unwritable: set[str] = set()

@@ -136,9 +136,30 @@ def test_cached_draw_is_what_gets_used(tmp_path):
     few_shot(*toy(), 1, 1, "/data", tmp_path)
     path = tmp_path / "shot_1-seed_1.json"
     content = json.loads(path.read_text())
-    content["train"] = [["c0/train_5.jpg", 0, "c0"]]
+    content["train"] = [[f"c{c}/train_5.jpg", c, f"c{c}"] for c in range(3)]
     path.write_text(json.dumps(content))
-    assert paths(few_shot(*toy(), 1, 1, "/data", tmp_path)[0]) == ["/data/c0/train_5.jpg"]
+    assert paths(few_shot(*toy(), 1, 1, "/data", tmp_path)[0]) == [f"/data/c{c}/train_5.jpg" for c in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[0].__setitem__(1, 2), "has label 2 there and 0 in this split"),
+        (lambda rows: rows[0].__setitem__(0, "c0/test_0.jpg"), "'/data/c0/test_0.jpg' is not in this split"),
+        (lambda rows: rows.__delitem__(slice(3, None)), "it has 1 of 2 images of label 1"),
+        (lambda rows: rows[1].__setitem__(0, rows[0][0]), "it has 1 of 2 images of label 0"),
+        (lambda rows: rows.append(rows[0]), "it has 7 images, not 6"),
+    ],
+    ids=["another label", "a test image", "half the draw", "an image twice", "an image more"],
+)
+def test_a_kept_draw_that_is_not_of_this_split_is_refused(tmp_path, change, message):
+    few_shot(*toy(), 2, 1, "/data", tmp_path)
+    path = tmp_path / "shot_2-seed_1.json"
+    content = json.loads(path.read_text())
+    change(content["train"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"shot_2-seed_1.json, train: .*{message}; delete it to draw again"):
+        few_shot(*toy(), 2, 1, "/data", tmp_path)
 
 
 def test_draw_from_another_split_is_made_again(tmp_path, capsys):
