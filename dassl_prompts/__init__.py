@@ -66,7 +66,7 @@ def build_model(cfg, classnames: Sequence[str], checkpoint: str = "", epoch: int
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     trainer.check_method(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
-    model = trainer.build_net(cfg, list(classnames), trainer.load_backbone(cfg, device)).to(device)
+    model = trainer.build_net(cfg, [*classnames], trainer.load_backbone(cfg, device)).to(device)
     if checkpoint:
         trainer.load_net(model, checkpoint, epoch, cfg)
     return model.eval()

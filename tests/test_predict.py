@@ -154,7 +154,7 @@ def test_files_and_their_formats(train, pictures, tmp_path, capsys):
 def test_equal_scores_are_listed_in_the_order_of_the_classes(tmp_path, capsys):
     names = [f"class {i}" for i in range(1000)]
     run = SimpleNamespace(
-        classnames=names, predict=lambda paths, size: ((path, torch.full((1000,), 1e-3)) for path in paths)
+        classnames=names, predict=lambda paths, size, **_: ((path, torch.full((1000,), 1e-3)) for path in paths)
     )
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for top in (1, 5, 10):

@@ -30,6 +30,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from dassl_prompts.ranking.exact import ordered_topk
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import clip_training as clip
 from drawings import LONG, LOOKS, SHORT, Drawings
@@ -321,7 +323,7 @@ class Run:
             names = torch.cat([clip.encode_text(self.model, *part) for part in parts])
         images = torch.cat([clip.encode_image(self.model, self.drawings.plain(part)) for part in index.split(250)])
         self.model.train()
-        top = candidates[(images @ names.T).topk(min(10, len(candidates))).indices]
+        top = candidates[ordered_topk(images @ names.T, min(10, len(candidates)))[1]]
         hit = (top[:, :, None] == self.drawings.own[index][:, None]).any(2).float()
         return {
             "name_r1": round(100 * hit[:, 0].mean().item(), 2),

@@ -200,7 +200,7 @@ def test_equals_open_clip(state):
             "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4},
         }
     ).eval()
-    model.load_state_dict(state)
+    model.load_state_dict({key: value for key, value in state.items() if value.ndim or key == "logit_scale"})
     tokens = open_clip.SimpleTokenizer()(["a photo of a cat", "a diagram"])
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

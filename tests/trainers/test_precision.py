@@ -65,6 +65,8 @@ def test_a_step_is_close_to_that_in_fp32(
                 parameter.copy_(value)
         trainer.teacher_cache = None
         trainer.set_model_mode("train")
+        if name == "CoPrompt":  # the frozen tower looks at an augmentation of its own
+            trainer.second_view = images
         with trainer.autocast():
             loss = trainer.loss(images, labels)["loss"]
         loss.backward()

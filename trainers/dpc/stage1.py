@@ -102,12 +102,14 @@ def command(cfg, trainer: str, node: str, data: dict[str, str]) -> str:
     return " ".join(map(shlex.quote, words))
 
 
-def foreign_trainer(cfg, backbone: type) -> str:
-    """What to know where the user's own class stands for the method of stage 1 and the backbone is not one of OpenAI's; else ""."""
+def other_way(cfg, backbone: type) -> str:
+    """What else leads to stage 1: our script for our data; a word about a class of the user's own that stands for the method."""
     from dassl_prompts.models.clip import OPENAI_NAMES
 
     name = backbone.__name__
-    if is_ours("dataset", cfg.DATASET.NAME) or is_ours("trainer", name) or cfg.MODEL.BACKBONE.NAME in OPENAI_NAMES:
+    if is_ours("dataset", cfg.DATASET.NAME):
+        return "; or let scripts/dpc/base2new.sh run both stages"
+    if is_ours("trainer", name) or cfg.MODEL.BACKBONE.NAME in OPENAI_NAMES:
         return ""
     return (
         f" ({name} is your own class there: if it cannot load {cfg.MODEL.BACKBONE.NAME}, call "

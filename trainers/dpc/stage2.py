@@ -24,7 +24,7 @@ from dassl_prompts.trainers.dpc.dual import DualPrompts, reset_deep_prompts
 from dassl_prompts.trainers.dpc.loss import symmetric_contrastive
 from dassl_prompts.trainers.dpc.mining import MinesNegatives, unique_class_loader
 from dassl_prompts.trainers.dpc.settings import Settings
-from dassl_prompts.trainers.dpc.stage1 import check_run, command, foreign_trainer, warn_of_other_draw
+from dassl_prompts.trainers.dpc.stage1 import check_run, command, other_way, warn_of_other_draw
 
 #: before the names of P's tensors in a checkpoint
 TUNED = "tuned."
@@ -184,7 +184,9 @@ class DPC(MinesNegatives, ClassificationTrainer):
     def stage1_advice(self) -> str:
         """How to make the stage 1 that this run needs."""
         line = command(self.cfg, self.backbone.__name__, self.backbone.config_node, self.stage1_data)
-        return f"Stage 1 for this run: `{line}`, then TRAINER.DPC.CKPT_DIR STAGE1_DIR{foreign_trainer(self.cfg, self.backbone)}"
+        return (
+            f"Stage 1 for this run: `{line}`, then TRAINER.DPC.CKPT_DIR STAGE1_DIR{other_way(self.cfg, self.backbone)}"
+        )
 
     def stage1_state(self) -> dict[str, Tensor]:
         """The backbone's learned tensors.

@@ -12,7 +12,7 @@ from dassl_prompts.configs import recipes
 from dassl_prompts.engine import TRAINER_REGISTRY, get_cfg_default, merge_opts
 from dassl_prompts.train import parser, setup_cfg
 from dassl_prompts.trainers.coop import CoOp
-from dassl_prompts.trainers.dpc.stage1 import command, foreign_trainer
+from dassl_prompts.trainers.dpc.stage1 import command, other_way
 
 SAME = ("DATASET.NAME", "DATASET.ROOT", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "SEED", "INPUT.SIZE")
 SAME += ("MODEL.BACKBONE.NAME", "TRAINER.COOP.N_CTX", "TRAINER.COOP.CSC", "TRAINER.COOP.CLASS_TOKEN_POSITION")
@@ -94,11 +94,12 @@ def test_in_a_labs_checkout_it_is_the_labs_program_and_its_defaults_do_not_count
 
 def test_a_class_of_the_labs_that_may_not_know_the_backbone_is_told(monkeypatch):
     cfg = wanted(lab_defaults(), "ToyColours", **{"MODEL.BACKBONE.NAME": "emoji-tiny"})
-    assert foreign_trainer(cfg, CoOp) == ""
+    assert other_way(cfg, CoOp) == ""
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "CoOp", type("CoOp", (), {"__module__": "trainers.coop"}))
-    assert "CoOp is your own class" in foreign_trainer(cfg, CoOp) and "emoji-tiny" in foreign_trainer(cfg, CoOp)
-    assert foreign_trainer(wanted(cfg, "ToyColours"), CoOp) == ""  # OpenAI's backbones every CoOp knows
-    assert foreign_trainer(wanted(cfg, "Emoji", **{"MODEL.BACKBONE.NAME": "emoji-tiny"}), CoOp) == ""
+    assert "CoOp is your own class" in other_way(cfg, CoOp) and "emoji-tiny" in other_way(cfg, CoOp)
+    assert other_way(wanted(cfg, "ToyColours"), CoOp) == ""  # OpenAI's backbones every CoOp knows
+    advice = other_way(wanted(cfg, "Emoji", **{"MODEL.BACKBONE.NAME": "emoji-tiny"}), CoOp)
+    assert advice == "; or let scripts/dpc/base2new.sh run both stages"
 
 
 def recipe_files():
