@@ -248,7 +248,7 @@ def test_nearest_words_find_the_words_a_context_started_from(train, capsys):
     assert "| photo (0.000)" in capsys.readouterr().out
 
 
-def test_other_weights_than_at_training_are_told(train, state, clip_file, tmp_path):
+def test_other_weights_than_at_training_are_refused(train, state, clip_file, tmp_path):
     folder = train("CoOp").output_dir
     same = tmp_path / "same.pt"
     same.write_bytes(clip_file.read_bytes())
@@ -257,7 +257,7 @@ def test_other_weights_than_at_training_are_told(train, state, clip_file, tmp_pa
         load_run(folder, device="cpu", backbone=str(same))
     other = tmp_path / "other.pt"
     torch.save({key: value * 1.5 for key, value in state.items()}, other)
-    with pytest.warns(UserWarning, match="other weights of .*other.pt than are loaded now"):
+    with pytest.raises(ValueError, match="other weights of .*other.pt than are loaded now.*name the run's own weights"):
         load_run(folder, device="cpu", backbone=str(other))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from dassl_prompts.engine import FolderInUse, ImageReadError
 from dassl_prompts.train import main, message, parser, setup_cfg
+from tests.datasets import trees
 
 EMOJI = [
     "--dataset-config-file",
@@ -216,3 +217,26 @@ def test_a_torchvision_for_another_torch_is_named(monkeypatch, capsys):
     assert stop.value.code == 2 and "Traceback" not in error
     assert "do not belong together (operator torchvision::nms does not exist)" in error
     assert "pip install torch torchvision" in error
+
+
+def test_a_split_without_training_images_is_scored_by_zero_shot_and_by_a_trained_run(tmp_path):
+    trees.make_tree("Caltech101", tmp_path / "data")
+    command = [
+        "--root",
+        str(tmp_path / "data"),
+        "--dataset-config-file",
+        "configs/datasets/caltech101.yaml",
+        *EMOJI[2:],
+    ]
+    command += ["--seed", "1", "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
+    folders = {name: str(tmp_path / name) for name in ("whole", "scored", "zero_shot")}
+    main(["--trainer", "CoOp", "--output-dir", folders["whole"], *command, "DATASET.MAKE_SPLIT", "0"])
+    made = tmp_path / "data" / "caltech-101" / "split_own0_Caltech101.json"
+    test = json.loads(made.read_text())["test"]
+    made.with_name("split_zhou_Caltech101.json").write_text(json.dumps({"train": [], "val": [], "test": test}))
+    trained = ["--trainer", "CoOp", "--model-dir", folders["whole"], "--output-dir", folders["scored"]]
+    main([*trained, "--eval-only", *command])
+    main(["--trainer", "ZeroshotCLIP", "--output-dir", folders["zero_shot"], "--eval-only", *command])
+    result = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in folders}
+    assert result["scored"]["test"] == result["whole"]["test"] and result["scored"]["finished"]
+    assert result["zero_shot"]["finished"] and 0 < result["zero_shot"]["test"]["accuracy"] < 100

@@ -118,6 +118,8 @@ class DePT(ClassBoundTrainer):
     Mixin in front of a prompt learner: subclass both, register. The new layers have a rate of their own.
     """
 
+    told_keys = ("TRAINER.LINEAR_PROBE", "TRAINER.DEPT")
+
     @classmethod
     def model_class(cls):
         own = super().model_class()

@@ -113,6 +113,8 @@ class TCP(ClassificationTrainer):
     """L = CE + W (1 - mean_c cos(t_c, w_c)); ``ctx`` and the embedding of textual knowledge are learned."""
 
     config_node = "COOP"
+    reading_keys = ("TRAINER.TCP.LAYER",)
+    told_keys = ("TRAINER.TCP",)
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)

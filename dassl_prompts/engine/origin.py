@@ -33,7 +33,7 @@ class Reader:
         trainer: registered name of the method. backbone: MODEL.BACKBONE.NAME.
         config: all settings by full key.
         keys: those that decide how the tensors are read (full keys, or nodes with all that is below).
-        node: the method's node, such as ``TRAINER.COOP``; other differences below it are told.
+        told: the method's nodes, such as ``TRAINER.COOP``; other differences below them are told.
         frozen: digests of the frozen networks that the tensors belong to, by name; "" where there is none.
     """
 
@@ -41,7 +41,7 @@ class Reader:
     backbone: str
     config: Mapping[str, Any]
     keys: tuple[str, ...] = ()
-    node: str = ""
+    told: tuple[str, ...] = ()
     frozen: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -153,8 +153,8 @@ class Origin:
         self.tell(self.differences(reader))
 
     def differences(self, reader: Reader) -> dict[str, tuple[Any, Any]]:
-        """``key: (there, here)`` of the reading keys, the method's node and the preparation of test pictures."""
-        watched = (*reader.keys, *TEST_PICTURES, *([reader.node] if reader.node else ()))
+        """``key: (there, here)`` of the reading keys, the method's nodes and the preparation of test pictures."""
+        watched = (*reader.keys, *TEST_PICTURES, *reader.told)
         found = {}
         for key, text in self.run.get("config", {}).items():
             if key not in reader.config or not _below(key, watched):

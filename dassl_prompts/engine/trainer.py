@@ -290,6 +290,8 @@ class PromptTrainer(TrainerX):
 
     #: keys that decide how a checkpoint's tensors are read, or nodes of such keys; a run with other values is refused
     reading_keys: tuple[str, ...] = ()
+    #: nodes of the method besides ``TRAINER.<config_node>``: a run with other values there is read, and told of
+    told_keys: tuple[str, ...] = ()
 
     @classmethod
     def reader(cls, cfg, frozen: dict[str, str]) -> Reader:
@@ -300,7 +302,7 @@ class PromptTrainer(TrainerX):
             backbone=cfg.MODEL.BACKBONE.NAME,
             config=flatten(cfg),
             keys=tuple(cls.reading_keys),
-            node=f"TRAINER.{node}" if node else "",
+            told=(*([f"TRAINER.{node}"] if node else ()), *cls.told_keys),
             frozen=frozen,
         )
 

@@ -165,7 +165,7 @@ def load_run(
 
     Raises:
         FileNotFoundError: no run, no checkpoint, or no weights of the backbone.
-        ValueError: the run classifies nothing, or its prompts belong to its own classes.
+        ValueError: the run classifies nothing, its prompts belong to its own classes, or to other weights of the backbone.
     """
     import dassl_prompts
 
@@ -191,7 +191,7 @@ def load_run(
     trainer = TRAINER_REGISTRY.get(name)
     # the settings are the run's own; the backbone may lie elsewhere now
     for text in Origin(str(folder), results).other_parts(trainer.reader(cfg, model.frozen_digests())):
-        warnings.warn(f"{text}: its prompts do not belong to them", stacklevel=2)
+        raise ValueError(f"{text}: its prompts do not belong to them; name the run's own weights with --backbone FILE")
     if not name.startswith("Zeroshot"):
         trainer.load_net(model, folder, epoch)
     return TrainedRun(folder, model, wanted, trained, build_transform(cfg, is_train=False), cfg, results)

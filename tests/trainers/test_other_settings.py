@@ -15,6 +15,7 @@ from tests.trainers import plain
 
 FOUR = ("TRAINER.COOP.N_CTX", 4)
 CSC = (*FOUR, "TRAINER.COOP.CSC", True)
+TCP = (*FOUR, "TRAINER.TCP.TEMPLATE", "a photo of a {}.", "TRAINER.TCP.STUDENT", "X X X X {}.")
 DEPTH = tuple(x for side in ("TEXT", "VISION") for x in (f"TRAINER.PROMPTSRC.PROMPT_DEPTH_{side}", 2))
 CLASSES = [name.replace("_", " ") for name in plain.CLASSES]
 
@@ -68,10 +69,29 @@ def test_without_results_json_the_checkpoint_says_its_method(train, evaluate, tm
         evaluate("CoOp", *FOUR)
 
 
+@pytest.mark.parametrize(
+    "trainer, key, there, here, refused",
+    [("TCP", "TRAINER.TCP.LAYER", 2, 1, True), ("DePT_CoOp", "TRAINER.LINEAR_PROBE.WEIGHT", 0.7, 0.2, False)],
+)
+def test_settings_outside_the_backbones_node_are_compared_too(
+    train, evaluate, capsys, trainer, key, there, here, refused
+):
+    opts = TCP if trainer == "TCP" else ()
+    train(trainer, *opts, key, there, "TEST.NO_TEST", True, "OPTIM.MAX_EPOCH", 1)
+    capsys.readouterr()
+    if refused:
+        with pytest.raises(ValueError, match=f"{key} {there} there, {here} here"):
+            evaluate(trainer, *opts, key, here)
+    else:
+        evaluate(trainer, *opts, key, here)
+        assert f"{key} {there} there, {here} here" in capsys.readouterr().out
+
+
 def test_reading_keys_of_every_trainer_exist(make_cfg):
     known = flatten(make_cfg("CoOp"))
     for name in TRAINER_REGISTRY.registered_names():
-        for key in getattr(TRAINER_REGISTRY.get(name), "reading_keys", ()):
+        method = TRAINER_REGISTRY.get(name)
+        for key in (*getattr(method, "reading_keys", ()), *getattr(method, "told_keys", ())):
             assert any(k == key or k.startswith(f"{key}.") for k in known), f"{name}: {key}"
 
 
