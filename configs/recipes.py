@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dassl_prompts.configs.own_data import SCHEMES, config_name, split_scheme
+
 #: default configuration file per trainer and protocol; "*" serves every other protocol
 RECIPES: dict[str, dict[str, str]] = {
     "ZeroshotCLIP": {"*": "vit_b16"},
@@ -68,9 +70,12 @@ EMBEDDED_RECIPES = dict.fromkeys(("emoji", "quickdraw", "icon_park", "clipart"),
 EMBEDDED_STAGE1_RECIPES = {"CoOp": "emoji_tiny_stage1"}
 
 
-def embedded_recipe(dataset: str) -> str:
-    """The recipe for a dataset that is embedded in the package; "" for the others."""
-    return next((cfg for name, cfg in EMBEDDED_RECIPES.items() if dataset.startswith(name)), "")
+def embedded_recipe(dataset: str, cfg: str = "") -> str:
+    """The recipe for a dataset that is embedded in the package, or for any by a recipe ``cfg`` of the embedded backbones; "" for
+    the others."""
+    if cfg.startswith("emoji_"):
+        return "emoji_tiny"
+    return next((recipe for name, recipe in EMBEDDED_RECIPES.items() if config_name(dataset).startswith(name)), "")
 
 
 def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: str = "") -> str:
@@ -82,7 +87,7 @@ def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: s
     Raises:
         ValueError: no such backbone.
     """
-    if embedded := embedded_recipe(dataset):
+    if embedded := embedded_recipe(dataset, cfg):
         return EMBEDDED_STAGE1_RECIPES.get(trainer, embedded)
     if trainer not in STAGE1_RECIPES:
         raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
@@ -113,6 +118,13 @@ def dataset_options(trainer: str, dataset: str, shots: int) -> tuple[str, ...]:
         opts = (f"{node}.PROMPT_DEPTH", str(depth), f"{node}.N_CTX", str(n_ctx), "TRAINER.W", str(weight))
         return (*opts, "OPTIM.MAX_EPOCH", "5") if dataset == "food101" else opts
     return ()
+
+
+def data_flags(dataset: str, root: str) -> tuple[str, str, str, str]:
+    """``--root`` and ``--dataset-config-file`` of a run on ``dataset``; ``root`` is the folder of the benchmarks' data."""
+    own = split_scheme(dataset)
+    name, root = (SCHEMES[own[0]], own[1]) if own else (dataset, root)
+    return "--root", root, "--dataset-config-file", config_file("datasets", name)
 
 
 def config_file(*parts: str) -> str:

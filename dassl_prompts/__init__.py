@@ -14,17 +14,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl_prompts import moved
+from dassl_prompts import moved, plugins
 
 __version__ = (Path(__file__).parent / "VERSION").read_text(encoding="utf-8").strip()
 __all__ = ["__version__", "build_model", "extend_cfg", "register_all"]
 
 
 def _plugin_modules():
-    """The modules of trainers/, datasets/ and what they share, imported."""
+    """The modules of trainers/, datasets/, what they share, and those of others, imported."""
     from dassl_prompts import datasets, trainers
 
-    return [*trainers.import_all(), *datasets.import_all()]
+    return [*trainers.import_all(), *datasets.import_all(), *plugins.modules()]
 
 
 def extend_cfg(cfg) -> None:

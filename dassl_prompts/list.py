@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dassl_prompts import configs
+from dassl_prompts.configs.own_data import OWN, SCHEMES
 
 CONFIGS = Path(configs.__file__).parent
 
@@ -39,6 +40,8 @@ def datasets() -> list[dict[str, str]]:
 
     rows = []
     for path in sorted((CONFIGS / "datasets").glob("*.yaml")):
+        if path.stem in SCHEMES.values():
+            continue
         name = yaml.safe_load(path.read_text(encoding="utf-8"))["DATASET"]["NAME"]
         source = SOURCES.get(name)
         row = {"dataset": path.stem, "registered as": name, "classes": "", "train": "", "val": "", "test": ""}
@@ -51,7 +54,12 @@ def datasets() -> list[dict[str, str]]:
         else:
             row["how"] = "by hand" if name in GUIDES and "emoji" not in path.stem else "embedded"
         rows.append(row)
-    return rows
+    own = {
+        "dataset": "folder:PATH, csv:PATH",
+        "registered as": OWN[0],
+        "how": "your own pictures: docs/own_pictures.md",
+    }
+    return [*rows, {**dict.fromkeys(rows[0], ""), **own}]
 
 
 def protocols() -> list[dict[str, str]]:

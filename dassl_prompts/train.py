@@ -8,8 +8,10 @@ import traceback
 from pathlib import Path
 
 import dassl_prompts
-from dassl_prompts import engine
+from dassl_prompts import engine, plugins
 from dassl_prompts.check import TorchMismatch, check_torch_pair
+from dassl_prompts.configs.own_data import is_own
+from dassl_prompts.configs.recipes import data_flags
 from dassl_prompts.engine.unpickle import UnsafePickleError
 from dassl_prompts.images import ImageReadError
 
@@ -37,6 +39,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--transforms", nargs="+", default=None, help="names of the training transforms")
     p.add_argument("--config-file", default="", help="YAML of the method")
     p.add_argument("--dataset-config-file", default="", help="YAML of the dataset")
+    p.add_argument(
+        "--dataset",
+        default="",
+        help="instead of it: a name in configs/datasets, or own pictures as folder:PATH or csv:PATH",
+    )
+    p.add_argument(
+        "--import",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="Python modules or files with trainers and datasets of your own",
+    )
     p.add_argument("--trainer", default="", help="name of the trainer, e.g. CoOp or DPC_CoOp")
     p.add_argument("--backbone", default="", help="e.g. ViT-B/16, RN50, emoji-tiny or a file with weights")
     p.add_argument("--head", default="", help="name of the head (Dassl)")
@@ -50,15 +64,31 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def data_of(args) -> tuple[str, str]:
+    """Where the data is, and the YAML file of the dataset.
+
+    Raises:
+        ValueError: two flags name the data.
+    """
+    if not args.dataset:
+        return args.root, args.dataset_config_file
+    if args.dataset_config_file:
+        raise ValueError("--dataset and --dataset-config-file both name the data: give one of them")
+    if args.root and is_own(args.dataset):
+        raise ValueError(f"--dataset {args.dataset} says itself where the data is: leave out --root {args.root}")
+    return data_flags(args.dataset, args.root)[1::2]
+
+
 def setup_cfg(args):
     """The resolved, frozen configuration: defaults < dataset file < method file < flags < KEY VALUE pairs."""
+    root, dataset_file = data_of(args)
     cfg = engine.get_cfg_default()
     dassl_prompts.extend_cfg(cfg)
-    for path in (args.dataset_config_file, args.config_file):
+    for path in (dataset_file, args.config_file):
         if path:
             engine.merge_file(cfg, path)
     flags = {
-        "DATASET.ROOT": args.root,
+        "DATASET.ROOT": root,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
@@ -73,7 +103,7 @@ def setup_cfg(args):
         given += ["SEED", args.seed]
     engine.merge_opts(cfg, given)
     engine.merge_opts(cfg, [opt for opt in args.opts or [] if opt != "--"])
-    for key, flag in (("TRAINER.NAME", "--trainer"), ("DATASET.NAME", "--dataset-config-file")):
+    for key, flag in (("TRAINER.NAME", "--trainer"), ("DATASET.NAME", "--dataset")):
         section, leaf = key.split(".")
         if not cfg[section][leaf]:
             raise ValueError(f"{key} is empty: give {flag}")
@@ -107,6 +137,7 @@ def run(args) -> float | None:
 
     check_flags(args)
     check_torch_pair()
+    plugins.load(getattr(args, "import"))
     # a fork of Dassl may bring a CoOp or Caltech101 of its own; this command promises ours
     dassl_prompts.register_all("replace")
     cfg = setup_cfg(args)

@@ -44,7 +44,7 @@ def test_an_integer_is_fine_for_a_float():
     "argv, message",
     [
         ([*EMOJI], "TRAINER.NAME is empty: give --trainer"),
-        (["--trainer", "CoOp"], "DATASET.NAME is empty: give --dataset-config-file"),
+        (["--trainer", "CoOp"], "DATASET.NAME is empty: give --dataset"),
         ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTXX", "4"], "did you mean TRAINER.COOP.N_CTX"),
         ([*EMOJI, "--trainer", "CoOp", "TRAINER.COOP.N_CTX"], "KEY VALUE pairs"),
     ],

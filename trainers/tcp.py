@@ -13,7 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from dassl_prompts.classification.prompted import PromptedCLIP, Prompts
-from dassl_prompts.classification.templates import TCP_STUDENT_TEMPLATES, TCP_TEMPLATES, template_for
+from dassl_prompts.classification.templates import TCP_STUDENT_TEMPLATES, TCP_TEMPLATES, student_of, template_for
 from dassl_prompts.classification.trainer import ClassificationTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.trainers.coop import initial_context
@@ -127,7 +127,8 @@ class TCP(ClassificationTrainer):
     def build_net(cls, cfg, classnames, clip):
         node, coop = cfg.TRAINER.TCP, cfg.TRAINER.COOP
         template = template_for(cfg, node.TEMPLATE, "TRAINER.TCP.TEMPLATE", TCP_TEMPLATES)
-        student = template_for(cfg, node.STUDENT, "TRAINER.TCP.STUDENT", TCP_STUDENT_TEMPLATES)
+        own = node.STUDENT or student_of(cfg.DATASET.get("TEMPLATE", ""))
+        student = template_for(cfg, own, "TRAINER.TCP.STUDENT", TCP_STUDENT_TEMPLATES)
         return TCPModel(clip, classnames, template, student, coop.N_CTX, coop.CTX_INIT, node.LAYER)
 
     def regularisers(self, images, image, text):

@@ -26,6 +26,7 @@ def extend_cfg(cfg) -> None:
     defaults = {
         "SUBSAMPLE_CLASSES": "all",  # all, base or new classes
         "MAKE_SPLIT": -1,  # >= 0: seed of a random split of our own, not comparable with published numbers
+        "TEMPLATE": "",  # hand-written prompt of this dataset, such as "a photo of a {}, a type of pet."
     }
     add_defaults(cfg, "DATASET", defaults)
 
@@ -118,10 +119,13 @@ class SplitDataset(DatasetBase):
             if shots >= 1:
                 print(f"{type(self).__name__} is a test set: DATASET.NUM_SHOTS {shots} draws nothing from it")
             return splits
-        folder = "split_fewshot" if self.make_split_seed < 0 else f"split_fewshot_own{self.make_split_seed}"
-        cache_dir = os.path.join(self.dataset_dir, folder)
-        train, val = few_shot(splits.train, splits.val, shots, seed, self.image_dir, cache_dir)
+        train, val = few_shot(splits.train, splits.val, shots, seed, self.image_dir, self.few_shot_folder())
         return Splits(train, val, splits.test)
+
+    def few_shot_folder(self) -> str:
+        """Where draws are kept."""
+        folder = "split_fewshot" if self.make_split_seed < 0 else f"split_fewshot_own{self.make_split_seed}"
+        return os.path.join(self.dataset_dir, folder)
 
     def find_images(self, *parts: list[Datum]) -> list[list[Datum]]:
         """``parts`` with their files' own spelling of the names.

@@ -23,7 +23,7 @@ class Splits(NamedTuple):
 
 
 #: what other programs call the three lists
-_OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 
 def read_split(path: str | os.PathLike, image_root: str | os.PathLike) -> Splits:
@@ -59,7 +59,7 @@ def _check_lists(content: object, path: str | os.PathLike) -> None:
             return
         needed = []
     others = [key for key in content if key not in PARTS] if isinstance(content, dict) else []
-    meant = {key: _OTHER_NAMES.get(key.lower(), key.lower()) for key in others}
+    meant = {key: OTHER_NAMES.get(key.lower(), key.lower()) for key in others}
     near = [f"{key!r} is called {name!r} here" for key, name in meant.items() if name in PARTS and name not in content]
     if needed or near:
         hint = f": {', '.join(near)}" if near else ""

@@ -204,11 +204,10 @@ def _draw(train, val, shots: int, rng) -> tuple[list[Datum], list[Datum]]:
 def _report_small_classes(train: Sequence[Datum], shots: int) -> None:
     small = [same for same in by_label(train).values() if len(same) < shots]
     if small:
-        least = min(small, key=len)
-        print(
-            f"{len(small)} classes have fewer than {shots} training images and give all they have "
-            f"(fewest: {least[0].classname!r} with {len(least)})"
-        )
+        small.sort(key=len)
+        named = ", ".join(f"{same[0].classname!r} {len(same)}" for same in small[:5])
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        print(f"{len(small)} classes have fewer than {shots} training images and give all they have: {named}{more}")
 
 
 def _hash_source(train: Sequence[Datum], val: Sequence[Datum], image_root) -> str:

@@ -28,6 +28,7 @@ CUSTOM_TEMPLATES = {
     "ImageNetR": PLAIN_TEMPLATE,
     **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "a photo of a {}, a type of emoji."),
     **dict.fromkeys(("QuickDraw", "IconPark", "ClipArt"), PLAIN_TEMPLATE),
+    **dict.fromkeys(("OwnPictures", "OwnCaptions"), PLAIN_TEMPLATE),
 }
 
 #: KgCoOp's: CoOp's but for the textures
@@ -51,6 +52,7 @@ TCP_STUDENT_TEMPLATES = {
     "DescribableTextures": "X X X X {} texture.",
     "UCF101": "a photo of a person doing {}.",
     **dict.fromkeys(("Emoji", "EmojiNoto", "EmojiTwemoji", "EmojiOpenMoji"), "X X X X {}, a type of emoji."),
+    "OwnPictures": "X X X X {}.",
 }
 
 #: ProGrad's, class name last; their words also start its context
@@ -143,17 +145,24 @@ PROMPTSRC_TEMPLATES = (
 def template_for(
     cfg, own: str = "", key: str = "the method's TEMPLATE", table: dict[str, str] = CUSTOM_TEMPLATES
 ) -> str:
-    """``own``, which the user gave as the configuration key ``key``, else the template of ``cfg.DATASET.NAME`` in ``table``.
+    """``own``, which the user gave as the configuration key ``key``, else ``DATASET.TEMPLATE``, else that of the dataset in ``table``.
 
     Raises:
-        ValueError: no template is known for this dataset, or ``own`` does not hold ``{}`` once.
+        ValueError: no template is known for this dataset, or the one given does not hold ``{}`` once.
     """
+    if not own and cfg.DATASET.get("TEMPLATE", ""):
+        own, key = cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE"
     if own and own.count("{}") != 1:
         raise ValueError(f"{key} must hold {{}} once for the class name, got {own!r}")
     template = own or table.get(cfg.DATASET.NAME)
     if template is None:
         raise ValueError(
-            f'no template is known for dataset {cfg.DATASET.NAME}: set {key} "a photo of a {{}}." '
+            f'no template is known for dataset {cfg.DATASET.NAME}: set {key} or DATASET.TEMPLATE "a photo of a {{}}." '
             f"(DATASET.NAME {cfg.DATASET.NAME!r} is none of {', '.join(table)})"
         )
     return template
+
+
+def student_of(template: str) -> str:
+    """TCP's text for ``template``: four words that the context overwrites, then what follows the class name."""
+    return "X X X X {}" + template.partition("{}")[2] if template else ""

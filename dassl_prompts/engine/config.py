@@ -169,21 +169,41 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(text: Any, name: str) -> Any:
+def read_yaml(text: Any, name: str, loader: type[yaml.SafeLoader] = _UniqueKeys) -> Any:
     """The content of a YAML file or text; executes nothing.
 
     Args:
-        name: of the file, for messages.
+        name: of the file, for messages. loader: what scalars are read as.
 
     Raises:
         ValueError: not YAML, or a mapping has a key twice (YAML drops the first of them without a word).
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, loader)
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{name} is not valid YAML: {error}") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+class _Texts(_UniqueKeys):
+    """All scalars are texts: a class may be called 007, no or 2024."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+def read_names(path: str | os.PathLike) -> dict[str, str]:
+    """A YAML file ``old name: new name``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such mapping; names the file.
+    """
+    with open(path, encoding="utf-8") as file:
+        found = read_yaml(file, str(path), _Texts)
+    if not isinstance(found, dict) or not all(isinstance(name, str) for pair in found.items() for name in pair):
+        raise ValueError(f"{path} has to hold lines such as 'folder: class name'")
+    return found
 
 
 class _Dumper(yaml.SafeDumper):

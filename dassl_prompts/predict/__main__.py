@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dassl_prompts
+from dassl_prompts import plugins
 from dassl_prompts.engine.files import require_file_writable, require_writable
 from dassl_prompts.engine.unpickle import UnsafePickleError
 from dassl_prompts.images import IMAGE_SUFFIXES, ORIENTATIONS, describe_left_out, walk_images
@@ -78,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
         const=3,
         metavar="K",
         help="print the K words nearest to every context token",
+    )
+    p.add_argument(
+        "--import", nargs="+", default=[], metavar="MODULE", help="Python modules or files with trainers of your own"
     )
     p.add_argument("--epoch", type=int, help="checkpoint to use (default: the best or newest)")
     p.add_argument("--backbone", default="", help="the backbone's weights, if they moved since the training")
@@ -240,6 +244,7 @@ def work(args: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least {least}")
     classes = class_names(args)
+    plugins.load(getattr(args, "import"))
     dassl_prompts.register_all("replace")  # the run was trained by train.py, which does the same
     # wrong names are told before the model is loaded
     sum(1 for _ in zip(find_images(args.images), range(1)))

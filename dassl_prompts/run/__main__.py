@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import dassl_prompts
+from dassl_prompts import plugins
 from dassl_prompts.results.groups import group
 from dassl_prompts.results.notes import mixed
 from dassl_prompts.results.runs import Run, read_run
@@ -19,7 +20,7 @@ from dassl_prompts.run.plan import Node
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.protocols import PROTOCOLS
 from dassl_prompts.run.scheduler import Scheduler, make_slots
-from dassl_prompts.run.sweep import Sweep, build, read_file, split_opts
+from dassl_prompts.run.sweep import MATRIX, Sweep, build, read_file, split_opts
 
 EPILOG = """\
 protocols:
@@ -29,10 +30,11 @@ examples:
   python -m dassl_prompts.run base2new --trainer CoOp --dataset emoji --seed 1
   python -m dassl_prompts.run base2new --trainer CoOp DPC_CoOp --dataset dtd eurosat --seed 1 2 3 --jobs 2
   python -m dassl_prompts.run fewshot --trainer CoOp --dataset dtd --shots 1 2 4 8 16 TRAINER.COOP.N_CTX 4
+  python -m dassl_prompts.run fewshot --trainer DPC_CoOp --dataset folder:~/pictures --shots 8
   python -m dassl_prompts.run --file sweep.yaml --jobs 2
 
 A sweep file (YAML) has the same words as keys: protocol, trainer, dataset, shots, seed (one value or a list),
-cfg, tag, epochs, task, opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that
+cfg, tag, epochs, task, targets, template, class_names, import, opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that
 differ from the rest. Flags win over the file. Finished runs are skipped, so the same command continues after
 an interruption and tries failed runs again.
 
@@ -58,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
         "--dataset",
         nargs="+",
         metavar="NAME",
-        help="names of files in configs/datasets, e.g. caltech101 emoji",
+        help="names of files in configs/datasets, e.g. caltech101 emoji; YAML files of your own; own pictures as folder:PATH (a "
+        "sub-folder per class) or csv:PATH (columns path and label)",
     )
     what.add_argument("--seed", type=int, nargs="+", metavar="N", help="one or several seeds (default 1)")
     what.add_argument("--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)")
@@ -70,6 +73,21 @@ def parser() -> argparse.ArgumentParser:
         "--task",
         choices=TASKS,
         help="unknown: base2new also tests pictures of base and new classes against all classes together",
+    )
+    what.add_argument(
+        "--targets", nargs="+", metavar="NAME", help="datasets that xd and dg test on, as --dataset takes them"
+    )
+    what.add_argument(
+        "--template", metavar="TEXT", help='hand-written prompt of the dataset, e.g. "a photo of a {}, a type of bird."'
+    )
+    what.add_argument(
+        "--class-names", metavar="FILE", help="YAML file 'folder or label: class name' that renames classes of own data"
+    )
+    what.add_argument(
+        "--import",
+        nargs="+",
+        metavar="MODULE",
+        help="Python modules or files with trainers and datasets of your own, imported first",
     )
     what.add_argument("--tag", help="suffix that keeps a variant's folders apart")
     what.add_argument(
@@ -129,7 +147,7 @@ def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
             raise ValueError(f"--{key} is {getattr(args, key)!r}; it has to be a number from {least} on")
     given = {
         key: getattr(args, key)
-        for key in ("protocol", "trainer", "dataset", "seed", "shots", "cfg", "tag", "epochs", "task")
+        for key in (*MATRIX, "cfg", "tag", "epochs", "task", "targets", "template", "class_names", "import")
     }
     given["opts"] = opts or None
     given["common"] = [word for pair in args.common for word in pair] if args.common else None
@@ -179,6 +197,7 @@ def run(argv: list[str]) -> int:
     words, opts = split_opts(argv)
     args = parser().parse_args(words)
     sweep = settle(args, read_file(args.file) if args.file else {}, opts)
+    plugins.load(name for _, job in sweep.jobs for name in job.imports)
     dassl_prompts.register_all("replace")  # as train.py does, so that the digests are those of its datasets
     nodes = sweep.nodes()
     if args.dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dassl_prompts.configs.own_data import config_name
 from dassl_prompts.run.job import Job
 
 #: datasets on which the authors' few-shot runs average the last epochs only
@@ -13,7 +14,7 @@ def aggregation(job: Job, protocol: str) -> tuple[str, ...]:
     if (
         protocol != "fewshot"
         or job.trainer != "PromptSRC"
-        or job.dataset not in LATE
+        or config_name(job.dataset) not in LATE
         or not job.cfg.endswith("_few_shot")
     ):
         return ()

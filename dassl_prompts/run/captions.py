@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl_prompts.configs.own_data import data_name, is_own
 from dassl_prompts.fdrd.domains import get_domain
 from dassl_prompts.results.statistics import Value, paired
 from dassl_prompts.run.execute import execute
@@ -77,11 +78,13 @@ class Runs:
 
     @property
     def dataset(self) -> str:
-        """File in configs/datasets.
+        """File in configs/datasets, or captions of one's own as they are given.
 
         Raises:
             ValueError: unknown domain; lists them.
         """
+        if is_own(self.domain):
+            return self.domain
         name = self.domain if self.domain == "emoji" else DOMAIN_FILES.get(get_domain(self.domain).name)
         if name is None:
             raise ValueError(
@@ -100,13 +103,15 @@ class Runs:
         job = self.job(trainer, 1 if zero_shot else seed, tag, opts)
         folder = self.output / "retrieval" / ("test_all" if zero_shot else "train_all") / job.folder
         if zero_shot:
-            return eval_step(job, f"{trainer} on {self.domain}", folder, None)
-        return train_step(job, f"{trainer}{f' ({tag})' if tag else ''} on {self.domain}, seed {seed}", folder)
+            return eval_step(job, f"{trainer} on {data_name(self.domain)}", folder, None)
+        return train_step(
+            job, f"{trainer}{f' ({tag})' if tag else ''} on {data_name(self.domain)}, seed {seed}", folder
+        )
 
     def evaluate(self, run: Step, trainer: str, seed: int, tag: str, opts: tuple[str, ...]) -> Step:
         """A finished run evaluated with other options."""
         job = self.job(trainer, seed, tag, opts)
-        title = f"{trainer} ({tag}) on {self.domain}, seed {seed}"
+        title = f"{trainer} ({tag}) on {data_name(self.domain)}, seed {seed}"
         return eval_step(job, title, self.output / "retrieval" / "test_all" / job.folder, run.output)
 
 

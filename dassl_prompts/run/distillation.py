@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dassl_prompts.configs.own_data import config_name
 from dassl_prompts.configs.recipes import embedded_recipe
 from dassl_prompts.run.job import Job
 
@@ -19,7 +20,7 @@ TEACHER_DIR = "TRAINER.PROMPTKD.TEACHER_DIR"
 
 def teacher_job(job: Job) -> Job:
     """The PromptSRC run that teaches ``job``; shared by all its variants."""
-    cfg = TEACHER_RECIPE["emoji" if embedded_recipe(job.dataset) else "*"]
+    cfg = TEACHER_RECIPE["emoji" if embedded_recipe(job.dataset, job.cfg) else "*"]
     return replace(job, trainer="PromptSRC", cfg=cfg, tag="", opts=(), epochs=0)
 
 
@@ -30,5 +31,5 @@ def has_own_teacher(job: Job) -> bool:
 
 def unlabelled(job: Job) -> tuple[str, ...]:
     """Options of a distillation run: the whole training split, and the dataset's weight of the loss."""
-    weight = KD_WEIGHT.get(job.dataset)
+    weight = KD_WEIGHT.get(config_name(job.dataset))
     return "DATASET.NUM_SHOTS", "0", *(("TRAINER.PROMPTKD.KD_WEIGHT", weight) if weight else ())

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import yaml
 
-from dassl_prompts.configs.recipes import RECIPES, config_file, dataset_options, embedded_recipe, stage1_recipe
+from dassl_prompts.configs.own_data import config_name, data_name, is_own
+from dassl_prompts.configs.recipes import (
+    RECIPES,
+    config_file,
+    data_flags,
+    dataset_options,
+    embedded_recipe,
+    stage1_recipe,
+)
 from dassl_prompts.run.steps import Step
 
 __all__ = ["RECIPES", "Job", "config_file", "eval_step", "stage1_recipe", "subsample", "train_step"]
@@ -35,12 +43,15 @@ class Job:
         ValueError: options are not KEY VALUE pairs, or name a key that the protocol sets.
 
     Attributes:
-        trainer: registered name. dataset: name of a file in configs/datasets. cfg: name of a file in
+        trainer: registered name. dataset: name of a file in configs/datasets, a YAML file of one's own, ``folder:PATH`` or
+        ``csv:PATH``. cfg: name of a file in
         configs/trainers/<trainer>; "" = the protocol's recipe. root: folder of the datasets. output: root of
         the output tree. tag: appended to the folder name of the configuration, to keep variants apart. opts:
         KEY VALUE pairs of this method's runs. common: KEY VALUE pairs of every run, also of a first stage or
         a teacher that other jobs share. epochs: of this method and of its first stage, not of a teacher;
-        0 = as the recipes say. task: "unknown" also tests base and new classes together.
+        0 = as the recipes say. task: "unknown" also tests base and new classes together. targets: what xd and dg test on; () = as
+        the protocol says. template: hand-written prompt of the dataset. class_names: YAML file that renames classes of own data.
+        imports: modules to import first, that register more.
     """
 
     trainer: str
@@ -55,8 +66,16 @@ class Job:
     common: tuple[str, ...] = ()
     epochs: int = 0
     task: str = "known"
+    targets: tuple[str, ...] = ()
+    template: str = ""
+    class_names: str = ""
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self):
+        for dataset in (self.dataset, *self.targets):
+            data_name(dataset)  # refuses a wrong prefix
+        if self.class_names and not is_own(self.dataset):
+            raise ValueError(f"--class-names renames classes of own data (folder:, csv:), not of {self.dataset}")
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}; choose one of {', '.join(TASKS)}")
         if self.epochs and "OPTIM.MAX_EPOCH" in (*self.opts[::2], *self.common[::2]):
@@ -79,30 +98,40 @@ class Job:
         return replace(self, cfg=table.get(protocol, table["*"]))
 
     @property
+    def data_name(self) -> str:
+        """The dataset in folders and titles."""
+        return data_name(self.dataset)
+
+    @property
     def folder(self) -> Path:
         """``<dataset>/shots_<n>/<trainer>/<cfg>/seed<s>``."""
         cfg = Path(self.cfg).stem if self.cfg.endswith(".yaml") else self.cfg
         name = "_".join(filter(None, (cfg, f"epochs{self.epochs}" if self.epochs else "", self.tag)))
-        return Path(self.dataset) / f"shots_{self.shots}" / self.trainer / name / f"seed{self.seed}"
+        return Path(self.data_name) / f"shots_{self.shots}" / self.trainer / name / f"seed{self.seed}"
 
     def args(self, *opts: str, flags: tuple[str, ...] = (), dataset: str = "") -> tuple[str, ...]:
         """The command line: ``flags`` stand before every KEY VALUE pair, behind which argparse reads none."""
         return (
-            "--root",
-            self.root,
+            *(word for module in self.imports for word in ("--import", module)),
             "--seed",
             str(self.seed),
             "--trainer",
             self.trainer,
-            "--dataset-config-file",
-            config_file("datasets", dataset or self.dataset),
+            *data_flags(dataset or self.dataset, self.root),
             "--config-file",
             config_file("trainers", self.trainer, self.cfg),
             *flags,
+            *(self.own_options if dataset in ("", self.dataset) else ()),
             *self.dataset_options,
             *shortened(self),
             *opts,
         )
+
+    @property
+    def own_options(self) -> tuple[str, ...]:
+        """What the user says of this dataset's words."""
+        given = {"DATASET.TEMPLATE": self.template, "DATASET.CLASS_NAMES_FILE": self.class_names}
+        return tuple(word for pair in given.items() if pair[1] for word in pair)
 
     @property
     def dataset_options(self) -> tuple[str, ...]:
@@ -112,7 +141,7 @@ class Job:
         """
         if self.cfg.endswith(".yaml"):
             return ()
-        opts = dataset_options(self.trainer.removeprefix("DPC_"), self.dataset, self.shots)
+        opts = dataset_options(self.trainer.removeprefix("DPC_"), config_name(self.dataset), self.shots)
         if not self.trainer.startswith("DPC_"):
             return opts
         shapes = [pair for pair in zip(opts[::2], opts[1::2]) if pair[0].endswith(("N_CTX", "PROMPT_DEPTH"))]

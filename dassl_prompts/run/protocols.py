@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dassl_prompts.configs.own_data import config_name, data_name, with_captions
 from dassl_prompts.run.aggregation import aggregation
 from dassl_prompts.run.distillation import TEACHER_DIR, has_own_teacher, teacher_job, unlabelled
 from dassl_prompts.run.job import Job, eval_step, stage1_recipe, subsample, train_step
@@ -76,7 +77,7 @@ def teaching(job: Job, protocol: str, which: str) -> list[Step]:
 
 def training(job: Job, protocol: str, which: str) -> list[Step]:
     """Steps that end with ``job`` trained on base or all classes; its own test is part of the last one."""
-    title = f"{job.trainer} on {job.dataset} ({which} classes), {job.shots} shots, seed {job.seed}: train"
+    title = f"{job.trainer} on {job.data_name} ({which} classes), {job.shots} shots, seed {job.seed}: train"
     output = train_folder(job, protocol, which)
     if is_zero_shot(job):
         return []
@@ -97,8 +98,8 @@ def training(job: Job, protocol: str, which: str) -> list[Step]:
 def test_step(job: Job, protocol: str, which: str, trained_on: str, target: str = "") -> Step:
     """Evaluate the trained ``job`` on a class subset of its own or another dataset."""
     model = None if is_zero_shot(job) else train_folder(job, protocol, trained_on)
-    output = job.output / protocol / f"test_{which}" / (target or ".") / job.folder
-    title = f"{job.trainer} on {target or job.dataset}, {job.shots} shots, seed {job.seed}: test {which} classes"
+    output = job.output / protocol / f"test_{which}" / (data_name(target) or ".") / job.folder
+    title = f"{job.trainer} on {data_name(target) or job.data_name}, {job.shots} shots, seed {job.seed}: test {which} classes"
     return eval_step(
         job, title, output, model, *subsample(which), *teacher_opts(job, protocol, trained_on), dataset=target
     )
@@ -147,7 +148,7 @@ def new_step(job: Job) -> Step:
 def union_step(job: Job) -> Step:
     """The step that tests pictures of base and of new classes against all classes together."""
     model = None if is_zero_shot(job) else train_folder(job, "base2new", "base")
-    title = f"{job.trainer} on {job.dataset}, {job.shots} shots, seed {job.seed}: test base and new classes together"
+    title = f"{job.trainer} on {job.data_name}, {job.shots} shots, seed {job.seed}: test base and new classes together"
     task = ("TRAINER.DPC.TASK", "union") if is_dpc(job) else ()
     opts = (*subsample("all"), "TEST.EVALUATOR", "Union", *task, *teacher_opts(job, "base2new", "base"))
     return eval_step(job, title, job.output / "base2new" / "test_union" / job.folder, model, *opts)
@@ -217,7 +218,7 @@ def transfer_tests(job: Job, targets: tuple[str, ...]) -> list[Step]:
         return [
             train_step(
                 s,
-                f"{s.trainer} on {s.dataset} by the teacher of {job.dataset}, seed {s.seed}: distil",
+                f"{s.trainer} on {s.data_name} by the teacher of {job.data_name}, seed {s.seed}: distil",
                 train_folder(s, "transfer", "all"),
                 *subsample("all"),
                 *unlabelled(s),
@@ -247,24 +248,24 @@ def transfer_rows(job: Job, targets: tuple[str, ...]) -> list[dict]:
     rows = []
     for method in compared(job, "transfer"):
         values = [accuracy(step) for step in transfer_tests(method, targets)]
-        row = {"method": method.trainer, f"{job.dataset} (source)": values[0], **dict(zip(targets, values[1:]))}
+        row = {"method": method.trainer, f"{job.data_name} (source)": values[0], **dict(zip(targets, values[1:]))}
         rows.append({**row, "mean of targets": sum(values[1:]) / len(values[1:])})
     return rows
 
 
 def xd_targets(job: Job) -> tuple[str, ...]:
-    return EMOJI_STYLES if job.dataset.startswith("emoji") else XD_TARGETS
+    return job.targets or (EMOJI_STYLES if config_name(job.dataset).startswith("emoji") else XD_TARGETS)
 
 
 def dg_targets(job: Job) -> tuple[str, ...]:
-    return EMOJI_STYLES if job.dataset.startswith("emoji") else DG_TARGETS
+    return job.targets or (EMOJI_STYLES if config_name(job.dataset).startswith("emoji") else DG_TARGETS)
 
 
 def xd(job: Job) -> list[Step]:
     """Cross-dataset transfer: ImageNet to the ten other sets (the emoji set: to the other artists)."""
     job = job.recipe("xd")
     if (
-        xd_targets(job) == XD_TARGETS
+        xd_targets(job) != EMOJI_STYLES
     ):  # the other artists' emoji and ImageNet's variants have the classes of the training
         refuse_class_specific(job, "xd", "the classes of other datasets")
     return transfer(job, xd_targets(job))
@@ -284,7 +285,9 @@ def retrieval(job: Job) -> list[Step]:
 
     if job.trainer not in METHODS:
         raise ValueError(f"{job.trainer} is no method of image-text retrieval; known: {', '.join(METHODS)}")
-    runs = Runs(job.dataset.removeprefix("fdrd_"), job.shots, job.cfg, job.root, job.output, (*job.common, *job.opts))
+    domain = with_captions(job.dataset).removeprefix("fdrd_")
+    opts = (*job.common, *job.own_options, *job.opts)
+    runs = Runs(domain, job.shots, job.cfg, job.root, job.output, opts)
     return [runs.step(job.trainer, job.seed, job.tag)]
 
 

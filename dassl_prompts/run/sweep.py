@@ -15,10 +15,15 @@ from dassl_prompts.run.protocols import PROTOCOLS
 
 #: what a file may say once for all runs or for each of its blocks; lists are combined with each other
 MATRIX = ("protocol", "trainer", "dataset", "shots", "seed")
-SETTINGS = ("cfg", "tag", "opts", "common", "epochs", "task")
+SETTINGS = ("cfg", "tag", "opts", "common", "epochs", "task", "targets", "template", "class_names")
 #: what a file may say once
-PLACES = ("root", "output", "jobs", "devices", "retry")
-DEFAULTS = {"shots": [16], "seed": [1], "cfg": "", "tag": "", "opts": [], "common": [], "epochs": 0, "task": "known"}
+PLACES = ("root", "output", "jobs", "devices", "retry", "import")
+DEFAULTS = {
+    "shots": [16],
+    "seed": [1],
+    **{"cfg": "", "tag": "", "opts": [], "common": [], "epochs": 0, "task": "known"},
+    **{"targets": [], "template": "", "class_names": "", "import": []},
+}
 #: a config key among the words of a command line: has a dot, or is one of the root's values
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+|USE_CUDA|VERBOSE|SEED|OUTPUT_DIR|RESUME")
 #: flags that take no value: what follows them belongs to nothing
@@ -102,7 +107,7 @@ def build(given: dict[str, Any], content: dict[str, Any], root: str, output: Pat
         ValueError: nothing to run, a missing or unknown value.
     """
     given = {key: value for key, value in given.items() if value is not None}
-    top = {key: value for key, value in content.items() if key in (*MATRIX, *SETTINGS)}
+    top = {key: value for key, value in content.items() if key in (*MATRIX, *SETTINGS, "import")}
     jobs: list[tuple[str, Job]] = []
     for block in content.get("runs", [{}]):
         jobs += expand({**DEFAULTS, **top, **block, **given}, root, output)
@@ -127,10 +132,17 @@ def expand(values: dict[str, Any], root: str, output: Path) -> list[tuple[str, J
         "common": pairs(values["common"]),
         "epochs": whole("epochs", values["epochs"]),
         "task": str(values["task"]),
+        "targets": tuple(map(str, as_list(values["targets"]))),
+        "template": str(values["template"] or ""),
+        "class_names": str(values["class_names"] or ""),
+        "imports": tuple(map(str, as_list(values["import"]))),
     }
     told = [name for name in as_list(values["protocol"]) if name != "base2new"]
     if settings["task"] == "unknown" and told:
         raise ValueError(f"task unknown is a part of base2new; {told[0]} tests all its classes together anyway")
+    other = [name for name in as_list(values["protocol"]) if name not in ("xd", "dg")]
+    if settings["targets"] and other:
+        raise ValueError(f"targets are what xd and dg test on; {other[0]} tests on the dataset itself")
     names = [as_list(values[key]) for key in ("protocol", "trainer", "dataset")]
     return [
         (protocol, Job(str(trainer), str(dataset), seed, shots, root=root, output=output, **settings))

@@ -57,3 +57,25 @@ def step(root, name, *needs, code=0, seconds=0.0, fails=None):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "fails").write_text(str(fails))
     return FakeStep(name, folder, ("--trainer", "Fake", *(str(s.output) for s in needs)), code, seconds)
+
+
+class InProcess:
+    """What stands for ``subprocess.Popen``: the run of a command line, here and at once."""
+
+    def __init__(self, command, stdout=None, **_):
+        import contextlib
+        import io
+
+        from dassl_prompts.train import main
+
+        self.pid, self.returncode, said = 0, 0, io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                main(command[3:])
+        except SystemExit as stop:
+            self.returncode = int(stop.code or 0)
+        if stdout is not None:
+            stdout.write(said.getvalue().encode())
+
+    def poll(self):
+        return self.returncode

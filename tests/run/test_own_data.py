@@ -1,0 +1,139 @@
+"""Own data and own modules as command lines: names of folders, flags, what is refused."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dassl_prompts.run import __main__ as command
+from dassl_prompts.run import scheduler
+from dassl_prompts.run.job import Job
+from dassl_prompts.run.protocols import PROTOCOLS
+from dassl_prompts.run.sweep import build
+from tests.datasets.test_own import folders
+from tests.run.fake import InProcess
+
+
+def steps(protocol, trainer, dataset, root, **more):
+    return PROTOCOLS[protocol].steps(Job(trainer, dataset, 1, root="data", output=root / "out", **more))
+
+
+@pytest.mark.parametrize("protocol", ["base2new", "fewshot"])
+def test_folders_have_the_name_of_the_data(tmp_path, protocol):
+    for step in steps(protocol, "DPC_CoOp", f"folder:{tmp_path}/my pictures", tmp_path, cfg="emoji_tiny"):
+        assert step.output.relative_to(tmp_path / "out").parts[2] == "my pictures"
+        cfg = step.config()
+        assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("OwnPictures", f"{tmp_path}/my pictures")
+        assert cfg.INPUT.ORIENTATION == "camera" and cfg.MODEL.BACKBONE.NAME == "emoji-tiny"
+
+
+def test_a_yaml_by_absolute_path_leaves_the_output_root_alone(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("DATASET:\n  NAME: Emoji\n")
+    for step in steps("base2new", "CoOp", str(own), tmp_path, cfg="emoji_tiny"):
+        assert step.output.relative_to(tmp_path / "out").parts[2] == "mine"
+    target = steps("xd", "CoOp", "emoji", tmp_path, targets=(str(own), f"folder:{tmp_path}/pets"))
+    assert [step.output.relative_to(tmp_path / "out").parts[2] for step in target[1:]] == ["mine", "pets"]
+    assert target[2].config().DATASET.ROOT == f"{tmp_path}/pets" and target[0].config().DATASET.NAME == "Emoji"
+
+
+def test_words_of_the_data_reach_all_its_runs(tmp_path):
+    names = tmp_path / "names.yaml"
+    names.write_text("a: b\n")
+    more = {"template": "a drawing of a {}.", "class_names": str(names), "cfg": "emoji_tiny", "imports": ("json",)}
+    for step in steps("base2new", "DPC_KgCoOp", f"folder:{tmp_path}", tmp_path, **more):
+        cfg = step.config()
+        assert cfg.DATASET.TEMPLATE == "a drawing of a {}." and cfg.DATASET.CLASS_NAMES_FILE == str(names)
+        assert step.args[:2] == ("--import", "json")
+
+
+def test_captions_of_a_list_in_the_retrieval_protocol(tmp_path):
+    (step,) = steps("retrieval", "DCAR", f"csv:{tmp_path}/x.csv", tmp_path, cfg="emoji_tiny")
+    cfg = step.config()
+    assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("OwnCaptions", f"{tmp_path}/x.csv") and "/x/" in str(step.output)
+    with pytest.raises(ValueError, match="has no captions"):
+        steps("retrieval", "DCAR", f"folder:{tmp_path}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "job, message",
+    [
+        ({"dataset": "folder:"}, "own data is given as folder:PATH, csv:PATH"),
+        ({"dataset": "foldr:/x"}, "own data is given as folder:PATH, csv:PATH"),
+        ({"dataset": "dtd", "class_names": "x"}, "renames classes of own data"),
+    ],
+)
+def test_what_is_refused(job, message):
+    with pytest.raises(ValueError, match=message):
+        Job("CoOp", seed=1, **job)
+
+
+def test_targets_belong_to_transfer(tmp_path):
+    given = {"protocol": "fewshot", "trainer": "CoOp", "dataset": "emoji", "targets": ["dtd"]}
+    with pytest.raises(ValueError, match="targets are what xd and dg test on"):
+        build(given, {}, "data", tmp_path)
+
+
+LAB = """
+from dassl_prompts.engine import add_defaults, register_trainer
+from dassl_prompts.trainers.coop import CoOp
+
+def extend_cfg(cfg):
+    add_defaults(cfg, "TRAINER.LAB", {"SCALE": 2.0})
+
+@register_trainer
+class LabCoOp(CoOp):
+    pass
+"""
+
+
+def test_own_pictures_with_a_trainer_of_a_lab_from_run_to_prediction(tmp_path, monkeypatch, capsys):
+    """In this process: run trains and tests, report names the data, predict labels pictures."""
+    from dassl_prompts.predict.__main__ import main as predict
+    from dassl_prompts.report.__main__ import main as report
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scheduler, "subprocess", SimpleNamespace(Popen=InProcess, DEVNULL=None, STDOUT=None))
+    monkeypatch.setattr("dassl_prompts.engine.collect_env_info", lambda: "")
+    folders(tmp_path / "pets", ("cat", "dog"), 6)
+    Path("lab.py").write_text(LAB)
+    words = "fewshot --trainer LabCoOp --dataset folder:pets --import lab.py --shots 2 --epochs 1 TRAINER.LAB.SCALE 3"
+    assert (
+        command.main(
+            [*words.split(), "--cfg", str(Path(__file__).parents[2] / "configs/trainers/CoOp/emoji_tiny.yaml")]
+        )
+        == 0
+    )
+    assert "pets" in capsys.readouterr().out
+    (folder,) = Path("output").rglob("seed1")
+    assert report(["output"]) == 0
+    shown = capsys.readouterr().out
+    assert "LabCoOp" in shown and "pets" in shown
+    assert predict([str(folder), "pets/cat/000.png", "--device", "cpu", "--import", "lab.py"]) == 0
+    assert "pets/cat/000.png," in capsys.readouterr().out
+
+
+def test_an_import_that_fails_is_named(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("import nothing_like_that\n")
+    words = f"fewshot --trainer CoOp --dataset emoji --import {tmp_path}/broken.py"
+    assert command.main(words.split()) == 2
+    assert "broken.py: ModuleNotFoundError: No module named 'nothing_like_that'" in capsys.readouterr().err
+
+
+def test_modules_that_packages_announce(monkeypatch, tmp_path, capsys):
+    from dassl_prompts import plugins
+
+    class Point:
+        name, module = "lab", "json"
+
+    class Broken:
+        name, module = "broken", "nothing_like_that"
+
+    monkeypatch.setattr(plugins, "_announced", None)
+    monkeypatch.setattr(
+        plugins.metadata, "entry_points", lambda group: [Point, Broken] if group == "dassl_prompts" else []
+    )
+    import json
+
+    assert plugins.announced() == [json]
+    assert "entry point broken" in capsys.readouterr().err
