@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ def kept_streams() -> Iterator[None]:
         set_rng_state(saved)
 
 
+@functools.cache
 def collect_env_info() -> str:
     """Versions and hardware, as torch reports them, plus Pillow."""
     import PIL

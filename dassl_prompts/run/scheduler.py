@@ -14,6 +14,7 @@ from dassl_prompts.run.plan import Node, block_dependents
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.progress import Progress, last_line
 from dassl_prompts.run.steps import CONSOLE, RESULTS, remove_run
+from dassl_prompts.run.warm import WarmRun, available
 
 POLL_SECONDS = 0.1
 #: how long a run may take to end after SIGTERM
@@ -71,7 +72,7 @@ class Scheduler:
         self.force, self.stop, self.retry = force, stop, retry
         self.stream = stream and len(self.slots) == 1
         self.progress = Progress(nodes, len(self.slots), bar=not self.stream)
-        self.running: dict[subprocess.Popen, tuple[Node, Slot, float]] = {}
+        self.running: dict[subprocess.Popen | WarmRun, tuple[Node, Slot, float]] = {}
         self.stopped = False
 
     def run(self) -> list[Node]:
@@ -178,17 +179,10 @@ class Scheduler:
         node.state, node.tries = "running", node.tries + 1
         self.progress.started(node)
         env = slot.environment(len(self.slots))
-        command = node.step.command()
-        if self.stream:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env)
-        else:
-            with open(folder / CONSOLE, "ab") as console:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=env
-                )
+        process = launch(node.step.command(), env, None if self.stream else folder / CONSOLE, warm=len(self.nodes) > 1)
         self.running[process] = node, slot, time.monotonic()
 
-    def finish(self, process: subprocess.Popen) -> Slot:
+    def finish(self, process: subprocess.Popen | WarmRun) -> Slot:
         """Note how a run ended; returns its slot."""
         node, slot, since = self.running.pop(process)
         node.seconds, node.code = time.monotonic() - since, process.returncode
@@ -217,6 +211,20 @@ class Scheduler:
                 process.kill()
                 process.wait()
         self.running.clear()
+
+
+def launch(command: list[str], env: dict[str, str], console: Path | None, warm: bool):
+    """Start a command whose output goes to the end of ``console`` or, without one, to the screen.
+
+    Args:
+        warm: fork it from a process that has imported what it needs, where that is possible.
+    """
+    if warm and available(command):
+        return WarmRun(command, env, console)
+    if console is None:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env)
+    with open(console, "ab") as out:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env)
 
 
 def failure(folder: Path, code: int, logged: bool) -> str:
