@@ -154,7 +154,7 @@ class ClassificationTrainer(PromptTrainer):
         """The frozen CLIP that ``cfg`` names, in the precision that the method asks for.
 
         Raises:
-            ValueError: ``INPUT.SIZE`` is not the backbone's.
+            ValueError: ``INPUT.SIZE`` is not the backbone's, or its weights are known to expect other colours.
         """
         from dassl_prompts.models import load_clip, resolve_precision
 
@@ -168,7 +168,30 @@ class ClassificationTrainer(PromptTrainer):
                 f"INPUT.SIZE is {size} but the backbone {cfg.MODEL.BACKBONE.NAME} takes {clip.image_size} px: "
                 f'give INPUT.SIZE "({clip.image_size}, {clip.image_size})" or a configuration file made for this backbone'
             )
+        cls.check_pictures(cfg, clip)
         return clip
+
+    @staticmethod
+    def check_pictures(cfg, clip) -> None:
+        """Compare ``INPUT`` with how the pictures were prepared that the weights were trained on, where that is known.
+
+        Raises:
+            ValueError: another mean or deviation of the colours.
+        """
+        if not clip.preprocess_known:
+            return
+        own = {"PIXEL_MEAN": clip.preprocess_mean, "PIXEL_STD": clip.preprocess_std}
+        if any(max(abs(a - b) for a, b in zip(cfg.INPUT[key], value)) > 1e-3 for key, value in own.items()):
+            give = " ".join(f'INPUT.{key} "{list(value)}"' for key, value in own.items())
+            raise ValueError(
+                f"the weights of {cfg.MODEL.BACKBONE.NAME} were trained on other colours than INPUT.PIXEL_MEAN "
+                f"{list(cfg.INPUT.PIXEL_MEAN)} and PIXEL_STD {list(cfg.INPUT.PIXEL_STD)}: give {give}"
+            )
+        if clip.squashed:
+            print(
+                f"Note: the weights of {cfg.MODEL.BACKBONE.NAME} were trained on pictures squashed to a square; these are "
+                "cropped to one, as in CoOp"
+            )
 
     def build_model(self):
         from dassl_prompts.models import resolve_precision

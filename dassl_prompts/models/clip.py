@@ -47,6 +47,8 @@ OPENAI_NAMES = {
 ACTIVATION_KEY = "MODEL.BACKBONE.ACTIVATION"
 #: tokens of CLIP's tokenizer
 VOCABULARY = 49408
+#: who says the activation of a model that open_clip has weights for
+OPEN_CLIP = "open_clip's model of this name"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -62,9 +64,13 @@ class CLIP(nn.Module):
         dtype: of the towers' matrix weights.
         digest: of the weights as they were loaded; "" for random ones.
         activation: "quickgelu" or "gelu". activation_source: who says so.
+        preprocess_mean, preprocess_std: of the pictures that it was trained on. squashed: whether these were resized to a square
+            without keeping their sides' ratio.
+        preprocess_known: whether somebody says these; files of the user's do not.
     """
 
     preprocess_mean, preprocess_std = MEAN, STD
+    squashed = preprocess_known = False
     digest = ""
     activation_source = ""
 
@@ -210,7 +216,7 @@ def load_clip(
             model, source = build_model(named_config(name)), "an embedded backbone"
             load_strict(model, read_state_dict(embedded), str(embedded))
         else:
-            model, source = from_open_clip(name), "open_clip's model of this name"
+            model, source = from_open_clip(name), OPEN_CLIP
         own = QUICKGELU if is_quick_gelu(model.transformer.resblocks[0]) else GELU
         settle(activation, Description(own, source), name, key)
     model = model.float()
@@ -218,6 +224,8 @@ def load_clip(
     digest = "" if random else weights_digest(model.state_dict())
     clip = finish(model, precision, device)
     clip.digest, clip.activation_source = digest, source
+    if source == OPEN_CLIP:
+        note_pictures(clip, name)
     return clip
 
 
@@ -275,6 +283,7 @@ def open_clip_weights(name: str) -> tuple[str, str]:
     base, _, tag = name.partition(":")
     architecture, tag = OPENAI_NAMES.get(base, base), tag or "openai"
     config = named_config(base)
+    check_towers(name, config)
     if tag == "openai" and not config["quick_gelu"]:
         if f"{architecture}-quickgelu" not in open_clip.list_models():
             raise ValueError(f"{name}: OpenAI's weights need QuickGELU, but {architecture} is built with GELU")
@@ -286,6 +295,37 @@ def open_clip_weights(name: str) -> tuple[str, str]:
         )
     check_activation(name, architecture, tag)
     return architecture, tag
+
+
+def note_pictures(clip: CLIP, name: str) -> None:
+    """Note how open_clip's record of a tag prepares pictures: that follows the weights, not the architecture."""
+    import open_clip
+
+    record = open_clip.get_pretrained_cfg(*open_clip_weights(name)) or {}
+    clip.preprocess_mean, clip.preprocess_std = (tuple(record.get(k) or v) for k, v in (("mean", MEAN), ("std", STD)))
+    clip.squashed, clip.preprocess_known = record.get("resize_mode") == "squash", True
+
+
+def check_towers(name: str, config: dict) -> None:
+    """Refuse an architecture whose towers are not CLIP's, before its weights are downloaded.
+
+    Raises:
+        ValueError: says what is otherwise.
+    """
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    otherwise = {
+        f"a text tower of Hugging Face ({text.get('hf_model_name')})": "hf_model_name" in text,
+        "a text tower that also looks ahead (SigLIP, MobileCLIP)": text.get("no_causal_mask"),
+        "a text tower with a summary token of its own (CoCa)": text.get("embed_cls"),
+        f"an image tower of timm ({vision.get('timm_model_name')})": "timm_model_name" in vision,
+        f"a tokenizer of {text.get('vocab_size')} tokens": text.get("vocab_size", VOCABULARY) != VOCABULARY,
+    }
+    found = [what for what, is_so in otherwise.items() if is_so]
+    if found:
+        raise ValueError(
+            f"{name} has {' and '.join(found)}: prompts are learned here on CLIP's own towers (a ViT or ResNet, and a causal text "
+            "tower). Give a CLIP, such as ViT-B/16 or ViT-B-16:laion2b_s34b_b88k"
+        )
 
 
 def from_open_clip(name: str) -> nn.Module:

@@ -229,6 +229,8 @@ def test_every_tag_of_open_clip_is_built_with_its_own_activation_or_refused(monk
             assert bool(open_clip.get_model_config(architecture).get("quick_gelu")) == wanted and asked == tag
         else:
             refused.append((model, tag))
+            if "prompts are learned here on CLIP's own towers" in str(error.value):
+                continue  # SigLIP, CoCa, ... : tests/models/test_open_clip_facts.py
             assert f"trained with {'QuickGELU' if wanted else 'GELU'}, but {model} is built with" in str(error.value)
     assert ("ViT-B-32", "laion400m_e32") in refused and ("ViT-B-32", "openai") not in refused
     assert ("ViT-B-32", "laion2b_s34b_b79k") not in refused
