@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -171,6 +172,18 @@ def base_new(method: Method, dataset: str) -> BaseNew | None:
     )
     seeds = sorted(base.keys() & new.keys())
     return BaseNew({s: base[s] for s in seeds}, {s: new[s] for s in seeds}) if seeds else None
+
+
+def averaged(scores: Sequence[BaseNew]) -> BaseNew | None:
+    """The average over datasets seed by seed; None unless all of them have the same seeds.
+
+    Its deviation over the seeds is that of the average: what a single dataset's few test pictures add largely cancels out.
+    """
+    seeds = scores[0].seeds
+    if any(set(s.seeds) != set(seeds) for s in scores):
+        return None
+    sides = ([s.base_by_seed for s in scores], [s.new_by_seed for s in scores])
+    return BaseNew(*({seed: statistics.fmean(side[seed] for side in each) for seed in seeds} for each in sides))
 
 
 def accuracy_by_seed(method: Method, dataset: str) -> dict[int, float]:

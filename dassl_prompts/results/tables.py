@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 
-from dassl_prompts.results.groups import BaseNew, Method, accuracy, accuracy_by_seed, base_new, built_on
+from dassl_prompts.results.groups import BaseNew, Method, accuracy, accuracy_by_seed, averaged, base_new, built_on
 from dassl_prompts.results.published import Published, canonical, counterpart
 from dassl_prompts.results.statistics import Value, harmonic_mean, hm_over_seeds, paired, paired_hm
 
@@ -113,17 +114,23 @@ def base_new_table(methods: list[Method]) -> Table:
                     table.add({"dataset": dataset, **minus(backbone), **base_new_differences(scores, theirs)})
     if len(datasets) > 1:
         for method in methods:
-            have = [s for d in datasets if (s := found[id(method), d])]
+            have = {d: s for d in datasets if (s := found[id(method), d])}
             if len(have) > 1:
-                base, new = (sum(getattr(s, side).mean for s in have) / len(have) for side in ("base", "new"))
-                line = {
-                    "dataset": average_label(len(have), len(datasets)),
-                    **cells(method),
-                    "Base": f"{base:.2f}",
-                    "New": f"{new:.2f}",
-                }
-                paper = average_paper(method, [d for d in datasets if found[id(method), d]])
-                add_base_new(table, line, base, new, Value(harmonic_mean(base, new)), paper, AVERAGE)
+                label = average_label(len(have), len(datasets))
+                scores = averaged([*have.values()])
+                if scores:
+                    base, new, hm = scores.base, scores.new, scores.hm_value
+                else:  # other seeds on other datasets: no deviation over seeds
+                    base, new = (Value(fmean(getattr(s, side).mean for s in have.values())) for side in ("base", "new"))
+                    hm = Value(harmonic_mean(base.mean, new.mean))
+                line = {"dataset": label, **cells(method), "Base": base, "New": new}
+                if scores:
+                    line["seeds"] = listed(scores.seeds)
+                add_base_new(table, line, base.mean, new.mean, hm, average_paper(method, [*have]), AVERAGE)
+                backbone = built_on(method, methods)
+                theirs = [found[id(backbone), d] for d in have] if backbone else []
+                if scores and theirs and all(theirs) and (below := averaged(theirs)):
+                    table.add({"dataset": label, **minus(backbone), **base_new_differences(scores, below)})
     return table.trimmed()
 
 

@@ -149,6 +149,19 @@ def test_settings_that_differ_between_datasets_are_kept_apart_too(tmp_path):
     assert [m.datasets for m in group(find_runs(tmp_path)[0])] == [["Emoji"], ["EuroSAT"]]
 
 
+def test_the_average_over_datasets_has_its_own_deviation_over_seeds(tmp_path):
+    for seed, on_emoji, on_eurosat in ((1, 80.0, 60.0), (2, 70.0, 74.0)):
+        base_new_pair(tmp_path, on_emoji, 50.0, dataset="Emoji", seed=seed)
+        base_new_pair(tmp_path, on_eurosat, 70.0, dataset="EuroSAT", seed=seed)
+    rows, _ = rows_of(tmp_path, "base2new")
+    average = rows[-1]
+    assert (average["dataset"], average["seeds"]) == ("Average of 2", "1 2")
+    assert (average["Base"], average["New"]) == ("71.00 ± 1.41", "60.00 ± 0.00")  # of 70 and 72, seed by seed
+    base_new_pair(tmp_path, 90.0, 50.0, dataset="Emoji", seed=3)
+    rows, _ = rows_of(tmp_path, "base2new")
+    assert rows[-1]["Base"] == "73.50" and not rows[-1]["seeds"]  # other seeds there: no deviation
+
+
 def test_a_recipe_for_one_dataset_can_be_joined(tmp_path):
     base_new_pair(tmp_path, 80.0, 60.0, "DPC_CoOp", "Emoji", cfg="vit_b16_ep20")
     base_new_pair(tmp_path, 70.0, 50.0, "DPC_CoOp", "EuroSAT", cfg="vit_b16_ep10_bs2top2", config={"OPTIM.LR": "0.1"})
