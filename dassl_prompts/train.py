@@ -128,6 +128,25 @@ def check_flags(args) -> None:
         raise ValueError("--eval-only and --resume contradict each other: evaluate a run with --model-dir")
 
 
+def headline(cfg) -> str:
+    """What this run is, in a line."""
+    parts = [f"{cfg.TRAINER.NAME} on {cfg.DATASET.NAME} ({cfg.DATASET.SUBSAMPLE_CLASSES} classes)", f"seed {cfg.SEED}"]
+    parts += [cfg.MODEL.BACKBONE.NAME] if cfg.MODEL.BACKBONE.NAME else []
+    return f"{', '.join(parts)}; {Path(cfg.OUTPUT_DIR, 'log.txt')} has all settings"
+
+
+def different_from_defaults(cfg) -> str:
+    """The keys that this method reads and files or flags have changed, a line each."""
+    from dassl_prompts.engine.config import differing_keys
+    from dassl_prompts.engine.resume import flat_config, foreign_keys
+
+    defaults = engine.get_cfg_default()
+    dassl_prompts.extend_cfg(defaults)
+    changed = differing_keys(flat_config(defaults), flat_config(cfg))
+    foreign = foreign_keys(changed, cfg.TRAINER.NAME)
+    return "\n".join(f"{key}: {now} (default {before})" for key, (before, now) in changed.items() if key not in foreign)
+
+
 def run(args) -> float | None:
     """Execute the parsed command; returns the final metric, or None when nothing was evaluated."""
     import torch
@@ -148,11 +167,14 @@ def run(args) -> float | None:
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
 
-    print("***************\n** Arguments **\n***************")
-    for key, value in sorted(vars(args).items()):
-        print(f"{key}: {value}")
-    print(f"************\n** Config **\n************\n{dump(cfg)}")
-    print(f"Collecting env info ...\n** System info **\n{engine.collect_env_info()}\n")
+    print(headline(cfg))
+    with engine.log_only():
+        print(f"** Differs from the defaults **\n{different_from_defaults(cfg)}")
+        print("***************\n** Arguments **\n***************")
+        for key, value in sorted(vars(args).items()):
+            print(f"{key}: {value}")
+        print(f"************\n** Config **\n************\n{dump(cfg)}")
+        print(f"Collecting env info ...\n** System info **\n{engine.collect_env_info()}\n")
 
     trainer = engine.build_trainer(cfg)
     if args.eval_only:

@@ -75,8 +75,13 @@ set_up() {
         echo "== environment $VENV is ready"
     else
         echo "== creating $VENV and installing dassl-prompts with its dependencies (a few minutes, several GB with CUDA)"
+        if [ -z "${TORCH_INDEX:-}" ] && ! command -v nvidia-smi >/dev/null; then
+            echo "   no NVIDIA GPU is seen: torch for the CPU alone is several GB smaller, interrupt and start again with"
+            echo "   TORCH_INDEX=https://download.pytorch.org/whl/cpu to have that one"
+        fi
         "$(base_python)" -m venv "$VENV"
         "$VENV/bin/python" -m pip install --quiet --upgrade pip
+        [ -z "${TORCH_INDEX:-}" ] || "$VENV/bin/python" -m pip install --quiet --index-url "$TORCH_INDEX" torch torchvision
         # one call: pip has to choose torch and torchvision together. The warning left out is setuptools' remark on every
         # editable installation; errors are printed.
         PYTHONWARNINGS="ignore:Editable installation" "$VENV/bin/python" -m pip install --quiet -e "$PROJECT[dev]"

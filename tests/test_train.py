@@ -240,3 +240,13 @@ def test_a_split_without_training_images_is_scored_by_zero_shot_and_by_a_trained
     result = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in folders}
     assert result["scored"]["test"] == result["whole"]["test"] and result["scored"]["finished"]
     assert result["zero_shot"]["finished"] and 0 < result["zero_shot"]["test"]["accuracy"] < 100
+
+
+def test_the_screen_has_a_headline_and_the_log_everything(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dassl_prompts.engine.collect_env_info", lambda: "versions")
+    main([*EMOJI, "--trainer", "CoOp", "--no-train", "--seed", "1", "--output-dir", str(tmp_path / "run")])
+    shown, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
+    assert "CoOp on Emoji (all classes), seed 1, emoji-tiny" in shown and "** Config" not in shown
+    assert len(shown.splitlines()) < 30
+    assert "** Differs from the defaults **" in log and "OPTIM.LR: 0.1 (default 0.0003)" in log and "versions" in log
+    assert log.index("Differs from the defaults") < log.index("** Config **")

@@ -57,7 +57,7 @@ _MODULES = {
     "config": ["add_defaults", "extend_cfg", "merge_file", "merge_opts"],
     "files": ["check_isfile", "listdir_nohidden", "mkdir_if_missing", "read_json", "tolist_if_not", "write_json"],
     "images": ["ImageReadError", "read_image"],
-    "logger": ["close_logger", "setup_logger"],
+    "logger": ["close_logger", "log_only", "setup_logger"],
     "randomness": ["collect_env_info", "set_random_seed"],
     "registration": ["register_all", "register_dataset", "register_evaluator", "register_trainer"],
     "resume": ["CannotResume", "config_differences"],

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,12 +29,13 @@ class Tee:
     def __init__(self, console: TextIO, path: str | os.PathLike, append: bool = False):
         self.console = console
         self.path = Path(path)
+        self.muted = False
         self.file = open(path, "a" if append else "x", buffering=1, encoding="utf-8")
 
     def write(self, text: str) -> int:
         if not self.file.closed:
             self.file.write(text)
-        return self.console.write(text)
+        return len(text) if self.muted else self.console.write(text)
 
     def flush(self) -> None:
         self.console.flush()
@@ -71,6 +74,19 @@ def setup_logger(output: str | os.PathLike | None = None, append: bool = False) 
     from dassl_prompts.engine.seam import announce
 
     announce()
+
+
+@contextmanager
+def log_only() -> Iterator[None]:
+    """What is printed meanwhile goes to the log file alone; to the screen where there is no log."""
+    tee = sys.stdout if isinstance(sys.stdout, Tee) else None
+    if tee:
+        tee.muted = True
+    try:
+        yield
+    finally:
+        if tee:
+            tee.muted = False
 
 
 def close_logger() -> None:

@@ -32,6 +32,7 @@ from dassl_prompts.engine.files import read_json
 from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt, draw_apart
 from dassl_prompts.engine.origin import Origin, Reader
 from dassl_prompts.engine.places import contents
+from dassl_prompts.engine.predictions import Collector, file_name
 from dassl_prompts.engine.randomness import kept_streams, set_rng_state
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
 from dassl_prompts.engine.seam import ENGINE, VERSION, announce
@@ -215,6 +216,7 @@ class PromptTrainer(TrainerX):
             self.evaluator.reset()
             split, loader = self.choose_split(split)
             print(f"Evaluate on the *{split}* set")
+            answers = Collector(self.cfg.DATASET.ROOT)
             for number, batch in enumerate(tqdm(loader), 1):
                 input, label = self.parse_batch_test(batch)
                 output = self.model_inference(input)
@@ -223,7 +225,10 @@ class PromptTrainer(TrainerX):
                         f"NaN among the logits of the {split} set, batch {number} of {len(loader)}"
                     )
                 self.evaluator.process(output, label)
+                if isinstance(output, Tensor) and output.dim() == 2 and "impath" in batch:
+                    answers.add(batch["impath"], output, label)
             results = self.evaluator.evaluate()
+            answers.write(Path(self.output_dir) / file_name(split))
             return self.record(split, results)
 
     def record(self, split: str, results: dict[str, float]) -> float:
@@ -234,7 +239,8 @@ class PromptTrainer(TrainerX):
         entry = {split: values}
         if not self._training and self.folder.results().get("kind") != "training":
             # an evaluation on its own is finished with its result; what a training run says of itself stays
-            entry = {**self.description(), **entry, "kind": "evaluation", "finished": True}
+            took = {"seconds": round(time.time() - self.time_start, 1)}
+            entry = {**self.description(), **entry, "kind": "evaluation", "finished": True, **took}
         self.write_results(entry)
         self._final_result = next(iter(values.values()))
         return self._final_result

@@ -11,6 +11,7 @@ from dassl_prompts.results.groups import group
 from dassl_prompts.results.long_form import long_form
 from dassl_prompts.results.notes import sections
 from dassl_prompts.results.runs import Run, find_runs
+from dassl_prompts.results.statistics import intervals
 from dassl_prompts.results.tables import FORMATS, tables
 from dassl_prompts.run.pages import replace_part
 
@@ -24,6 +25,7 @@ examples:
   python -m dassl_prompts.report output
   python -m dassl_prompts.report output --format latex --trainer CoOp DPC_CoOp > table.tex
   python -m dassl_prompts.report output --plots output/plots --seeds 1 2 3
+  python -m dassl_prompts.report output --errors output/errors --trainer CoOp DPC_CoOp
 
 exit codes: 0 tables printed, 1 no finished run found, 2 wrong input
 """
@@ -45,6 +47,15 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--write", type=Path, metavar="FILE", help="write the tables to a file instead of the screen")
     p.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots into this folder (PNG)")
+    p.add_argument(
+        "--errors",
+        type=Path,
+        metavar="DIR",
+        help="write a page on the errors: worst classes, confusion, mistakes, calibration, pairs of runs (picks with --trainer, --dataset)",
+    )
+    p.add_argument(
+        "--ci95", action="store_true", help="95 %% confidence intervals of the mean over seeds beside the deviation"
+    )
     p.add_argument("--trainer", nargs="+", metavar="NAME", help="only these methods")
     p.add_argument("--dataset", nargs="+", metavar="NAME", help="only these datasets, by the names in the tables")
     p.add_argument("--shots", type=int, nargs="+", metavar="N", help="only these numbers of shots")
@@ -113,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
         require_file_writable(args.write, "--write")
     if args.plots:
         require_writable(args.plots, "folder of --plots", "give another one with --plots")
+    if args.errors:
+        require_writable(args.errors, "folder of --errors", "give another one with --errors")
     runs, unfinished = find_runs(args.output)
     if not runs:
         print(f"error: no finished run below {args.output}", file=sys.stderr)
@@ -126,7 +139,8 @@ def run(args: argparse.Namespace) -> int:
         text = long_form(methods)
         print(notes, end="\n" if notes else "", file=sys.stderr)
     else:
-        text = "\n".join(table.text(args.format) for table in tables(methods))
+        with intervals(args.ci95):
+            text = "\n".join(table.text(args.format) for table in tables(methods))
         text = f"{text}\n{notes}".rstrip() + "\n"
     if args.write:
         write_text(args.write, text, args.format)
@@ -138,6 +152,11 @@ def run(args: argparse.Namespace) -> int:
 
         for path in draw_all(methods, args.plots):
             print(f"plot: {path}", file=sys.stderr if args.format == "csv" else sys.stdout)
+    if args.errors:
+        from dassl_prompts.report.errors import write_errors
+
+        for path in write_errors(runs, args.errors):
+            print(f"errors: {path}", file=sys.stderr if args.format == "csv" else sys.stdout)
     return 0
 
 

@@ -13,7 +13,7 @@ from dassl_prompts.results.statistics import Value
 from dassl_prompts.results.tables import entry_values, evaluated, union_scores
 
 #: settings: number of the settings among those of one recipe name. split: of the evaluation, union: base and new classes
-#: together. n: seeds in mean and std
+#: together. ci95: half the interval of the mean; n: seeds in mean and std
 COLUMNS = (
     "protocol",
     "dataset",
@@ -27,6 +27,7 @@ COLUMNS = (
     "metric",
     "mean",
     "std",
+    "ci95",
     "n",
     "seeds",
     "published",
@@ -93,6 +94,7 @@ def lines(dataset: str, split: str, found: dict[str, Value], seeds, published) -
             "metric": metric,
             "mean": repr(value.mean),
             "std": "" if math.isnan(value.std) else repr(value.std),
+            "ci95": "" if math.isnan(value.std) else repr(value.ci95),
             "n": value.count,
             "seeds": " ".join(map(str, seeds)),
             "published": (published or {}).get(metric, ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from dassl_prompts.results.notes import mixed
 from dassl_prompts.results.runs import Run, read_run
 from dassl_prompts.results.tables import tables
 from dassl_prompts.run.job import TASKS
+from dassl_prompts.run.overview import overview
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.protocols import PROTOCOLS
@@ -115,10 +117,15 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
-        default=None,
-        help="show what the runs print (default for one job at a time); otherwise it goes to console.txt",
+        default=False,
+        help="show what the runs print, one at a time; otherwise it goes to console.txt in their folders",
     )
-    how.add_argument("--dry-run", action="store_true", help="list the runs and which are finished, start nothing")
+    how.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check and list the runs, which are finished, time and disk; start nothing",
+    )
+    how.add_argument("--commands", action="store_true", help="print the command line of every run, start nothing")
     how.add_argument(
         "--force",
         action="store_true",
@@ -183,7 +190,7 @@ def dry_run(nodes: list[Node]) -> tuple[str, bool]:
         if why:
             what, fine = "REFUSED", False
         lines.append("\n          ".join([f"{what:<9} {node.step.title} -> {node.step.output}", *why]))
-    return "\n".join([*lines, f"{finished} of {len(nodes)} runs are finished"]), fine
+    return "\n".join([*lines, f"{finished} of {len(nodes)} runs are finished", "", overview(nodes)]), fine
 
 
 def report_failures(failed: list[Node]) -> None:
@@ -200,13 +207,17 @@ def run(argv: list[str]) -> int:
     plugins.load(name for _, job in sweep.jobs for name in job.imports)
     dassl_prompts.register_all("replace")  # as train.py does, so that the digests are those of its datasets
     nodes = sweep.nodes()
+    if args.commands:
+        print("\n".join(shlex.join(node.step.command()) for node in nodes))
+        return 0
     if args.dry_run:
         text, fine = dry_run(nodes)
         print(text)
         return 0 if fine else 2
     slots = make_slots(args.devices, args.jobs)
-    stream = len(slots) == 1 and len(sweep.jobs) == 1 if args.stream is None else args.stream
-    scheduler = Scheduler(nodes, slots, force=args.force, stream=stream, stop=args.stop, retry=args.retry)
+    scheduler = Scheduler(
+        nodes, slots, force=args.force, stream=args.stream, stop=args.stop, retry=args.retry, table=True
+    )
     failed = scheduler.run()
     complete = {str(node.step.output) for node in nodes if node.done}
     jobs = [[step.output for step in PROTOCOLS[p].steps(job)] for p, job in sweep.jobs]

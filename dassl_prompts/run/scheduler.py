@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dassl_prompts.engine.files import require_writable
 from dassl_prompts.run.ahead import problems
+from dassl_prompts.run.overview import overview
 from dassl_prompts.run.plan import Node, block_dependents
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.progress import Progress, last_line
@@ -51,7 +52,7 @@ class Scheduler:
         force: repeat what is finished.
         stream: the runs print to the screen; only for a single slot. Otherwise their output goes to
         ``console.txt``. stop: start nothing more after the first failure.
-        retry: how often a failed run is tried again, after everything else.
+        retry: how often a failed run is tried again, after everything else. table: print the plan as a table first.
 
     Attributes:
         nodes: with their states after :meth:`run`.
@@ -66,10 +67,11 @@ class Scheduler:
         stream: bool = False,
         stop: bool = False,
         retry: int = 0,
+        table: bool = False,
     ):
         self.nodes = nodes
         self.slots = slots or [Slot()]
-        self.force, self.stop, self.retry = force, stop, retry
+        self.force, self.stop, self.retry, self.table = force, stop, retry, table
         self.stream = stream and len(self.slots) == 1
         self.progress = Progress(nodes, len(self.slots), bar=not self.stream)
         self.running: dict[subprocess.Popen | WarmRun, tuple[Node, Slot, float]] = {}
@@ -87,6 +89,8 @@ class Scheduler:
             OSError: a run folder cannot be written; names it; nothing was started.
         """
         self.skip_finished()
+        if self.table:
+            print(overview(self.nodes, len(self.slots), {str(n.step.output) for n in self.nodes if n.done}), flush=True)
         self.progress.begin()
         try:
             self.work()

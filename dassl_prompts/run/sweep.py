@@ -27,7 +27,7 @@ DEFAULTS = {
 #: a config key among the words of a command line: has a dot, or is one of the root's values
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+|USE_CUDA|VERBOSE|SEED|OUTPUT_DIR|RESUME")
 #: flags that take no value: what follows them belongs to nothing
-SWITCHES = ("--", "--stop", "--stream", "--no-stream", "--dry-run", "--force")
+SWITCHES = ("--", "--stop", "--stream", "--no-stream", "--dry-run", "--commands", "--force")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from dassl_prompts.results import statistics
+from dassl_prompts.results import answers, statistics
 from dassl_prompts.results.statistics import Value, harmonic_mean, hm_over_seeds, paired, paired_hm
 
 BASE, NEW = {1: 80.0, 2: 82.5, 3: 90.0}, {1: 60.0, 2: 71.0, 3: 50.5}
 
 
-def test_examples():
-    assert doctest.testmod(statistics).failed == 0 < doctest.testmod(statistics).attempted
+@pytest.mark.parametrize("module", [statistics, answers])
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0 < doctest.testmod(module).attempted
 
 
 def test_mean_and_sample_deviation():

@@ -109,6 +109,8 @@ def test_own_pictures_with_a_trainer_of_a_lab_from_run_to_prediction(tmp_path, m
     assert report(["output"]) == 0
     shown = capsys.readouterr().out
     assert "LabCoOp" in shown and "pets" in shown
+    assert report(["output", "--errors", "errors"]) == 0
+    assert "| LabCoOp emoji_tiny_epochs1 on pets (all classes), seed 1 |" in Path("errors/errors.md").read_text()
     assert predict([str(folder), "pets/cat/000.png", "--device", "cpu", "--import", "lab.py"]) == 0
     assert "pets/cat/000.png," in capsys.readouterr().out
 

@@ -37,7 +37,7 @@ def test_a_forked_run_computes_what_a_command_of_its_own_computes(tmp_path):
 def test_output_and_exit_code_of_a_wrong_command(tmp_path):
     process = launch([*COMMAND, "--trainer", "CoOp"], ENV, tmp_path / "console.txt", True)
     assert process.wait(60) == 2 == process.poll() == process.returncode
-    assert "DATASET.NAME is empty: give --dataset-config-file" in (tmp_path / "console.txt").read_text()
+    assert "DATASET.NAME is empty: give --dataset" in (tmp_path / "console.txt").read_text()
 
 
 def test_a_forked_run_can_be_killed_and_waited_for(tmp_path):
