@@ -34,15 +34,14 @@ def recipes() -> list[dict[str, str]]:
 
 def datasets() -> list[dict[str, str]]:
     """Every dataset configuration: its name in the toolbox, classes, images, and how to get it."""
-    import yaml
-
+    from dassl_prompts.engine.config import read_yaml_file
     from dassl_prompts.prepare.sources import GUIDES, SOURCES
 
     rows = []
     for path in sorted((CONFIGS / "datasets").glob("*.yaml")):
         if path.stem in SCHEMES.values():
             continue
-        name = yaml.safe_load(path.read_text(encoding="utf-8"))["DATASET"]["NAME"]
+        name = read_yaml_file(path)["DATASET"]["NAME"]
         source = SOURCES.get(name)
         row = {"dataset": path.stem, "registered as": name, "classes": "", "train": "", "val": "", "test": ""}
         if source:

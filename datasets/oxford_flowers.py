@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 
 from dassl_prompts.classification.dataset import SplitDataset
 from dassl_prompts.classification.splits import Splits, split_by_class
 from dassl_prompts.engine import Datum, register_dataset
+from dassl_prompts.engine.reading import read_json
 
 
 @register_dataset
@@ -18,8 +18,7 @@ class OxfordFlowers(SplitDataset):
     split_file = "split_zhou_OxfordFlowers.json"
 
     def make_split(self, rng: random.Random) -> Splits:
-        with open(self.require(os.path.join(self.dataset_dir, "cat_to_name.json")), encoding="utf-8") as file:
-            names = json.load(file)
+        names = read_json(self.require(os.path.join(self.dataset_dir, "cat_to_name.json")), dict)
         labels = self.read_mat("imagelabels.mat")["labels"][0]
         items = []
         for i, label in enumerate(labels, start=1):

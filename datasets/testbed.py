@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from dassl_prompts.classification.split_files import PARTS, Splits
 from dassl_prompts.classification.splits import few_shot, subsample_classes
 from dassl_prompts.engine import DatasetBase, Datum, register_dataset
 from dassl_prompts.engine.digest import digests_of_lists
+from dassl_prompts.engine.reading import read_json
 
 ASSETS = Path(dassl_prompts.__file__).parent / "assets" / "testbed"
 VERSION = 1
@@ -32,7 +32,7 @@ def read_index() -> dict:
     """Entries of all sets (rule, classes, sha256) by name. Raises TestbedError with the command that restores it."""
     path = ASSETS / f"testbed-v{VERSION}.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path, dict)
     except (OSError, ValueError) as error:
         raise TestbedError(f"{path}: {error}: {RESTORE}") from error
     if index.get("version") != VERSION:

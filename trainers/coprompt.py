@@ -77,7 +77,7 @@ def read_sentences(path: str, dataset: str, classnames: list[str]) -> list[list[
         file = file / f"{SENTENCE_FILES.get(dataset, dataset.lower())}_prompt.json"
     if not file.is_file():
         raise FileNotFoundError(f"TRAINER.CoPrompt.SENTENCES: no file {file}")
-    found = {str(name).replace("_", " "): texts for name, texts in read_json(file).items()}
+    found = {str(name).replace("_", " "): texts for name, texts in read_json(file, dict).items()}
     for name in classnames:
         texts = found.get(name)
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dassl_prompts.engine import EvaluatorBase, add_defaults, register_evaluator
 from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.engine.reading import read_npz
 from dassl_prompts.ranking.exact import equal_groups, recall_at, target_ranks, topk
 
 KS = (1, 5, 10)
@@ -199,15 +200,7 @@ def load_features(path: str | os.PathLike) -> Gallery:
         FileNotFoundError: no such file.
         ValueError: not an ``.npz`` of plain arrays, an array is missing or does not fit; names the file.
     """
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f"{path} is not an .npz file of plain arrays: {error}") from error
+    arrays = read_npz(path)
     missing = [name for name in ("image", "text") if name not in arrays]
     if missing:
         raise ValueError(

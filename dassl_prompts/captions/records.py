@@ -7,11 +7,12 @@ absolute paths and, for the latter two, no class name. Both read into :class:`Re
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from dassl_prompts.engine.reading import DamagedFile, parse_json
 
 #: what stands for a path in files that carry none
 PLACEHOLDERS = ("YOUR_IMAGE_PATH", "")
@@ -94,12 +95,11 @@ def load_object(path: str | os.PathLike) -> list[tuple[str, object]]:
             "from there (git show <commit>:<path>)"
         )
     try:
-        pairs = json.loads(content, object_pairs_hook=_Pairs)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        hint = " (a Git LFS pointer or an HTML page?)" if content[:20].lstrip().startswith((b"version", b"<")) else ""
-        raise FDRDError(
-            f"{path} is not valid JSON{hint}: {error}; it may have been truncated by the download"
-        ) from error
+        pairs = parse_json(content, path, _Pairs)
+    except DamagedFile as error:
+        page = content[:20].lstrip().startswith((b"version", b"<"))
+        hint = "is it a Git LFS pointer or an HTML page?" if page else "it may have been truncated by the download"
+        raise FDRDError(f"{error}; {hint}") from error
     if not isinstance(pairs, _Pairs):
         raise FDRDError(f"{path} must hold one JSON object {{image key: record}}, not a {type(pairs).__name__}")
     return _from_coco(_plain(pairs), path) if {"images", "annotations"} <= {key for key, _ in pairs} else list(pairs)

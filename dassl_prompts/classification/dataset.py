@@ -16,6 +16,7 @@ from dassl_prompts.classification.splits import (
 )
 from dassl_prompts.engine import DatasetBase, Datum, add_defaults
 from dassl_prompts.engine.digest import digests_of_lists
+from dassl_prompts.engine.reading import read_lines, reading
 from dassl_prompts.images import describe_left_out, missing_images, require_all, spelled_otherwise
 
 DOCS = "docs/datasets.md lists where each dataset comes from"
@@ -167,14 +168,15 @@ class SplitDataset(DatasetBase):
     def read_lines(self, *parts: str) -> list[str]:
         """The non-empty lines of a text file below the dataset folder, stripped."""
         path = self.require(os.path.join(self.dataset_dir, *parts))
-        with open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
+        return [line.strip() for line in read_lines(path) if line.strip()]
 
     def read_mat(self, *parts: str) -> dict:
         """The variables of a Matlab file below the dataset folder."""
         from scipy.io import loadmat
 
-        return loadmat(self.require(os.path.join(self.dataset_dir, *parts)))
+        path = self.require(os.path.join(self.dataset_dir, *parts))
+        with reading(path, "a readable Matlab file"):
+            return loadmat(path)
 
     def list_classes(self, root: str, names: dict[str, str]) -> list[Datum]:
         """All images of the folders in ``names`` (folder -> class name); labels count in its order."""

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dassl_prompts.engine import Datum
-from dassl_prompts.engine.files import read_json, write_json
+from dassl_prompts.engine.files import write_json
+from dassl_prompts.engine.reading import read_json
 
 PARTS = ("train", "val", "test")
 

@@ -21,7 +21,8 @@ from dassl_prompts.classification.split_files import (
     to_entries,
 )
 from dassl_prompts.engine import Datum
-from dassl_prompts.engine.files import read_json, write_json
+from dassl_prompts.engine.files import write_json
+from dassl_prompts.engine.reading import read_json
 from dassl_prompts.engine.unpickle import read_pickle
 from dassl_prompts.images import IMAGE_SUFFIXES, is_image_name, suffix_of
 

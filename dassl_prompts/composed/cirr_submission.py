@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dassl_prompts.composed.metrics import best, best_members
 from dassl_prompts.composed.triplets import RetrievalTask
-from dassl_prompts.engine.files import atomic_path, read_json, require_writable
+from dassl_prompts.engine.files import atomic_path, require_writable
+from dassl_prompts.engine.reading import read_json
 
 VERSION = "rc2"
 LENGTHS = {"recall": 50, "recall_subset": 3}

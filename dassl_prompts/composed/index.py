@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl_prompts.engine.files import atomic_path, read_json, write_json
-from dassl_prompts.features.feature_cache import cached_features
+from dassl_prompts.engine.files import atomic_path, file_digest, read_sealed, write_sealed
+from dassl_prompts.engine.reading import read_npy, reading, require
+from dassl_prompts.features.feature_cache import cached_features, rows_digest
 from dassl_prompts.images import IMAGE_SUFFIXES, walk_images
 from dassl_prompts.ranking.exact import ordered_topk, topk
 
 CHUNK = 65_536
-MANIFEST, FAISS_FILE, COPIES_FILE = "index.json", "faiss.index", "copies.npy"
+MANIFEST = "index.json"
+FORMAT = 2
+AGAIN = "index the images again"
+#: names of the files that an index consists of, also those of earlier versions
+OWN_FILES = re.compile(
+    r"(copies-|faiss-)?images-[0-9a-f]{16}(\.partial)?(\.npy|\.json)?|faiss\.index(\.tmp)?|copies\.npy"
+)
 #: FAISS returns this many times k candidates, which are then scored exactly
 RERANK = 10
 
@@ -90,6 +98,13 @@ def list_folder(folder: str | Path, left_out: Counter | None = None) -> list[str
     return paths
 
 
+def remove_others(folder: Path, names: set[str]) -> None:
+    """Remove the files of earlier indices of a folder: all that an index writes and that are not among ``names``."""
+    for path in folder.iterdir():
+        if path.name not in names and OWN_FILES.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 @dataclass
 class ImageIndex:
     """An index folder: manifest, features [N, d] (normalised, fp16) and, where it was asked for, a FAISS
@@ -149,21 +164,33 @@ class ImageIndex:
         )
         if len(cache.unreadable) == len(paths):
             raise ValueError(f"none of the {len(paths)} images can be read, such as {paths[0]}")
+        key = cache.path.name
+        files = {
+            "features": f"{key}.npy",
+            "copies": f"copies-{key}.npy",
+            **({"faiss": f"faiss-{key}"} if faiss else {}),
+        }
         manifest = {
+            "format": FORMAT,
             "paths": list(map(os.path.abspath, paths)),
             "unreadable": cache.unreadable,
             "model": model,
             "weights": weights,
-            "features": cache.path.name,
+            "files": files,
+            "width": width,
             "faiss": faiss,
             "orientation": orientation,
         }
         index = cls(folder, manifest)
-        with atomic_path(folder / COPIES_FILE) as temporary, open(temporary, "wb") as file:
+        with atomic_path(folder / files["copies"]) as temporary, open(temporary, "wb") as file:
             np.save(file, find_copies(index.features))
         if faiss:
             index.build_faiss(faiss)
-        write_json(manifest, folder / MANIFEST)
+        # the manifest is written last: until then an index that was there before is the one that answers
+        others = [name for part, name in files.items() if part != "features"]
+        manifest["digests"] = {files["features"]: cache.digest, **{name: file_digest(folder / name) for name in others}}
+        write_sealed(manifest, folder / MANIFEST)
+        remove_others(folder, {MANIFEST, f"{key}.json", *files.values()})
         return index
 
     @classmethod
@@ -171,27 +198,37 @@ class ImageIndex:
         """An index that :meth:`build` wrote.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is none, or one of its files is missing.
+            DamagedFile: a file of it is not what was written; names it.
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is not an index ({path} is missing): make one with `search index`")
-        index = cls(Path(folder), read_json(path))
-        if not (index.folder / f"{index.manifest['features']}.npy").is_file():
-            raise FileNotFoundError(
-                f"{folder} lacks its features {index.manifest['features']}.npy: index the images again"
-            )
+        with reading(path, "a whole index", AGAIN):
+            index = cls(Path(folder), read_sealed(path))
+            require(index.manifest.get("format") == FORMAT, "it was written by another version")
+        for part, name in index.manifest["files"].items():
+            file = index.folder / name
+            if not file.is_file():
+                raise FileNotFoundError(f"{folder} lacks its file {name}: {AGAIN}")
+            with reading(file, "the file of this index", AGAIN):
+                found = rows_digest(index.features).hexdigest() if part == "features" else file_digest(file)
+                require(found == index.manifest["digests"][name], "its content does not fit its digest")
         return index
+
+    def file(self, part: str) -> Path:
+        """Where "features", "copies" or "faiss" lies."""
+        return self.folder / self.manifest["files"][part]
 
     @property
     def features(self) -> np.ndarray:
-        return np.load(self.folder / f"{self.manifest['features']}.npy", mmap_mode="r")
+        shape = (len(self.manifest["paths"]), self.manifest["width"])
+        return read_npy(self.file("features"), shape, np.float16, mmap=True)
 
     @cached_property
     def copies(self) -> np.ndarray:
-        """[C, 2]: rows with the features of an earlier row, and that row. None of an index from before 0.2."""
-        path = self.folder / COPIES_FILE
-        return np.load(path) if path.is_file() else np.empty((0, 2), np.int64)
+        """[C, 2]: rows with the features of an earlier row, and that row."""
+        return read_npy(self.file("copies"), (None, 2), np.int64)
 
     def search(self, queries: Tensor, k: int, exclude: Sequence[str] = ()) -> list[list[tuple[str, float]]]:
         """``(path, score)`` of the best ``k`` images for every query [Q, d], without the paths in ``exclude``.
@@ -230,9 +267,8 @@ class ImageIndex:
             index.train(np.array(features[: 50 * CHUNK], dtype=np.float32))
         for rows in np.array_split(self.distinct, range(CHUNK, len(self.distinct), CHUNK)):
             index.add(np.array(features[rows], dtype=np.float32))
-        temporary = self.folder / f"{FAISS_FILE}.tmp"
-        faiss.write_index(index, str(temporary))
-        os.replace(temporary, self.folder / FAISS_FILE)
+        with atomic_path(self.file("faiss")) as temporary:
+            faiss.write_index(index, str(temporary))
 
     @property
     def distinct(self) -> np.ndarray:
@@ -241,7 +277,9 @@ class ImageIndex:
 
     def search_faiss(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Approximate candidates, scored exactly; row -1 where FAISS found fewer than ``k``."""
-        index = import_faiss().read_index(str(self.folder / FAISS_FILE))
+        faiss = import_faiss()
+        with reading(self.file("faiss"), "an index of FAISS", AGAIN):
+            index = faiss.read_index(str(self.file("faiss")))
         found = index.search(queries.float().numpy(), min(k * RERANK, index.ntotal))[1]
         candidates = torch.from_numpy(np.where(found < 0, -1, self.distinct[found]))
         rows = torch.unique(candidates[candidates >= 0])

@@ -8,9 +8,9 @@ hands have up to five skin tones beside the default yellow. A *picture* is (conc
 import dataclasses
 import functools
 import hashlib
-import json
-import lzma
 from pathlib import Path
+
+from dassl_prompts.engine.reading import DamagedFile, parse_json, unpack_xz
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "emoji"
 VERSION = 1
@@ -137,8 +137,8 @@ def read_meta():
     if not path.is_file():
         raise EmojiDataError(f"{path} is missing: {RESTORE}")
     try:
-        meta = json.loads(lzma.decompress(path.read_bytes()))
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        meta = parse_json(unpack_xz(path), path)
+    except DamagedFile as error:
         raise EmojiDataError(f"{path} is damaged ({error}): {RESTORE}") from error
     if meta.get("version") != VERSION:
         raise EmojiDataError(f"{path} has version {meta.get('version')}, this code reads version {VERSION}: {RESTORE}")

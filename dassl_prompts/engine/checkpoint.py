@@ -8,9 +8,10 @@ file.
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
+import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dassl_prompts.engine.files import atomic_path
-from dassl_prompts.engine.unpickle import DAMAGE, UnsafePickleError, pickle_module
+from dassl_prompts.engine.reading import DamagedFile, read_text, reading, require
+from dassl_prompts.engine.unpickle import UnsafePickleError, pickle_module
 
 BEST = "model-best.pth.tar"
 
@@ -26,7 +28,7 @@ BEST = "model-best.pth.tar"
 def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running pickled code.
 
-    Files written by this package and any file of tensors and plain values load with ``weights_only=True``.
+    Tensors and plain values come back as they are, whoever wrote them.
     Checkpoints of stock Dassl also contain scheduler and optimiser objects: these come back as inert records
     (:class:`dassl_prompts.engine.unpickle.Inert`); yacs configurations as dictionaries; numpy scalars and plain arrays, also
     those of numpy 1, as what they are.
@@ -45,25 +47,49 @@ def load_checkpoint(fpath: str | os.PathLike, trust: bool = False) -> dict[str, 
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
-        if trust:
-            return torch.load(fpath, map_location="cpu", weights_only=False)
-        return _load_safely(fpath)
+        with reading(fpath, "a readable checkpoint (damaged or cut short?)"):
+            if trust:
+                return torch.load(fpath, map_location="cpu", weights_only=False)
+            _check_archive(fpath)
+            content = torch.load(fpath, map_location="cpu", weights_only=False, pickle_module=pickle_module)
+            require(isinstance(content, Mapping), f"it holds a {type(content).__name__} instead of entries by name")
+            return content
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{fpath} {error}; it was not read. If you know where the file comes from: load_checkpoint(path, trust=True)"
         ) from error
-    except PermissionError:
-        raise
-    # what torch lets through on files that are cut short or no checkpoints
-    except (*DAMAGE, RuntimeError, OSError) as error:
-        raise ValueError(f"{fpath} is not a readable checkpoint (damaged or cut short?): {error!r}") from error
 
 
-def _load_safely(fpath: str | os.PathLike) -> dict[str, Any]:
-    try:
-        return torch.load(fpath, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        return torch.load(fpath, map_location="cpu", weights_only=False, pickle_module=pickle_module)
+def _check_archive(fpath: str | os.PathLike) -> None:
+    """Compare the members of an archive of ``torch.save`` with their checksums, which torch itself does not.
+
+    Raises:
+        ValueError: one is damaged, or unpacks to more than the file holds (torch packs none).
+    """
+    if not zipfile.is_zipfile(fpath):  # of torch before 1.6, without checksums
+        return
+    with zipfile.ZipFile(fpath) as archive:
+        packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+        require(not packed, f"its part {', '.join(packed[:1])} is compressed, as torch never writes it")
+        damaged = archive.testzip()
+        require(damaged is None, f"its part {damaged} does not fit its checksum")
+
+
+def require_finite(tensors: Mapping[str, Any], source: str) -> None:
+    """Refuse weights with NaN or infinity.
+
+    Raises:
+        ValueError: names ``source``, the tensor and how many of its numbers are not finite.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            continue
+        bad = int(value.numel() - value.isfinite().sum())
+        if bad:
+            raise ValueError(
+                f"{source}: {bad:,} of {value.numel():,} numbers of {name} are not finite (NaN or infinity): the training "
+                "went wrong or the file is damaged; take another epoch's checkpoint or fetch the file again"
+            )
 
 
 def save_checkpoint(
@@ -134,8 +160,11 @@ def write_tensors(state: Any, path: str | os.PathLike) -> None:
         TypeError: something in ``state`` could not be read back with ``weights_only=True``; names it.
     """
     require_plain(state, Path(path).name)
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as file,
+    ):  # torch's own opening loses what the system says
+        torch.save(state, file)
 
 
 def strip_module(state_dict: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
@@ -149,7 +178,7 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
     Returns:
         the number of epochs done.
     """
-    name = (Path(fdir) / "checkpoint").read_text(encoding="utf-8").splitlines()[0].strip()
+    name = read_text(Path(fdir) / "checkpoint").strip().partition("\n")[0].strip()
     path = Path(fdir) / name
     print(f'Loading checkpoint from "{path}"')
     checkpoint = load_checkpoint(path)
@@ -170,7 +199,8 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) ->
     checkpoint = load_checkpoint(weight_path)
     state_dict = strip_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
-    matched = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
+    matched = {k: v for k, v in state_dict.items() if k in own and own[k].shape == getattr(v, "shape", None)}
+    require_finite(matched, str(weight_path))
     discarded = [k for k in state_dict if k not in matched]
     model.load_state_dict({**own, **matched})
     if not matched:
@@ -212,11 +242,12 @@ def load_learned_tensors(module: nn.Module, state: dict[str, Tensor], source: st
         names in ``state`` that were left out.
 
     Raises:
-        ValueError: a learned parameter is missing in ``state`` or has another shape; names both sides.
+        ValueError: a learned parameter is missing in ``state`` or has another shape (names both sides), or is not finite.
     """
     own = {k: v for k, v in module.state_dict(keep_vars=True).items() if k in learned_tensors(module)}
     own = {k: v for k, v in own.items() if not _is_class_token(k)}
     state = strip_module(state)
+    require_finite({k: state[k] for k in own if k in state}, source)
     missing = [k for k, v in own.items() if k not in state and isinstance(v, nn.Parameter)]
     if missing:
         raise ValueError(
@@ -224,9 +255,9 @@ def load_learned_tensors(module: nn.Module, state: dict[str, Tensor], source: st
             f"(it holds {sorted(state)[:8]}{' ...' if len(state) > 8 else ''})"
         )
     wrong = [
-        f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model"
+        f"{k}: {tuple(getattr(state[k], 'shape', ()))} in the file, {tuple(v.shape)} in the model"
         for k, v in own.items()
-        if k in state and state[k].shape != v.shape
+        if k in state and getattr(state[k], "shape", None) != v.shape
     ]
     if wrong:
         raise ValueError(f"{source} has tensors of other shapes than this model: {'; '.join(wrong)}")
@@ -255,8 +286,9 @@ def read_checkpoint(directory: str | os.PathLike, name: str, epoch: int | None =
     """
     path = find_checkpoint(Path(directory) / name, epoch)
     checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint: it has no state_dict")
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise DamagedFile(f"{path} is not a checkpoint: it has no state_dict")
+    require_finite(checkpoint["state_dict"], str(path))
     print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "unknown")})')
     return checkpoint
 

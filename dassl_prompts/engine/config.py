@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from dassl_prompts.engine.reading import read_text, reading
+
 #: keys that this package's parts of the engine read, added to the tree of either engine
 ENGINE_DEFAULTS = {
     "DATASET": {
@@ -144,8 +146,7 @@ def merge_file(cfg: CfgNode, path: str | os.PathLike) -> None:
         ValueError: not YAML, a key that stands twice, an unknown key (names the nearest known one), a value of another
             type; names the file.
     """
-    with open(path, encoding="utf-8") as file:
-        values = read_yaml(file, str(path))
+    values = read_yaml_file(path)
     if values is None:
         return
     if not isinstance(values, dict):
@@ -178,12 +179,18 @@ def read_yaml(text: Any, name: str, loader: type[yaml.SafeLoader] = _UniqueKeys)
     Raises:
         ValueError: not YAML, or a mapping has a key twice (YAML drops the first of them without a word).
     """
-    try:
+    with reading(name, "valid YAML"):
         return yaml.load(text, loader)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{name} is not valid YAML: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+
+
+def read_yaml_file(path: str | os.PathLike, loader: type = _UniqueKeys) -> Any:
+    """The content of a YAML file in UTF-8, see :func:`read_yaml`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as :func:`read_yaml`.
+    """
+    return read_yaml(read_text(path), str(path), loader)
 
 
 class _Texts(_UniqueKeys):
@@ -199,8 +206,7 @@ def read_names(path: str | os.PathLike) -> dict[str, str]:
         FileNotFoundError: there is no such file.
         ValueError: it is no such mapping; names the file.
     """
-    with open(path, encoding="utf-8") as file:
-        found = read_yaml(file, str(path), _Texts)
+    found = read_yaml_file(path, _Texts)
     if not isinstance(found, dict) or not all(isinstance(name, str) for pair in found.items() for name in pair):
         raise ValueError(f"{path} has to hold lines such as 'folder: class name'")
     return found

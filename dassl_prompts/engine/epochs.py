@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dassl_prompts.engine.files import atomic_path, read_json
+from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.engine.reading import read_json
 
 FILE = "epochs.json"
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dassl_prompts.engine.checkpoint import strip_module
-from dassl_prompts.engine.files import read_json
+from dassl_prompts.engine.reading import read_json
 from dassl_prompts.engine.run_folder import RESULTS
 
 #: keys of every method that change how pictures are prepared for a test
@@ -68,9 +68,7 @@ class Origin:
         # <run>/<registered name>/model.pth.tar-5; a file that was copied somewhere has nothing beside it
         folders = [path] if not path.is_file() else [path.parent.parent, path.parent]
         found = next((folder / RESULTS for folder in folders if (folder / RESULTS).is_file()), None)
-        run = read_json(found) if found else {}
-        if not isinstance(run, dict):
-            raise ValueError(f"{found} is not a run's {RESULTS}: it holds a {type(run).__name__}")
+        run = read_json(found, dict) if found else {}
         return cls(where or str(path), run)
 
     def with_checkpoint(self, checkpoint: Mapping[str, Any]) -> Origin:

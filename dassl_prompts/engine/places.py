@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dassl_prompts.engine.digest import DIGITS
+from dassl_prompts.engine.reading import read_text
 
 #: places that hold copies or inputs whose own digests are compared; what lies there does not change a result
 FREE_PLACES = (
@@ -68,7 +69,7 @@ def content_digest(place: str | os.PathLike) -> str:
 
 def _read_of(model: Path) -> list[Path]:
     """The newest and the best checkpoint of a registered model."""
-    newest = model / (model / "checkpoint").read_text(encoding="utf-8").strip()
+    newest = model / read_text(model / "checkpoint").strip()
     return [file for file in (newest, model / "model-best.pth.tar") if file.is_file()]
 
 

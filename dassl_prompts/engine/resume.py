@@ -18,13 +18,31 @@ import torch
 from yacs.config import CfgNode
 
 from dassl_prompts.engine import places
-from dassl_prompts.engine.checkpoint import learned_tensors, load_checkpoint, write_tensors
+from dassl_prompts.engine.checkpoint import learned_tensors, load_checkpoint, require_finite, write_tensors
 from dassl_prompts.engine.config import differing_keys, flatten
 from dassl_prompts.engine.digest import differences
 from dassl_prompts.engine.randomness import rng_state
+from dassl_prompts.engine.reading import DamagedFile, reading, require
 
 FILE = "resume.pt"
 FORMAT = 1
+#: what a resume file of this format holds
+PARTS = {
+    "epoch": int,
+    "trainer": str,
+    "config": dict,
+    "data": str,
+    "torch": str,
+    "best_result": float,
+    "corrupt": list,
+    "elapsed": (int, float),
+    "models": dict,
+    "optims": dict,
+    "scheds": dict,
+    "scaler": (dict, type(None)),
+    "extra": dict,
+    "rng": dict,
+}
 #: keys that may differ between the two halves of a run: they do not change its weights
 FREE_KEYS = (
     *places.FREE_PLACES,
@@ -205,5 +223,13 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     """
     state = load_checkpoint(path)
     if not isinstance(state, dict) or "rng" not in state:
-        raise ValueError(f"{path} is not a resume file")
+        raise DamagedFile(f"{path} is not a resume file")
+    if state.get("format") != FORMAT:
+        return state  # :func:`check` says so
+    with reading(path, "a whole resume file", "delete it to start the run anew"):
+        for key, kind in PARTS.items():
+            require(isinstance(state[key], kind), f"its entry {key} is a {type(state[key]).__name__}")
+        require(all(isinstance(part, dict) for part in state["models"].values()), "its models are no tensors by name")
+    for name, model in state["models"].items():
+        require_finite(model, f"{path}, {name}")
     return state

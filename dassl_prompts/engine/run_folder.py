@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dassl_prompts.engine.files import read_json, require_writable, write_json
+from dassl_prompts.engine.files import UNFINISHED, require_writable, write_json
 from dassl_prompts.engine.places import plain_name
+from dassl_prompts.engine.reading import DamagedFile, read_json
 
 RESULTS = "results.json"
 LOCK = "run.lock"
@@ -77,7 +78,7 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files of writes that were cut off by SIGKILL; nobody else writes here now."""
-        for pattern in (".*.tmp", "*/.*.tmp"):
+        for pattern in (f"{folder}.*{end}" for folder in ("", "*/") for end in (UNFINISHED, ".tmp")):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -86,7 +87,7 @@ class RunFolder:
     def results(self) -> dict[str, Any]:
         """Content of results.json; empty if there is none."""
         path = self.path / RESULTS
-        return read_json(path) if path.exists() else {}
+        return read_json(path, dict) if path.exists() else {}
 
     def check_owner(self) -> None:
         """Check that results.json, if there is one, belongs to this run.
@@ -177,12 +178,12 @@ def _owner() -> str:
 
 def _read_owner(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        return read_json(path, dict)
+    except (OSError, DamagedFile):
         return {}
 
 
 def _in_use(path: Path) -> FolderInUse:
     owner = _read_owner(path)
-    who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+    who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
     return FolderInUse(f"{path.parent} is in use by {who}: wait for it, stop it, or choose another --output-dir")

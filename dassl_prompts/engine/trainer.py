@@ -28,12 +28,12 @@ from dassl_prompts.engine.checkpoint import (
 )
 from dassl_prompts.engine.config import flatten, refuse_pairs, with_engine_defaults
 from dassl_prompts.engine.digest import data_digests
-from dassl_prompts.engine.files import read_json
 from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, count_corrupt, draw_apart
 from dassl_prompts.engine.origin import Origin, Reader
 from dassl_prompts.engine.places import contents
 from dassl_prompts.engine.predictions import Collector, file_name
 from dassl_prompts.engine.randomness import kept_streams, set_rng_state
+from dassl_prompts.engine.reading import read_json, reading
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
 from dassl_prompts.engine.seam import ENGINE, VERSION, announce
 
@@ -286,7 +286,7 @@ class PromptTrainer(TrainerX):
     def read_run(directory: str | Path) -> dict[str, Any]:
         """results.json of another run; empty if it has none (runs of official code)."""
         path = Path(directory) / RESULTS
-        return read_json(path) if path.exists() else {}
+        return read_json(path, dict) if path.exists() else {}
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all parts of a resumed run."""
@@ -452,7 +452,8 @@ class PromptTrainer(TrainerX):
     def _resume_from(self, path: Path) -> int:
         state = resume.read(path)
         resume.check(state, self, path)
-        done = resume.unpack(state, self)
+        with reading(path, "a resume file of this run", "delete it to start the run anew"):
+            done = resume.unpack(state, self)
         self._rng = state["rng"]
         if done >= self.max_epoch:
             print(f"The run in {path.parent} is finished ({done} epochs), nothing left to train")
@@ -467,11 +468,12 @@ class PromptTrainer(TrainerX):
         done = set()
         read = lambda name: load_checkpoint(find_checkpoint(directory / name, None, best=False))
         for name, checkpoint in self._read_models(directory, f"--resume {directory}", read).items():
-            if self._optims[name] is not None and checkpoint.get("optimizer") is not None:
-                self._optims[name].load_state_dict(checkpoint["optimizer"])
-            if self._scheds[name] is not None:
-                self._scheds[name].load_state_dict({"last_epoch": checkpoint["epoch"]})
-            done.add(checkpoint["epoch"])
+            with reading(directory / name, "a folder of a checkpoint that can be gone on from"):
+                if self._optims[name] is not None and checkpoint.get("optimizer") is not None:
+                    self._optims[name].load_state_dict(checkpoint["optimizer"])
+                if self._scheds[name] is not None:
+                    self._scheds[name].load_state_dict({"last_epoch": checkpoint["epoch"]})
+                done.add(checkpoint["epoch"])
         if len(done) != 1:
             raise resume.CannotResume(f"the checkpoints in {directory} are of different epochs {sorted(done)}")
         print(f"Found checkpoint at {directory} (will resume training)\nPrevious epoch: {max(done)}")

@@ -11,17 +11,31 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import struct
 from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path
 from typing import Any
 
 from dassl_prompts.engine.builders import PLAIN, Builder, PlainArray, PlainDtype, UnsafePickleError
 from dassl_prompts.engine.datum import Datum
+from dassl_prompts.engine.reading import reading
 
 #: packages whose objects may occur in a checkpoint and become inert records
 INERT_PACKAGES = ("torch.optim", "torch.amp", "torch.cuda.amp", "dassl", "dassl_prompts.engine", "yacs")
 #: dtypes of torch that a pickle may name
 TORCH_DTYPES = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool complex64 complex128".split()
+
+
+#: bytes that the builders of one pickle may fill: so many, and so many times its own length
+SPARE, MAX_RATIO = 1 << 26, 16
+
+
+def _size_of(made: Any) -> int:
+    """Bytes that a builder took, about."""
+    if isinstance(made, (bytes, bytearray, str)):
+        return len(made)
+    if isinstance(made, (list, tuple, set, frozenset, dict)):
+        return 64 * len(made)
+    return made.nbytes if type(made).__module__ == "numpy" else 0
 
 
 class Inert:
@@ -97,6 +111,25 @@ class SafeUnpickler(pickle._Unpickler):
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
+    def __init__(self, file: Any, **kwargs: Any):
+        super().__init__(file, **kwargs)
+        start = file.tell()
+        self.room = SPARE + MAX_RATIO * file.seek(0, os.SEEK_END)
+        file.seek(start)
+
+    def load(self) -> Any:
+        """The object of the pickle.
+
+        Raises:
+            UnsafePickleError: it refers to code, or makes far more of its content than it holds, by copying it again and again.
+        """
+        return super().load()
+
+    def _take_room(self) -> None:
+        self.room -= _size_of(self.stack[-1])
+        if self.room < 0:
+            raise UnsafePickleError("makes far more of its content than it holds")
+
     def find_class(self, module: str, name: str) -> Any:
         if name in PLAIN.get(module, ()):
             return Builder(f"{module}.{name}", PLAIN[module][name])
@@ -116,6 +149,7 @@ class SafeUnpickler(pickle._Unpickler):
         if isinstance(made, PlainArray):
             array = made.finish(self.stack.pop())
             self.stack[-1] = array
+            self._take_room()
             # what the pickle refers to again is the array, too; it was remembered just before its state
             place = next((key for key in reversed(self.memo) if self.memo[key] is made), None)
             if place is not None:
@@ -132,24 +166,28 @@ class SafeUnpickler(pickle._Unpickler):
         """Calls of builders and records only."""
         self._require_known(self.stack[-2])
         pickle._Unpickler.load_reduce(self)
+        self._take_room()
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_newobj(self) -> None:
         self._require_known(self.stack[-2])
         pickle._Unpickler.load_newobj(self)
+        self._take_room()
 
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
     def load_newobj_ex(self) -> None:
         self._require_known(self.stack[-3])
         pickle._Unpickler.load_newobj_ex(self)
+        self._take_room()
 
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
 
     def _instantiate(self, klass: Any, args: Any) -> None:
         self._require_known(klass)
         pickle._Unpickler._instantiate(self, klass, args)
+        self._take_room()
 
     def load_bytearray8(self) -> None:
         """As the pickle module's, which takes the room that the file asks for before it reads."""
@@ -166,21 +204,6 @@ class SafeUnpickler(pickle._Unpickler):
         if isinstance(made, Builder) or isinstance(made, type) and issubclass(made, RECORDS):
             return
         raise UnsafePickleError(f"calls {getattr(made, '__name__', repr(made))}, which is no record of this file")
-
-
-#: what reading a damaged pickle may end with
-DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    struct.error,
-)
 
 
 class pickle_module:
@@ -205,11 +228,8 @@ def read_pickle(path: str | os.PathLike) -> Any:
         UnsafePickleError: the file refers to anything else; names file and object.
         ValueError: the file is damaged.
     """
-    with open(path, "rb") as file:
-        content = io.BytesIO(file.read())  # no length in the file can ask for more room than this
     try:
-        return SafeUnpickler(content).load()
+        with reading(path, "a readable pickle"):
+            return SafeUnpickler(io.BytesIO(Path(path).read_bytes())).load()
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path} {error}; it was not read") from error
-    except DAMAGE as error:
-        raise ValueError(f"{path} is not a readable pickle: {error!r}") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
 from pathlib import Path
 
 from dassl_prompts.captions.records import FDRDError
+from dassl_prompts.engine.reading import read_csv
 from dassl_prompts.fdrd.domains import get_domain
 
 
@@ -127,22 +127,13 @@ def items_from_csv(path: Path, root: str) -> list:
     from dassl_prompts.fdrd.build import Item
     from dassl_prompts.images import missing_images
 
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"path", "class", "split"} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{path}: missing columns {', '.join(sorted(missing))} (there are {', '.join(reader.fieldnames or ())})"
-            )
-        items, lines = [], {}
-        for number, row in enumerate(reader, 2):
-            if row["split"] not in ("train", "test") or not row["path"] or not row["class"]:
-                raise ValueError(
-                    f"{path}, line {number}: expected a path, a class and the split train or test, got {row}"
-                )
-            relative = row["path"].replace("\\", "/")
-            items.append(Item(os.path.join(root, relative), relative, row["class"], row["split"]))
-            lines[items[-1].path] = number
+    items, lines = [], {}
+    for number, row in read_csv(path, ("path", "class", "split")):
+        if row["split"] not in ("train", "test") or not row["path"] or not row["class"]:
+            raise ValueError(f"{path}, line {number}: expected a path, a class and the split train or test, got {row}")
+        relative = row["path"].replace("\\", "/")
+        items.append(Item(os.path.join(root, relative), relative, row["class"], row["split"]))
+        lines[items[-1].path] = number
     missing = missing_images(lines)
     if missing:
         named = "".join(f"\n  line {lines[image]}: {image}" for image in missing[:5])
@@ -216,7 +207,7 @@ def run_build(args) -> int:
     built = build(items, captioner, args.dataset or name, n_ctx=args.n_ctx)
     if args.min_clip_percentile > 0:
         drop_low_scores(built, clip_scores(built, items, args.backbone, args.activation), args.min_clip_percentile)
-    add_negatives(built, args.negatives, read_json(args.meta) if args.meta else None, args.seed)
+    add_negatives(built, args.negatives, read_json(args.meta, dict) if args.meta else None, args.seed)
     for split, records in built.splits.items():
         with atomic_path(targets[split]) as temporary:
             temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

@@ -5,12 +5,12 @@ statistics.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+
+from dassl_prompts.engine.reading import DamagedFile, parse_json, read_lines
 
 #: questions for a multi-modal model, given to the captioner ready to use
 QUESTIONS = (
@@ -73,13 +73,13 @@ class CaptionFile:
             by_name[os.path.basename(image)].append(image)
         self.in_root = {name for name, same_name in by_name.items() if name in same_name}
         self.captions: dict[str, str] = {}
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(path), 1):
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line, f"{path}, line {number}")
                 image, caption = entry["path"], entry["caption"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (DamagedFile, KeyError, TypeError) as error:
                 raise ValueError(
                     f'{path}, line {number}: expected {{"path": ..., "caption": ...}} ({error!r})'
                 ) from None

@@ -1,7 +1,7 @@
 """Image features on disk: encoded once, found again by a fingerprint of images, weights and transform.
 
-A cache is one ``.npy`` file, read through a memory map, and a manifest. Writing goes on where an interrupted
-run stopped.
+A cache is one ``.npy`` file, read through a memory map, and a manifest with its digest, which is compared before the features are
+used. Writing goes on where an interrupted run stopped.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dassl_prompts.engine.files import read_json, require_writable, write_json
+from dassl_prompts.engine.files import new_array, read_sealed, require_writable, write_sealed
+from dassl_prompts.engine.reading import DamagedFile, read_npy
 from dassl_prompts.images import ImageReadError, check_orientation, read_image, split_member
 
-FORMAT = 1
+FORMAT = 2
+#: bytes that are read at a time where all are
+PART = 1 << 24
 #: how often an unfinished cache notes how far it is
 BATCHES_PER_NOTE = 64
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
@@ -80,22 +84,39 @@ class FeatureCache:
 
     Attributes:
         path: ``<path>.npy`` and ``<path>.json``. fingerprint: everything that the features depend on.
-        unreadable: indices of images that could not be read; their rows are zero.
+        unreadable: indices of images that could not be read; their rows are zero. digest: of the features, once they are
+            complete.
     """
 
     path: Path
     fingerprint: str
     unreadable: list[int] = field(default_factory=list)
 
+    digest: str = ""
+
     @property
     def array(self) -> np.ndarray:
-        return np.load(f"{self.path}.npy", mmap_mode="r")
+        return read_npy(f"{self.path}.npy", mmap=True)
 
-    def is_complete(self) -> bool:
+    def is_complete(self, shape: Sequence[int], dtype: str = "fp16") -> bool:
+        """Whether the features are there and whole; what is damaged is told, and encoded anew by :meth:`fill`.
+
+        Args:
+            shape: of all of them, [N, ...]. dtype: "fp16" or "fp32".
+        """
         manifest = self._manifest(".json")
-        if manifest is None or not os.path.exists(f"{self.path}.npy"):
+        if manifest is None:
             return False
-        self.unreadable = manifest["unreadable"]
+        try:
+            array = read_npy(f"{self.path}.npy", shape, DTYPES[dtype], mmap=True)
+            if rows_digest(array).hexdigest() != manifest["features"]:
+                raise DamagedFile(f"{self.path}.npy is damaged: its content does not fit its digest")
+        except FileNotFoundError:
+            return False
+        except DamagedFile as error:
+            print(f"{error}; encoding the images again")
+            return False
+        self.unreadable, self.digest = manifest["unreadable"], manifest["features"]
         return True
 
     def fill(
@@ -117,12 +138,12 @@ class FeatureCache:
 
         Raises:
             ImageReadError: an image is unreadable, unless ``images`` skips such.
-            OSError: no space, no permission; names the folder.
+            DiskFullError, OSError: no room, no permission; names the file or folder.
             ValueError: a feature is not finite.
         """
         from tqdm import tqdm
 
-        array, done, unreadable = self._open_partial((len(images), *shape), DTYPES[dtype])
+        array, done, unreadable, digest = self._open_partial((len(images), *shape), DTYPES[dtype])
         rest = ImageList(images.paths[done:], images.transform, images.skip_unreadable, images.orientation)
         with tqdm(total=len(images), initial=done, desc=title, unit="img", disable=not title) as bar:
             for batch in image_batches(rest, batch_size, workers):
@@ -132,16 +153,18 @@ class FeatureCache:
                     features = encode(torch.stack([batch[i] for i in good]).to(device)).float().cpu().numpy()
                     self._check(features, dtype)
                     array[[done + i for i in good]] = features.astype(DTYPES[dtype])
+                digest.update(np.ascontiguousarray(array[done : done + len(batch)]))
                 done += len(batch)
                 bar.update(len(batch))
                 if done % (batch_size * BATCHES_PER_NOTE) < batch_size:
                     array.flush()
-                    self._write_manifest(".partial.json", {"done": done, "unreadable": unreadable})
+                    held = {"done": done, "unreadable": unreadable, "features": digest.hexdigest()}
+                    self._write_manifest(".partial.json", held)
         array.flush()
         del array
         os.replace(f"{self.path}.partial.npy", f"{self.path}.npy")
-        self.unreadable = unreadable
-        self._write_manifest(".json", {"unreadable": unreadable})
+        self.unreadable, self.digest = unreadable, digest.hexdigest()
+        self._write_manifest(".json", {"unreadable": unreadable, "features": self.digest})
         Path(f"{self.path}.partial.json").unlink(missing_ok=True)
 
     def _check(self, features: np.ndarray, dtype: str) -> None:
@@ -150,29 +173,47 @@ class FeatureCache:
         if dtype == "fp16" and np.abs(features).max() > np.finfo(np.float16).max:
             raise ValueError("image features exceed the range of fp16: set CIR.CACHE_DTYPE fp32")
 
-    def _open_partial(self, shape: tuple[int, ...], dtype) -> tuple[np.ndarray, int, list[int]]:
-        """The file to write to, the number of rows that it holds already, and their unreadable ones."""
+    def _open_partial(self, shape: tuple[int, ...], dtype) -> tuple[np.ndarray, int, list[int], Any]:
+        """The file to write to, the number of rows that it holds already, their unreadable ones and running digest."""
         partial = f"{self.path}.partial.npy"
         manifest = self._manifest(".partial.json")
         if manifest is not None and os.path.exists(partial):
-            array = np.lib.format.open_memmap(partial, mode="r+")
-            if array.shape == shape and array.dtype == dtype:
-                return array, manifest["done"], manifest["unreadable"]
+            try:
+                digest = rows_digest(read_npy(partial, shape, dtype, mmap=True), manifest["done"])
+                if digest.hexdigest() == manifest["features"]:
+                    array = np.lib.format.open_memmap(partial, mode="r+")
+                    return array, manifest["done"], manifest["unreadable"], digest
+            except DamagedFile as error:
+                print(f"{error}; encoding the images again")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{self.path}.partial.json").unlink(missing_ok=True)
         for suffix in (".npy", ".json"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        return np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape), 0, []
+        return new_array(partial, shape, dtype), 0, [], rows_digest(np.empty(0))
 
     def _manifest(self, suffix: str) -> dict | None:
         """A manifest of this fingerprint, else None."""
         path = f"{self.path}{suffix}"
-        content = read_json(path) if os.path.exists(path) else {}
+        try:
+            content = read_sealed(path) if os.path.exists(path) else {}
+        except DamagedFile as error:
+            print(f"{error}; encoding the images again")
+            return None
         matches = content.get("format") == FORMAT and content.get("fingerprint") == self.fingerprint
         return content if matches else None
 
     def _write_manifest(self, suffix: str, values: dict) -> None:
-        write_json({"format": FORMAT, "fingerprint": self.fingerprint, **values}, f"{self.path}{suffix}")
+        write_sealed({"format": FORMAT, "fingerprint": self.fingerprint, **values}, f"{self.path}{suffix}")
+
+
+def rows_digest(array: np.ndarray, rows: int | None = None):
+    """A running digest of the first ``rows`` of an array (None: all), read in parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    rows = len(array) if rows is None else rows
+    step = max(1, PART // max(1, array[:1].nbytes))
+    for start in range(0, rows, step):
+        digest.update(np.ascontiguousarray(array[start : min(rows, start + step)]))
+    return digest
 
 
 def fingerprint(**parts) -> str:
@@ -219,9 +260,10 @@ def cached_features(
         **({} if orientation == "stored" else {"orientation": orientation}),  # older caches know no other
     )
     cache = FeatureCache(Path(folder) / f"{name}-{key[:16]}", key)
-    if not cache.is_complete():
+    whole = (len(paths), *shape)
+    if not cache.is_complete(whole, dtype):
         with exclusive(cache.path):  # runs that share the folder wait for whoever encodes
-            if not cache.is_complete():
+            if not cache.is_complete(whole, dtype):
                 images = ImageList(paths, transform, skip_unreadable, orientation)
                 cache.fill(images, encode, shape, dtype, batch_size, workers, title=f"encoding {name}", device=device)
     if cache.unreadable and not skip_unreadable:

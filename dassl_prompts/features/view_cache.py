@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dassl_prompts.engine.files import atomic_folder, file_digest, new_array, read_sealed, write_sealed
+from dassl_prompts.engine.reading import DamagedFile, read_npy, reading, require
 from dassl_prompts.images import split_member
 
 DTYPES = ("float32", "float16")
@@ -62,24 +63,24 @@ class ViewCache:
     """
 
     FILES = ("features.npy", "queries.npy", "labels.npy")
+    MANIFEST = "digests.json"
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        arrays = []
-        for name in self.FILES:
-            try:
-                arrays.append(np.load(self.folder / name, mmap_mode="r"))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"the cache {self.folder} is damaged ({name}: {error}): delete the folder") from error
-        self.features, self.queries, self.labels = arrays
-        if not self.features.shape[:2] == self.queries.shape[:2] == (len(self.features), len(self.labels)):
-            raise ValueError(f"the cache {self.folder} is damaged (its arrays disagree): delete the folder")
+        with reading(self.folder, "a whole cache of views", "delete the folder"):
+            digests = read_sealed(self.folder / self.MANIFEST)
+            arrays = [read_npy(self.folder / name, mmap=True) for name in self.FILES]
+            for name in self.FILES:
+                require(file_digest(self.folder / name) == digests[name], f"{name} does not fit its digest")
+            self.features, self.queries, self.labels = arrays
+            agree = self.features.shape[:2] == self.queries.shape[:2] == (len(self.features), len(self.labels))
+            require(agree, "its arrays disagree")
 
     @classmethod
     def create(
         cls, folder: str | os.PathLike, views: Sequence[Callable[[], Iterator]], images: int, dtype: str = "float32"
     ) -> ViewCache:
-        """Fill and open the cache ``folder``, or open it when it is there.
+        """Fill and open the cache ``folder``, or open it when it is there and whole.
 
         Args:
             views: one function per view that yields ``(View, labels)`` batches in the order of the images.
@@ -87,20 +88,14 @@ class ViewCache:
             dtype: of the queries; "float16" halves the size and may change retrieval where two prompts are nearly tied.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
-            unfinished.mkdir()
+        if folder.is_dir():
             try:
-                cls._write(unfinished, views, images, dtype)
-                try:
-                    unfinished.rename(folder)
-                except OSError:
-                    if not folder.is_dir():
-                        raise
-                    # another run was faster; its content is the same
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                return cls(folder)
+            except (DamagedFile, FileNotFoundError) as error:
+                print(f"{error}; making it again")
+                shutil.rmtree(folder, ignore_errors=True)
+        with atomic_folder(folder) as unfinished:  # where another run is faster, its content is the same
+            cls._write(unfinished, views, images, dtype)
         return cls(folder)
 
     @classmethod
@@ -117,10 +112,7 @@ class ViewCache:
                         (images,),
                     )
                     types = (np.float32, np.dtype(dtype), np.int64)
-                    arrays = [
-                        np.lib.format.open_memmap(folder / name, "w+", kind, shape)
-                        for name, kind, shape in zip(cls.FILES, types, shapes)
-                    ]
+                    arrays = [new_array(folder / name, s, kind) for name, kind, s in zip(cls.FILES, types, shapes)]
                 arrays[0][v, start:stop] = batch.feature.float().cpu().numpy()
                 arrays[1][v, start:stop] = batch.queries.float().cpu().numpy()
                 arrays[2][start:stop] = labels.cpu().numpy()
@@ -129,6 +121,7 @@ class ViewCache:
                 raise ValueError(f"view {v + 1} gave {start} images instead of {images}")
         for array in arrays or ():
             array.flush()
+        write_sealed({name: file_digest(folder / name) for name in cls.FILES if arrays}, folder / cls.MANIFEST)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,11 +7,12 @@ believed where it, or the configuration beside it, says which; otherwise ``MODEL
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from dassl_prompts.engine.reading import read_json
 
 QUICKGELU, GELU = "quickgelu", "gelu"
 CHOICES = (QUICKGELU, GELU)
@@ -66,10 +67,7 @@ def description_beside(path: Path) -> Description | None:
     for file in candidates:
         if not file.is_file():
             continue
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}, beside the weights {path.name}, is not valid JSON: {error}") from error
+        config = read_json(file)
         if isinstance(config, dict) and (found := described(config, file)) is not None:
             return found
     return None

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.engine.files import read_json
+from dassl_prompts.engine.reading import read_json
 from dassl_prompts.models.tokens import TextTokens, TokenEncoder
 from dassl_prompts.models.weights import weights_digest
 
@@ -29,7 +29,7 @@ def is_blip(name: str) -> bool:
     says so."""
     config = Path(name) / "config.json"
     if config.is_file():
-        return read_json(config).get("model_type") == "blip"
+        return read_json(config, dict).get("model_type") == "blip"
     return "blip" in name.lower() and not Path(name).exists()
 
 

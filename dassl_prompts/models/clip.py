@@ -6,7 +6,6 @@ mode; methods reach its towers through ``text`` and ``vision``.
 
 from __future__ import annotations
 
-import json
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dassl_prompts.engine.reading import read_json
 from dassl_prompts.models.activation import GELU, QUICKGELU, Description, describe_file, settle
 from dassl_prompts.models.blocks import is_quick_gelu
 from dassl_prompts.models.class_prompts import ClassPrompts
@@ -169,7 +169,7 @@ def named_config(name: str) -> dict:
     """
     own = Path(str(resources.files("dassl_prompts.configs"))) / "backbones"
     if (own / f"{name}.json").is_file():
-        return json.loads((own / f"{name}.json").read_text(encoding="utf-8"))
+        return read_json(own / f"{name}.json")
     import open_clip
 
     known = OPENAI_NAMES.get(name, name)
@@ -251,8 +251,8 @@ def from_json(path: Path, activation: str = "") -> nn.Module:
     """A model from an open_clip JSON configuration of the user's; ``activation`` where that says none."""
     if not path.is_file():
         raise FileNotFoundError(f"no model configuration {path}")
+    config = read_json(path, dict)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         if activation and "quick_gelu" not in config:
             config["quick_gelu"] = activation == QUICKGELU
         if config.get("weights") and "quick_gelu" not in config:
@@ -260,7 +260,7 @@ def from_json(path: Path, activation: str = "") -> nn.Module:
                 f'{path} must say "quick_gelu": true (OpenAI\'s weights) or false: the wrong activation is silent'
             )
         model = build_model(config)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not an open_clip model configuration (embed_dim, vision_cfg, text_cfg): {error!r}"
         ) from error

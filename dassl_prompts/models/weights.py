@@ -6,7 +6,6 @@ The loaders of CLIP and BLIP stand above this file; results.json keeps the diges
 from __future__ import annotations
 
 import hashlib
-import lzma
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,14 +13,16 @@ from pathlib import Path
 from torch import Tensor
 
 from dassl_prompts.engine import load_checkpoint
+from dassl_prompts.engine.checkpoint import require_finite
 from dassl_prompts.engine.digest import DIGITS
-from dassl_prompts.engine.files import read_json
+from dassl_prompts.engine.reading import read_json, read_safetensors, reading
 from dassl_prompts.models.layouts import Found, find_clip
 from dassl_prompts.models.torchscript import is_torchscript, read_torchscript
 
 #: backbones whose weights come with the package
 EMBEDDED = ("emoji-tiny", "emoji-base")
-WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".safetensors.xz")
+SAFETENSORS_SUFFIXES = (".safetensors", ".safetensors.xz")
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", *SAFETENSORS_SUFFIXES)
 #: numbers that OpenAI's archives carry beside the weights
 SCALARS = ("input_resolution", "context_length", "vocab_size")
 #: numbers that are read of a tensor, evenly spread
@@ -50,7 +51,7 @@ def weights_file(name: str) -> Path | None:
     if name.endswith(WEIGHT_SUFFIXES):
         return path
     if path.suffix == ".json" and path.is_file():
-        weights = read_json(path).get("weights")
+        weights = read_json(path, dict).get("weights")
         return path.parent / weights if weights else None
     return embedded_weights(name)
 
@@ -91,23 +92,13 @@ def read_clip(path: Path) -> Found:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file with weights at {path}")
-    from safetensors import SafetensorError
-
-    try:
-        if path.suffix == ".xz":
-            from safetensors.torch import load
-
-            return find_clip(load(lzma.decompress(path.read_bytes())), str(path))
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return find_clip(load_file(str(path)), str(path))
-        content = read_torch_file(path)
-    except (lzma.LZMAError, EOFError, RuntimeError, OSError, KeyError, SafetensorError) as error:
-        embedded = path.name.removesuffix(".safetensors.xz") in EMBEDDED
-        remedy = f"; {restore_embedded(path)}" if embedded else ""
-        raise ValueError(f"{path} cannot be read as weights (damaged or cut short?): {error}{remedy}") from error
-    return find_clip(content, str(path))
+    remedy = restore_embedded(path) if path.name.removesuffix(".safetensors.xz") in EMBEDDED else ""
+    with reading(path, "a file with weights that can be read (damaged or cut short?)", remedy):
+        read = read_safetensors if path.name.endswith(SAFETENSORS_SUFFIXES) else read_torch_file
+        content = read(path)
+    found = find_clip(content, str(path))
+    require_finite(found.state, str(path))
+    return found
 
 
 def read_torch_file(path: Path) -> dict:

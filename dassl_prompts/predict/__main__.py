@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import dassl_prompts
 from dassl_prompts import plugins
 from dassl_prompts.engine.files import require_file_writable, require_writable
+from dassl_prompts.engine.reading import read_lines
 from dassl_prompts.engine.unpickle import UnsafePickleError
 from dassl_prompts.images import IMAGE_SUFFIXES, ORIENTATIONS, describe_left_out, walk_images
 
@@ -127,7 +128,7 @@ def class_names(args: argparse.Namespace) -> list[str] | None:
     if args.classes and args.classes_file:
         raise ValueError("give --classes or --classes-file, not both")
     if args.classes_file:
-        names = [line.strip() for line in args.classes_file.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in read_lines(args.classes_file)]
         if not any(names):
             raise ValueError(f"{args.classes_file} names no classes")
         return [name for name in names if name]

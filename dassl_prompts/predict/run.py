@@ -100,7 +100,7 @@ def read_results(folder: Path) -> dict:
         raise FileNotFoundError(
             f"{folder} has no {RESULTS}: give the folder of a training run, such as .../CoOp/vit_b16/seed1"
         )
-    results = read_json(folder / RESULTS)
+    results = read_json(folder / RESULTS, dict)
     lacking = [key for key in ("trainer", "config", "classnames") if key not in results]
     if lacking:
         raise ValueError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from importlib import resources
 
+from dassl_prompts.engine.reading import parse_json
 from dassl_prompts.results.groups import Method
 
 #: names of one dataset in papers and in registries
@@ -79,7 +79,7 @@ def published() -> tuple[Published, ...]:
     """All published rows."""
     text = (resources.files("dassl_prompts") / "assets" / "published.json").read_text(encoding="utf-8")
     found = []
-    for table in json.loads(text)["tables"]:
+    for table in parse_json(text, "assets/published.json")["tables"]:
         for row in table["rows"]:
             both = {**table, **row}
             found.append(

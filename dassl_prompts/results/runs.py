@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from dassl_prompts.configs.own_data import OWN, place_name
 from dassl_prompts.engine.places import BACKBONE, FREE_PLACES, LAYOUT, plain_name
+from dassl_prompts.engine.reading import DamagedFile, read_json
 
 RESULTS = "results.json"
 #: settings that do not change a result, or that every run of a group has its own value of
@@ -211,8 +211,8 @@ def read_run(folder: Path, root: Path) -> Run | Unfinished:
     """The run in ``folder``, or what is wrong with it."""
     path = folder / RESULTS
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number without end, nested without end
+        results = read_json(path)
+    except DamagedFile as error:
         return Unfinished(folder, f"{RESULTS} is damaged ({error})")
     except OSError as error:
         return Unfinished(folder, f"{RESULTS} cannot be read ({error.strerror})")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from dassl_prompts.configs.own_data import config_name, data_name, is_own
 from dassl_prompts.configs.recipes import (
     RECIPES,
@@ -16,6 +14,7 @@ from dassl_prompts.configs.recipes import (
     embedded_recipe,
     stage1_recipe,
 )
+from dassl_prompts.engine.config import read_yaml_file
 from dassl_prompts.run.steps import Step
 
 __all__ = ["RECIPES", "Job", "config_file", "eval_step", "stage1_recipe", "subsample", "train_step"]
@@ -152,7 +151,7 @@ def shortened(job: Job) -> tuple[str, ...]:
     """Options that give a run ``job.epochs`` epochs; PromptSRC's averaging window moves and narrows with them, in whole epochs."""
     if not job.epochs:
         return ()
-    recipe = yaml.safe_load(Path(config_file("trainers", job.trainer, job.cfg)).read_text(encoding="utf-8"))
+    recipe = read_yaml_file(config_file("trainers", job.trainer, job.cfg))
     opts = ["OPTIM.MAX_EPOCH", str(job.epochs)]
     for key, value in recipe.get("TRAINER", {}).get("PROMPTSRC", {}).items():
         if key in ("GPA_MEAN", "GPA_STD"):

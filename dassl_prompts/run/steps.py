@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from dassl_prompts.engine.reading import DamagedFile, read_json
 
 RESULTS = "results.json"
 #: what a run prints, errors included, when several run at once
@@ -40,9 +41,9 @@ class Step:
         if not path.is_file():
             return None
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete the folder or run again with --force") from error
+            results = read_json(path, dict)
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}: delete the folder or run again with --force") from error
         return results if results.get("finished") else None
 
     def config(self):

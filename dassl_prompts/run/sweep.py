@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dassl_prompts.engine.config import read_yaml
+from dassl_prompts.engine.config import read_yaml_file
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.plan import Node, plan
 from dassl_prompts.run.protocols import PROTOCOLS
@@ -77,8 +77,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no sweep file {path}")
-    with open(path, encoding="utf-8") as file:
-        content = read_yaml(file, str(path))
+    content = read_yaml_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} has to be a mapping such as 'trainer: [CoOp, MaPLe]', not {type(content).__name__}")
     check_keys(content, (*MATRIX, *SETTINGS, *PLACES, "runs"), path)

@@ -187,9 +187,9 @@ def test_index_of_other_weights(folder, blip, tmp_path, capsys):
     search.main(["index", str(folder), "--index", str(tmp_path / "index"), "--backbone", blip])
     opened = ImageIndex.open(tmp_path / "index")
     opened.manifest["weights"] = "other"
-    from dassl_prompts.engine import write_json
+    from dassl_prompts.engine.files import write_sealed
 
-    write_json(opened.manifest, tmp_path / "index" / "index.json")
+    write_sealed(opened.manifest, tmp_path / "index" / "index.json")
     assert search.main(["ask", str(tmp_path / "index"), "--text", "two"]) == 2
     assert "index again" in capsys.readouterr().err
 
@@ -267,19 +267,53 @@ def full_sort_of(scores):
     return [sorted(range(len(row)), key=lambda i: (-row[i], i)) for row in scores.tolist()]
 
 
-def test_an_index_from_before_copies_were_noted_is_read(folder, blip, tmp_path):
-    search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
+def test_a_damaged_index_is_named_and_made_again_by_the_same_command(folder, blip, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    place = tmp_path / "a"
+    command = ["index", str(folder), "--index", str(place), "--backbone", blip, "--faiss", "HNSW16"]
+    assert search.main(command) == 0
     queries = F.normalize(torch.randn(3, 16), dim=-1)
-    found = ImageIndex.open(tmp_path / "a").search(queries, 5)
-    (tmp_path / "a" / "copies.npy").unlink()
-    assert ImageIndex.open(tmp_path / "a").search(queries, 5) == found
+    found = ImageIndex.open(place).search(queries, 5)
+    asked = [path for path in place.iterdir() if path.name != ".lock" and not path.name.startswith("images-")]
+    for path in [*asked, *place.glob("images-*.npy")]:
+        whole = path.read_bytes()
+        for content in (
+            whole[:-1],
+            whole + b"0",
+            whole[:-3] + b"xyz",
+            b"",
+            whole[: len(whole) // 2] + b"#" + whole[len(whole) // 2 + 1 :],
+        ):
+            path.write_bytes(content)
+            with pytest.raises(
+                ValueError, match=f"{path.name} is .*: index the images again|{path.name}.*; index the images again"
+            ):
+                ImageIndex.open(place)
+        assert search.main(command) == 0
+        assert ImageIndex.open(place).search(queries, 5) == found
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks its file {path.name}: index the images again"):
+        ImageIndex.open(place)
+
+
+def test_the_files_of_an_earlier_index_of_the_folder_go(folder, blip, tmp_path):
+    command = ["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip]
+    search.main(command)
+    before = {path.name for path in (tmp_path / "a").iterdir()}
+    for name in ("copies.npy", "faiss.index.tmp", "images-0123456789abcdef.partial.npy"):
+        (tmp_path / "a" / name).write_bytes(b"of an earlier version, or a killed run")
+    (tmp_path / "a" / "notes.npy").write_bytes(b"somebody's own")
+    picture(folder / "new.png", 1)
+    search.main(command)
+    after = {path.name for path in (tmp_path / "a").iterdir()}
+    assert len(after) == len(before) + 1 and after & before == {".lock", "index.json"} and "notes.npy" in after
 
 
 def test_faiss_that_finds_too_few(folder, blip, tmp_path, monkeypatch):
     """FAISS fills up with -1; nothing is made up for it."""
     search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
     index = ImageIndex.open(tmp_path / "a")
-    index.manifest["faiss"] = "HNSW16"
+    index.manifest["faiss"] = index.manifest["files"]["faiss"] = "HNSW16"
 
     class Few:
         ntotal = 10

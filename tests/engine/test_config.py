@@ -167,7 +167,7 @@ def test_a_key_that_stands_twice_is_refused_by_name(tmp_path, text, where):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     cfg = get_cfg_default()
-    with pytest.raises(ValueError, match=f"c.yaml: the key {where}: make it one block"):
+    with pytest.raises(ValueError, match=f"c.yaml is not valid YAML: the key {where}: make it one block"):
         merge_file(cfg, path)
     assert cfg == get_cfg_default()
 

@@ -1,10 +1,14 @@
 """Cached image features: equal to encoding, found again, invalidated, resumed."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from dassl_prompts.composed.target_pad import TargetPadTransform
+from dassl_prompts.engine.files import DiskFullError
 from dassl_prompts.features import feature_cache
 from dassl_prompts.features.feature_cache import cached_features, images_digest
 from dassl_prompts.images import ImageReadError
@@ -119,6 +123,43 @@ def test_damaged_features(tmp_path, paths):
         features(tmp_path, paths, lambda images: torch.full((len(images), 2), torch.nan))
     with pytest.raises(ValueError, match="CIR.CACHE_DTYPE fp32"):
         features(tmp_path, paths, lambda images: torch.full((len(images), 2), 1e5), dtype="fp16")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".json", ".partial.npy", ".partial.json"])
+@pytest.mark.parametrize("damage", ["value", "number", "header", "cut", "longer", "empty"])
+def test_a_damaged_cache_heals(tmp_path, paths, monkeypatch, suffix, damage):
+    write_often(monkeypatch)
+    expected = np.array(features(tmp_path / "whole", paths, Encoder()).array)
+    folder = tmp_path / "cache"
+    if "partial" in suffix:
+        with pytest.raises(KeyboardInterrupt):
+            features(tmp_path, paths, Encoder(stop_after=6))
+    else:
+        features(tmp_path, paths, Encoder())
+    (path,) = (p for p in folder.iterdir() if p.name[len("toy-") + 16 :] == suffix)
+    whole = path.read_bytes()
+    place = {"value": 140, "number": len(whole) // 2, "header": 30}.get(damage)
+    if place is not None:
+        damaged = whole[:place] + bytes([whole[place] ^ 0x51]) + whole[place + 1 :]
+    else:
+        damaged = {"cut": whole[:-1], "longer": whole + b"\0\0\0\0", "empty": b""}[damage]
+    path.write_bytes(damaged)
+    np.testing.assert_array_equal(features(tmp_path, paths, Encoder()).array, expected)
+    assert not list(folder.glob("*partial*"))
+
+
+def test_room_for_features_is_taken_before_they_are_mapped(tmp_path, paths, monkeypatch):
+    """A map of a file with holes ends the process by SIGBUS on a full disk."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full, raising=False)
+        with pytest.raises(DiskFullError, match="toy-.*partial.npy: No space left.*run the same command again"):
+            features(tmp_path, paths, Encoder(stop_after=0))
+        assert not list((tmp_path / "cache").glob("toy*"))
+    assert len(features(tmp_path, paths, Encoder()).array) == 10
 
 
 def test_unwritable_folder(tmp_path, paths):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from dassl_prompts.engine import Datum
 from dassl_prompts.engine.randomness import own_stream, start_stream
+from dassl_prompts.engine.reading import read_json
 
 
 def hard_negatives(
@@ -239,9 +239,9 @@ def read_official_json(path: str, dataset) -> list:
         ValueError: the file has another form, lacks a class, lists a validation or test image, or its images are not there.
     """
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))["train"][0]
+        table = read_json(path)["train"][0]
         paths = {name.replace("_", " ").lower(): entry[1] for name, entry in table.items()}
-    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path} is not an SPLE file ({{"train": [{{class: [label, [paths]]}}]}}): {error!r}'
         ) from error

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dassl_prompts.classification.trainer import method_node
 from dassl_prompts.engine import DatasetWrapper, build_transform, load_checkpoint
-from dassl_prompts.engine.checkpoint import find_checkpoint, strip_module, write_tensors
+from dassl_prompts.engine.checkpoint import find_checkpoint, require_finite, strip_module, write_tensors
 from dassl_prompts.engine.config import flatten
 from dassl_prompts.engine.origin import Origin, Reader
+from dassl_prompts.engine.reading import reading, require
 from dassl_prompts.engine.resume import fingerprint
 from dassl_prompts.trainers.ivlp import IVLP, TEXT_CTX, TEXT_DEEP, VISION_CTX, VISION_DEEP, IVLPModel
 
@@ -157,7 +158,11 @@ class TeacherCache:
                 f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path} is a folder: name the file that shall hold the features"
             )
         if self.path.exists():
-            held = load_checkpoint(self.path)
+            with reading(self.path, "a cache of a teacher's features", "delete it, it is computed again"):
+                held = load_checkpoint(self.path)
+                require(isinstance(held.get("features"), Tensor), "it holds no features")
+                require(len(held["features"]) == len(trainer.dm.dataset.train_x), "it has another number of images")
+            require_finite({"features": held["features"]}, f"TRAINER.PROMPTKD.TEACHER_CACHE {self.path}")
             different = [key for key, value in wanted.items() if held.get(key) != value]
             if different:
                 raise ValueError(
