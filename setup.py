@@ -62,7 +62,16 @@ setup(
         "emoji-build": ["resvg-py"],
         # clip-anytorch is OpenAI's own model code, which the embedded backbones have to load in
         # and with the other two no test of an extra is skipped
-        "dev": ["pytest", "pytest-xdist", "clip-anytorch", "faiss-cpu", "resvg-py", "ruff", "import-linter"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "clip-anytorch",
+            "faiss-cpu",
+            "resvg-py",
+            "ruff",
+            "import-linter",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -109,7 +108,9 @@ def open_archive(path: str) -> zipfile.ZipFile:
     if archive is None:
         try:
             archive = _archives[path] = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except Exception as error:
+            if _is_the_systems(error):
+                raise
             raise _unreadable(path, error) from error
     return archive
 
@@ -123,10 +124,17 @@ def _read_member(path: str, archive_path: str, member: str) -> bytes:
         return archive.read(member)
     except KeyError:
         raise FileNotFoundError(f"archive {archive_path} has no member {member!r}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise _unreadable(path, error) from error
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed by a method that zipfile lacks
         raise _unreadable(path, error, "unpack the archive and pack it anew") from error
+    except Exception as error:
+        if isinstance(error, ImageReadError) or _is_the_systems(error):
+            raise
+        raise _unreadable(path, error) from error
+
+
+def _is_the_systems(error: Exception) -> bool:
+    """Whether an error is one of the operating system, which a seek to a place that a damaged file names is not."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL))
 
 
 def read_image(path: str | os.PathLike, orientation: str = "stored") -> Image.Image:
@@ -166,13 +174,9 @@ def _decode(path: str) -> tuple[Image.Image, int]:
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise _unreadable(path, f"it has more than {limit:,} pixels, the limit", "scale it down") from None
-    except MemoryError:
-        raise
-    # Decoders let every kind of exception through on damaged files. An error of the operating system is none of
-    # theirs, except for a seek to a place that a damaged file names.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise type(error)(error.errno, error.strerror, path) from None
+    except Exception as error:  # decoders let every kind of exception through on damaged files
+        if _is_the_systems(error):
+            raise error if isinstance(error, MemoryError) else type(error)(error.errno, error.strerror, path) from None
         raise _unreadable(path, str(error) or type(error).__name__) from error
 
 

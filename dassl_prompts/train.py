@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import dassl_prompts
@@ -12,14 +13,15 @@ from dassl_prompts import engine, plugins
 from dassl_prompts.check import TorchMismatch, check_torch_pair
 from dassl_prompts.configs.own_data import is_own
 from dassl_prompts.configs.recipes import data_flags
-from dassl_prompts.engine.unpickle import UnsafePickleError
+from dassl_prompts.engine.ending import describe, message
 from dassl_prompts.images import ImageReadError
 
 EPILOG = """\
 Trailing KEY VALUE pairs change the configuration, e.g. DATASET.NUM_SHOTS 16 TRAINER.COOP.N_CTX 4
 
 exit codes: 0 done, 1 the run failed on its way (a loss that is not finite, an unreadable image), 2 wrong input
-(nothing was started)
+(nothing was started), 6 the disk is full, 9 not enough memory or a process that reads was killed, 130 interrupted; after
+the last three the same command goes on
 """
 
 
@@ -191,26 +193,24 @@ def run(args) -> float | None:
     return None
 
 
-def message(error: Exception) -> str:
-    """What to tell the user; of an error in a loader's process its own text, not the traceback that torch puts around it."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if text.startswith("Caught ") and "Original Traceback" in text:
-        text = text.rstrip().rpartition("\n")[2]
-        return text.removeprefix(f"{type(error).__module__}.").removeprefix(f"{type(error).__qualname__}: ")
-    return text
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line; what the user can mend ends with one readable line and an exit code (the traceback is in the log)."""
     args = parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError, KeyError, FloatingPointError, UnsafePickleError, TorchMismatch) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        failed = isinstance(error, (FloatingPointError, ImageReadError))
+        described = (1, f"error: {message(error)}") if failed else describe(error)
+        if isinstance(error, TorchMismatch):
+            described = (2, f"error: {error}")
+        if described is None:
+            raise
+        code, line = described
         if args.output_dir and Path(args.output_dir, "log.txt").is_file():
-            with open(Path(args.output_dir, "log.txt"), "a", encoding="utf-8") as log:
+            with suppress(OSError), open(Path(args.output_dir, "log.txt"), "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-        print(f"error: {message(error)}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, (FloatingPointError, ImageReadError)) else 2) from error
+        print(line, file=sys.stderr)
+        raise SystemExit(code) from error
 
 
 if __name__ == "__main__":

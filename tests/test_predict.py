@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl_prompts.engine.checkpoint import find_checkpoint
 from dassl_prompts.predict import __main__ as command
-from dassl_prompts.predict.export import export
+from dassl_prompts.predict.export import export, write_safetensors
 from dassl_prompts.predict.run import batches, load_run, read_config
 from dassl_prompts.predict.words import nearest_words
 from tests.trainers import plain
@@ -184,18 +186,39 @@ def test_the_stream_never_holds_more_than_a_batch(train, pictures, monkeypatch):
     class Picture:
         def __init__(self, path, orientation):
             alive.add(id(self))
+            most.append(len(alive))
+            time.sleep(0.002)
 
         def __del__(self):
             alive.discard(id(self))
 
-    def scores(images):
-        most.append(len(alive))
-        return torch.zeros(len(images), 2)
+    monkeypatch.setattr("dassl_prompts.images.read_image", Picture)
+    monkeypatch.setattr(run, "transform", lambda picture: torch.zeros(3, 2, 2))
+    monkeypatch.setattr(run, "score", lambda pixels: torch.zeros(len(pixels), 2))
+    for threads in (1, 3):
+        most.clear()
+        assert sum(1 for _ in run.predict((str(i) for i in range(64)), batch_size=32, threads=threads)) == 64
+        assert max(most) <= threads  # pictures in full size; a batch holds what they were made of
 
-    monkeypatch.setattr("dassl_prompts.predict.run.try_image", Picture)
-    monkeypatch.setattr(run, "scores", scores)
-    assert sum(1 for _ in run.predict((str(i) for i in range(40)), batch_size=4)) == 40
-    assert max(most) <= 8  # the batch at work and the one before it
+
+def test_scores_and_exports_that_are_not_finite_are_refused_by_name(train, pictures, tmp_path, capsys):
+    folder = Path(train("CoOp").output_dir)
+    run = load_run(folder, device="cpu")
+    with torch.no_grad():
+        run.model.prompt_learner.ctx[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=f"{folder}: .* numbers of the scores are not finite"):
+        run.scores([Image.new("RGB", (32, 32))])
+    with pytest.raises(ValueError, match="classes.safetensors: .* numbers of classes are not finite"):
+        write_safetensors(tmp_path / "classes.safetensors", {"classes": run.model.class_features()})
+    assert not (tmp_path / "classes.safetensors").exists()
+    path = find_checkpoint(folder / "prompt_learner", None)
+    state = torch.load(path)
+    state["state_dict"]["ctx"][0, 0] = torch.inf
+    torch.save(state, path)
+    capsys.readouterr()
+    assert command.main([str(folder), str(pictures), "--device", "cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and f"error: {path}: 1 of " in err and "numbers of ctx are not finite" in err
 
 
 def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeypatch, capsys):

@@ -9,13 +9,13 @@ directions with their first five answers, the right one marked.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dassl_prompts.captions.bpe import token_texts
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.ranking.exact import topk
 from dassl_prompts.ranking.sheet import GAP, PLAIN, RIGHT, TILE, WRONG, Row, contact_sheet, paste
@@ -193,9 +193,8 @@ def main(argv: list[str] | None = None) -> int:
             draw_weights(trainer, args.out, args.n, args.seed)
         else:
             written = draw_sheet(trainer, args.out, args.n, args.seed)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
     print("wrote " + ", ".join(map(str, written)))
     return 0
 

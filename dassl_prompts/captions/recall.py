@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from dassl_prompts.captions.evaluation import evaluate, load_features
+from dassl_prompts.engine.ending import tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,9 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.per_class and gallery.labels is None:
             raise ValueError(f"{args.features} has no labels: --per-class needs them")
         results = evaluate(gallery, text_equal=args.text_equal, class_names={} if args.per_class else None)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
     if args.json:
         print(json.dumps(results))
     return 0

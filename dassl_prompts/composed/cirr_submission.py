@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 from torch import Tensor
 
 from dassl_prompts.composed.metrics import best, best_members
 from dassl_prompts.composed.triplets import RetrievalTask
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.engine.files import atomic_path, require_writable
 from dassl_prompts.engine.reading import read_json
 
@@ -147,9 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             found = problems(read_json(path), task, path.stat().st_size)
             faulty += bool(found)
             print(f"{path}: " + ("fine" if not found else "\n  ".join([f"{len(found)} problems", *found[:MAX_SHOWN]])))
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
     return 1 if faulty else 0
 
 

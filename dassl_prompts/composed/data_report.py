@@ -8,13 +8,13 @@ before a run does.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dassl_prompts.composed.facts import facts_table
 from dassl_prompts.composed.triplets import NoImages, NoQueries, RetrievalTask, Triplet, TripletDataset
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.images import ImageReadError, missing_images, read_image
 
 SHOWN = 5
@@ -175,9 +175,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in args.datasets:
             print(f"== {name}")
             problems += report(DATASET_REGISTRY.get(name)(cfg), args.read)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
     return 1 if problems else 0
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dassl_prompts.engine.ending import ending
 from dassl_prompts.images import ORIENTATIONS, describe_left_out, read_image
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.search",
         description=__doc__.split("\n\n")[0],
-        epilog="Exit codes: 0 done, 2 wrong input.",
+        epilog="Exit codes: 0 done, 2 wrong input, 6 the disk is full, 9 not enough memory, 130 interrupted.",
     )
     sub = p.add_subparsers(dest="command", required=True)
     i = sub.add_parser("index", help="encode a folder of images")
@@ -241,19 +241,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        if args.command == "ask" and not (args.image or args.text):
-            raise ValueError("give --image, --text, or both")
-        if args.command == "ask" and args.k < 1:
-            raise ValueError(f"-k is {args.k}; ask for at least one result")
-        import torch
+    return ending(lambda: work(args))
 
-        with torch.no_grad():
-            args.run_command(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def work(args: argparse.Namespace) -> None:
+    if args.command == "ask" and not (args.image or args.text):
+        raise ValueError("give --image, --text, or both")
+    if args.command == "ask" and args.k < 1:
+        raise ValueError(f"-k is {args.k}; ask for at least one result")
+    import torch
+
+    with torch.no_grad():
+        args.run_command(args)
 
 
 if __name__ == "__main__":

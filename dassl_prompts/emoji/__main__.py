@@ -10,7 +10,8 @@ python -m dassl_prompts.emoji --export DIR             class folders and CoOp sp
 from __future__ import annotations
 
 import argparse
-import sys
+
+from dassl_prompts.engine.ending import tell
 
 EPILOG = "exit codes: 0 done, 2 wrong input, or the embedded data is missing or damaged"
 
@@ -34,9 +35,8 @@ def main(argv=None):
         p.error("say what to do: --sheet, --triplets, --cards, --write or --export")
     try:
         work(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    except (Exception, KeyboardInterrupt) as error:
+        raise SystemExit(tell(error)) from error
 
 
 def work(args):

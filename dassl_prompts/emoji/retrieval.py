@@ -15,6 +15,7 @@ from pathlib import Path
 from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.emoji.archives import Picture
 from dassl_prompts.emoji.changes import COLOURS, TONES, Changes
+from dassl_prompts.engine.files import write_text
 
 # ---- captioned pictures (FDRD) ---------------------------------------------------------------------------
 
@@ -266,9 +267,5 @@ def write_annotations(folder: str | os.PathLike) -> list[Path]:
         "laion_cir/images.json": laion["images"],
     }
     for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(json.dumps(content, indent=1) + "\n", folder / name)
     return [folder / name for name in files]

@@ -1,12 +1,11 @@
 """Contact sheets of the embedded emoji data, to be looked at."""
 
-import os
 import textwrap
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dassl_prompts.emoji import archives as emoji
+from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.images import read_image
 
 CELL, GAP = 64, 6
@@ -14,11 +13,8 @@ INK, PALE = (30, 30, 30), (110, 110, 110)
 
 
 def _save(sheet, path):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    sheet.save(temporary, "PNG")
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def _font(size):

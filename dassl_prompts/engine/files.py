@@ -148,12 +148,15 @@ def _new_folder(path: Path) -> Path:
 
 
 def _hold(path: Path) -> int | None:
-    """Open and lock a file or folder: its descriptor, None where somebody else has it, -1 where locks tell nothing."""
+    """Open and lock a file or folder: its descriptor, None where somebody else has or removed it, -1 where locks tell nothing."""
     try:
         import fcntl
     except ImportError:  # Windows, where an open file cannot be renamed either
         return -1
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -171,7 +174,7 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
         found = [Path(entry.path) for entry in entries if entry.name[0] == "." and entry.name.endswith(UNFINISHED)]
     removed = []
     for path in found:
-        with suppress(FileNotFoundError, PermissionError):
+        with suppress(PermissionError):
             handle = _hold(path)
             if handle is not None and handle >= 0:
                 _remove(path)

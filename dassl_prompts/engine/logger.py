@@ -10,11 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from dassl_prompts.engine.files import require_writable
+from dassl_prompts.engine.files import DiskFullError, require_writable, writing
 
 
 class Tee:
@@ -34,7 +34,12 @@ class Tee:
 
     def write(self, text: str) -> int:
         if not self.file.closed:
-            self.file.write(text)
+            try:
+                with writing(self.path):
+                    self.file.write(text)
+            except DiskFullError:  # told once; what is printed from here on goes to the console alone
+                self.close()
+                raise
         return len(text) if self.muted else self.console.write(text)
 
     def flush(self) -> None:
@@ -44,7 +49,8 @@ class Tee:
 
     def close(self) -> None:
         """Close the log file; the console stays open."""
-        self.file.close()
+        with suppress(OSError):  # the rest of a line for which there was no room
+            self.file.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["console"], name)

@@ -61,11 +61,14 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def reading(path: str | os.PathLike, what: str, remedy: str = "") -> Iterator[None]:
+def reading(
+    path: str | os.PathLike, what: str, remedy: str = "", named: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Name the file in whatever goes wrong while its content is read.
 
     Args:
         what: ends the sentence "FILE is not ...". remedy: what to do about it, after a semicolon.
+        named: errors of the caller's own, which name the file already.
 
     Raises:
         DamagedFile: for any exception that is none of these two:
@@ -74,7 +77,7 @@ def reading(path: str | os.PathLike, what: str, remedy: str = "") -> Iterator[No
     """
     try:
         yield
-    except UnsafePickleError:
+    except (UnsafePickleError, *named):
         raise
     except DamagedFile as error:  # named already
         if not remedy or str(error).endswith(remedy):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dassl_prompts.captions.records import FDRDError
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.engine.reading import read_csv
 from dassl_prompts.fdrd.domains import get_domain
 
@@ -234,9 +235,8 @@ def main(argv: list[str] | None = None) -> int:
     except FDRDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
 
 
 def check_command() -> int:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_prompts.engine.reading import read_json
+from dassl_prompts.engine.reading import read_json, reading
 
 QUICKGELU, GELU = "quickgelu", "gelu"
 CHOICES = (QUICKGELU, GELU)
@@ -67,7 +67,8 @@ def description_beside(path: Path) -> Description | None:
     for file in candidates:
         if not file.is_file():
             continue
-        config = read_json(file)
+        with reading(file, "a configuration", f"it lies beside the weights {path.name}"):
+            config = read_json(file)
         if isinstance(config, dict) and (found := described(config, file)) is not None:
             return found
     return None

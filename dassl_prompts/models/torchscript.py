@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dassl_prompts.engine.builders import Builder, UnsafePickleError
+from dassl_prompts.engine.reading import reading, require
 from dassl_prompts.engine.unpickle import Inert, SafeUnpickler, inert
 
 #: storages of torch by the type of their elements
@@ -34,6 +35,7 @@ STORAGES = {
 }
 #: bytes that a compressed member may have
 MOST_CODE = 16 << 20
+WHAT = "a readable TorchScript archive of a module (damaged or cut short?)"
 #: names of lists and typed containers in TorchScript's pickles, which are what they are given
 CONTAINERS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
 CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:[ \t].*\n|\n)*)", re.MULTILINE)
@@ -44,7 +46,7 @@ def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive; ``torch.save`` writes zip files without constants."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with reading(path, WHAT), zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
@@ -55,22 +57,17 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         UnsafePickleError: the archive needs code to be read.
         ValueError: it is damaged or compressed; names it.
     """
-    with zipfile.ZipFile(path) as archive:
-        try:
+    try:
+        with reading(path, WHAT), zipfile.ZipFile(path) as archive:
             members = Members(archive)
             root = ArchiveUnpickler(io.BytesIO(members.read("data.pkl")), members).load()
             declared = members.declared()
-        except UnsafePickleError as error:
-            raise UnsafePickleError(
-                f"{path} {error}; it was not read. Save the tensors alone: torch.save(torch.jit.load(FILE).state_dict(), NEW), "
-                "if you know where the file comes from"
-            ) from error
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, AttributeError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"{path} cannot be read as a TorchScript archive (damaged or cut short?): {error}"
-            ) from error
-    if not isinstance(root, Inert):
-        raise ValueError(f"{path} is a TorchScript archive of a {type(root).__name__}, not of a module")
+            require(isinstance(root, Inert), f"it holds a {type(root).__name__} instead of a module")
+    except UnsafePickleError as error:
+        raise UnsafePickleError(
+            f"{path} {error}; it was not read. Save the tensors alone: torch.save(torch.jit.load(FILE).state_dict(), NEW), "
+            "if you know where the file comes from"
+        ) from error
     return dict(tensors_of(root, declared))
 
 

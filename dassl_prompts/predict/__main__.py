@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import dassl_prompts
 from dassl_prompts import plugins
-from dassl_prompts.engine.files import require_file_writable, require_writable
+from dassl_prompts.engine.ending import ending
+from dassl_prompts.engine.files import atomic_path, require_file_writable, require_writable
 from dassl_prompts.engine.reading import read_lines
-from dassl_prompts.engine.unpickle import UnsafePickleError
 from dassl_prompts.images import IMAGE_SUFFIXES, ORIENTATIONS, describe_left_out, walk_images
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ examples:
   python -m dassl_prompts.predict RUN_DIR --export exported --classes-file classes.txt
   python -m dassl_prompts.predict RUN_DIR --words
 
-exit codes: 0 done, 2 wrong input, 3 some images could not be read (the others are labelled), 130 interrupted
+exit codes: 0 done, 2 wrong input, 3 some images could not be read (the others are labelled), 6 the disk is full,
+9 not enough memory, 130 interrupted
 """
 
 
@@ -183,16 +184,10 @@ def writer(path: Path | None, top: int):
         return
     if path.suffix not in (".csv", ".json"):
         raise ValueError(f"--output {path} has to end in .csv or .json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            out = (CsvWriter if path.suffix == ".csv" else JsonWriter)(file, top)
-            yield out
-            out.end()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        out = (CsvWriter if path.suffix == ".csv" else JsonWriter)(file, top)
+        yield out
+        out.end()
 
 
 def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
@@ -269,14 +264,7 @@ def work(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
-    try:
-        return work(args)
-    except (ValueError, OSError, KeyError, UnsafePickleError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return ending(lambda: work(args))
 
 
 if __name__ == "__main__":

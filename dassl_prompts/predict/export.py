@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from dassl_prompts.engine.checkpoint import require_finite
+from dassl_prompts.engine.files import atomic_path, write_text
 from dassl_prompts.predict.run import TrainedRun
 
 CLASSES, PROMPTS, CARD = "classes.safetensors", "prompts.safetensors", "card.json"
@@ -25,7 +26,7 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
         ``backbone.safetensors``.
 
     Raises:
-        ValueError: ``with_backbone`` for a CLIP that open_clip's layout cannot hold.
+        ValueError: ``with_backbone`` for a CLIP that open_clip's layout cannot hold; a number that is not finite.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,9 +51,7 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
         "open_clip": names,
         "usable_with_open_clip_alone": bool(text_fixed and image_frozen and same_pixels and names),
     }
-    temporary = folder / f".{CARD}.tmp"
-    temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CARD)
+    write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", folder / CARD)
     return [*written, folder / CARD]
 
 
@@ -118,11 +117,17 @@ def open_clip_name(run: TrainedRun) -> dict[str, str] | None:
 
 
 def write_safetensors(path: Path, tensors: dict) -> Path:
+    """Write tensors as fp32, atomically.
+
+    Raises:
+        ValueError: one is not finite; names file and tensor.
+    """
     from safetensors.torch import save
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(save({name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}))
-    os.replace(temporary, path)
+    require_finite(tensors, str(path))
+    content = save({name: t.detach().float().cpu().contiguous() for name, t in tensors.items()})
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
     return path
 
 
@@ -158,9 +163,7 @@ def write_backbone(clip, folder: Path) -> list[Path]:
     missing = [n for n in reference if n != "attn_mask" and (n not in state or state[n].shape != reference[n].shape)]
     if missing:
         raise ValueError(f"this backbone does not fit open_clip's layout: {missing[0]}")
-    temporary = folder / f".{BACKBONE}.json.tmp"
-    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / f"{BACKBONE}.json")
+    write_text(json.dumps(config, indent=2) + "\n", folder / f"{BACKBONE}.json")
     weights = write_safetensors(
         folder / f"{BACKBONE}.safetensors",
         {n: state[n] for n in reference if n in state and n != "attn_mask"},

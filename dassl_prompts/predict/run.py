@@ -39,17 +39,38 @@ class TrainedRun:
 
     def scores(self, images: Iterable[Any]) -> Any:
         """Class probabilities ``[B, C]`` of PIL images, on the CPU."""
+        return self.score([self.transform(image) for image in images])
+
+    def score(self, pixels: Sequence[Any]) -> Any:
+        """Class probabilities ``[B, C]`` of transformed images ``[3, S, S]``, on the CPU.
+
+        Raises:
+            ValueError: one is not finite: the run's weights are damaged, or too large for its precision.
+        """
         import torch
 
-        batch = torch.stack([self.transform(image) for image in images]).to(self.device)
+        from dassl_prompts.engine.checkpoint import require_finite
+
         with torch.no_grad():
-            return self.model(batch).float().softmax(dim=1).cpu()
+            scores = self.model(torch.stack(list(pixels)).to(self.device)).float().softmax(dim=1).cpu()
+        require_finite({"the scores": scores}, str(self.folder))
+        return scores
+
+    def pixels(self, path: str, orientation: str = "camera") -> Any:
+        """The transformed image of a file, or the ``OSError`` that its reading ended with."""
+        from dassl_prompts.images import read_image
+
+        try:
+            return self.transform(read_image(path, orientation))
+        except OSError as error:
+            return error
 
     def predict(
         self, paths: Iterable[str], batch_size: int = 64, threads: int = 4, orientation: str = "camera"
     ) -> Iterator[tuple[str, Any]]:
         """Score image files one batch after the other; memory does not grow with their number.
 
+        The threads that read also transform: of pictures in full size there are never more than ``threads``.
         ``orientation`` says how pictures are turned, see :func:`~dassl_prompts.images.read_image`.
 
         Yields:
@@ -60,9 +81,9 @@ class TrainedRun:
 
         with ThreadPoolExecutor(threads) as pool:
             for batch in batches(paths, batch_size):
-                read = list(pool.map(partial(try_image, orientation=orientation), batch))
+                read = list(pool.map(partial(self.pixels, orientation=orientation), batch))
                 good = [image for image in read if not isinstance(image, OSError)]
-                found = iter(self.scores(good)) if good else iter(())
+                found = iter(self.score(good)) if good else iter(())
                 for path, image in zip(batch, read):
                     yield path, image if isinstance(image, OSError) else next(found)
 
@@ -77,16 +98,6 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
             batch = []
     if batch:
         yield batch
-
-
-def try_image(path: str, orientation: str = "camera") -> Any:
-    """The RGB image, or the error that its reading ended with."""
-    from dassl_prompts.images import read_image
-
-    try:
-        return read_image(path, orientation)
-    except OSError as error:
-        return error
 
 
 def read_results(folder: Path) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import os
@@ -13,12 +12,15 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+from dassl_prompts.engine.files import NO_ROOM, write_text
 from dassl_prompts.prepare.errors import ChecksumError, DiskFullError, DownloadError
 
 CHUNK = 1 << 20
 USER_AGENT = "dassl-prompts"
 #: a server's answers that another attempt can change
 PASSING = {408, 425, 429, 500, 502, 503, 504}
+#: how web pages begin, in small letters
+PAGE_STARTS = (b"<!doctype html", b"<html")
 
 
 def download(
@@ -33,7 +35,7 @@ def download(
     """Fetch ``url`` into ``path``, continuing an earlier attempt that was cut off.
 
     The bytes go to ``<path>.part``; it becomes ``path`` once its length and checksum are right. A part is
-    continued only while the server says that the file is unchanged.
+    continued only while the server says that the file is unchanged, by its mark of the version and its length.
 
     Args:
         md5: expected checksum; "" when none is published.
@@ -41,7 +43,8 @@ def download(
         timeout: seconds without a byte after which a connection counts as broken.
 
     Raises:
-        DownloadError: the server cannot be reached, refuses, or breaks off every time; the part stays.
+        DownloadError: the server cannot be reached, refuses, or breaks off every time (the part stays); it sends a web
+            page where no checksum would show that.
         ChecksumError: the file is not the expected one; nothing stays.
         DiskFullError: no room; the part stays.
     """
@@ -92,7 +95,7 @@ def _fetch(url: str, part: Path, attempts: int, timeout: float, pause: float, ve
 
 def _transfer(url: str, part: Path, timeout: float, verifiable: bool) -> None:
     """One connection: the missing bytes, or all of them where the server cannot continue."""
-    have, version = _resumable(part, verifiable)
+    have, version, whole = _resumable(part, verifiable)
     headers = {"User-Agent": USER_AGENT}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -108,19 +111,39 @@ def _transfer(url: str, part: Path, timeout: float, verifiable: bool) -> None:
         _discard(part)
         return _transfer(url, part, timeout, verifiable)
     with response:
+        now = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        given = response.headers.get("Content-Range", "")
         if response.status != 206:
             have = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise http.client.HTTPException(f"asked for bytes from {have}, got {response.headers.get('Content-Range')}")
+        elif not given.startswith(f"bytes {have}-"):
+            raise http.client.HTTPException(f"asked for bytes from {have}, got {given}")
+        elif (version and now and now != version) or (whole and given.rpartition("/")[2] not in ("*", whole)):
+            # a server that does not know If-Range continues another file
+            _discard(part)
+            return _transfer(url, part, timeout, verifiable)
+        if not verifiable:
+            _refuse_page(response.headers.get_content_type(), url, part)
         length = response.headers.get("Content-Length")
         require_space(part.parent, int(length or 0), url)
-        version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         # A weak ETag does not promise equal bytes and is not allowed in If-Range.
-        _version_file(part).write_text("" if version.startswith("W/") else version)
+        end = str(have + int(length)) if length else ""
+        with disk_errors(part):
+            write_text(f"{'' if now.startswith('W/') else now}\n{end}", _version_file(part))
         received = _append(response, part, have, int(length) if length else None)
     if length is not None and received != int(length):
-        got, whole = have + received, have + int(length)
-        raise http.client.HTTPException(f"the connection broke off after {got:,} of {whole:,} bytes")
+        raise http.client.HTTPException(f"the connection broke off after {have + received:,} of {int(end):,} bytes")
+    if not verifiable:
+        with open(part, "rb") as file:
+            start = file.read(len(max(PAGE_STARTS, key=len))).lower()
+        if start.startswith(PAGE_STARTS):
+            _refuse_page("text/html", url, part)
+
+
+def _refuse_page(kind: str, url: str, part: Path) -> None:
+    """Raise DownloadError for a web page, which a server sends for a refusal or a login, in the place of a file."""
+    if kind in ("text/html", "application/xhtml+xml") and Path(part.stem).suffix not in (".html", ".htm"):
+        _discard(part)
+        raise DownloadError(f"{url}: the server sends a web page instead of the file; open the address in a browser")
 
 
 def _append(response, part: Path, have: int, length: int | None) -> int:
@@ -138,22 +161,23 @@ def _append(response, part: Path, have: int, length: int | None) -> int:
         mininterval=0.5,
     )
     with bar, disk_errors(part), open(part, "ab" if have else "wb") as file:
-        while chunk := response.read(CHUNK):
+        while chunk := response.read1(CHUNK):  # what has come, so that nothing is lost when no more does
             file.write(chunk)
             received += len(chunk)
             bar.update(len(chunk))
     return received
 
 
-def _resumable(part: Path, verifiable: bool) -> tuple[int, str]:
-    """Bytes that an earlier attempt left, and the server's mark of the version that they belong to.
+def _resumable(part: Path, verifiable: bool) -> tuple[int, str, str]:
+    """Bytes that an earlier attempt left, and the server's mark of the version that they belong to and its length.
 
     Without a mark they can only be trusted when a checksum is going to be compared.
     """
     if not part.exists():
-        return 0, ""
-    version = _version_file(part).read_text() if _version_file(part).exists() else ""
-    return (part.stat().st_size, version) if version or verifiable else (0, "")
+        return 0, "", ""
+    noted = _version_file(part).read_bytes().decode("latin1") if _version_file(part).exists() else ""
+    version, _, whole = noted.partition("\n")
+    return (part.stat().st_size, version, whole) if version or verifiable else (0, "", "")
 
 
 def _version_file(part: Path) -> Path:
@@ -190,7 +214,7 @@ def disk_errors(path: Path):
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise DiskFullError(f"{path}: {error.strerror}; make room and run the same command again") from error
         raise
 

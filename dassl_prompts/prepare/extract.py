@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
+from dassl_prompts.engine.reading import DamagedFile, reading
 from dassl_prompts.prepare.download import disk_errors, require_space
-from dassl_prompts.prepare.errors import ArchiveError
+from dassl_prompts.prepare.errors import ArchiveError, PrepareError
 
 #: what archivers of other systems leave in
 IGNORED_FOLDERS = ("__MACOSX",)
+#: begins the names of folders in which archives are unpacked
+STAGING = ".unpack-"
+AGAIN = "delete it and run the command again"
 
 
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, products: dict[str, str]) -> None:
@@ -30,7 +32,7 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, products: dict
         DiskFullError: no room.
     """
     archive, folder = Path(archive), Path(folder)
-    staging = folder / f".unpack-{archive.name}"
+    staging = folder / f"{STAGING}{archive.name}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -59,17 +61,18 @@ def extract(archive: str | os.PathLike, target: str | os.PathLike) -> None:
     """
     archive, target = Path(archive), Path(target)
     try:
-        members = _reader(archive)
-        with disk_errors(target):
+        with reading(archive, "a whole archive (damaged or cut short?)", AGAIN, named=(PrepareError,)):
+            members = _reader(archive)
             for name, size, stream in _with_progress(members(archive, target), f"unpacking {archive.name}"):
                 path = target / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with stream, open(path, "wb") as file:
-                    shutil.copyfileobj(stream, file, 1 << 20)
+                with disk_errors(target):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with stream, open(path, "wb") as file:
+                        shutil.copyfileobj(stream, file, 1 << 20)
                 if path.stat().st_size != size:
                     raise ArchiveError(f"{archive}: {name} is cut off")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise ArchiveError(f"{archive} is damaged ({error}); delete it and run the command again") from error
+    except DamagedFile as error:
+        raise ArchiveError(str(error)) from error
 
 
 def _reader(archive: Path):
@@ -78,7 +81,7 @@ def _reader(archive: Path):
         return _tar_members
     if zipfile.is_zipfile(archive):
         return _zip_members
-    raise ArchiveError(f"{archive} is damaged (neither a tar nor a zip archive); delete it and run the command again")
+    raise ArchiveError(f"{archive} is damaged (neither a tar nor a zip archive); {AGAIN}")
 
 
 def safe_name(name: str, archive: Path) -> str:
@@ -108,7 +111,16 @@ def _zip_members(archive: Path, target: Path) -> Iterator[Member]:
         require_space(target, sum(info.file_size for info in infos), str(archive))
         for info in infos:
             if not _ignored(names[info]):
-                yield names[info], info.file_size, file.open(info)
+                try:
+                    stream = file.open(info)
+                except (
+                    RuntimeError,
+                    NotImplementedError,
+                ) as error:  # encrypted, or packed by a method that zipfile lacks
+                    raise ArchiveError(
+                        f"{archive}: member {info.filename!r} cannot be unpacked ({error}); unpack it by hand"
+                    ) from error
+                yield names[info], info.file_size, stream
 
 
 def _tar_members(archive: Path, target: Path) -> Iterator[Member]:
@@ -120,6 +132,8 @@ def _tar_members(archive: Path, target: Path) -> Iterator[Member]:
             if not (info.isfile() or info.isdir()):
                 raise ArchiveError(f"{archive}: member {info.name!r} is a link or device; nothing was unpacked")
             total += info.size
+        while file.fileobj.read(1 << 20):  # the checksum of the packing stands behind the last member
+            pass
     require_space(target, total, str(archive))
     with tarfile.open(archive) as file:
         for info in file:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dassl_prompts.prepare import layout
 from dassl_prompts.prepare.download import download
 from dassl_prompts.prepare.errors import ArchiveError, ByHandError, DiskFullError, DownloadError, PrepareError
-from dassl_prompts.prepare.extract import unpack
+from dassl_prompts.prepare.extract import STAGING, unpack
 from dassl_prompts.prepare.links import CoopPage
 from dassl_prompts.prepare.sources import DOWNLOADS, SOURCES, File, Source
 
@@ -38,6 +38,8 @@ def prepare(name: str, root: Path, page: CoopPage, keep_archives: bool = False) 
         # A failure tells more than work for a person, which was to be expected.
         first = next((error for error in problems if not isinstance(error, ByHandError)), problems[0])
         raise type(first)("\n".join(str(error) for error in problems)) from first
+    for staging in folder.glob(f"{STAGING}*"):  # of a run that was killed when all was in place
+        shutil.rmtree(staging, ignore_errors=True)
     if not keep_archives:
         shutil.rmtree(folder / DOWNLOADS, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.engine.files import atomic_path, require_file_writable, require_writable
 from dassl_prompts.results.groups import group
 from dassl_prompts.results.long_form import long_form
@@ -164,9 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dassl_prompts
 from dassl_prompts import plugins
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.results.groups import group
 from dassl_prompts.results.notes import mixed
 from dassl_prompts.results.runs import Run, read_run
@@ -237,12 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         return run(sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error, "interrupted; the same command goes on from here")
     finally:
         signal.signal(signal.SIGTERM, before)
 

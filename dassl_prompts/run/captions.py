@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_prompts.configs.own_data import data_name, is_own
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.fdrd.domains import get_domain
 from dassl_prompts.results.statistics import Value, paired
 from dassl_prompts.run.execute import execute
@@ -259,9 +260,8 @@ def main(argv: list[str] | None = None) -> int:
             domain: build(Runs(domain, args.shots, args.cfg, args.root, args.output, opts), args.seed, args.method)
             for domain in args.domain
         }
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
     finished, failed = run_domains(tables, args)
     if finished:
         text = report(finished)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from dassl_prompts.engine.ending import tell
 from dassl_prompts.results.statistics import Value, paired
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.job import Job
@@ -370,9 +371,8 @@ def main(argv: list[str] | None = None) -> int:
     except StepFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
     if rows:
         print(table(rows))
     return write(args, argv, table(rows)) if rows and args.write else 0

@@ -109,7 +109,9 @@ def test_towers_that_differ_and_damaged_configurations_are_named(tmp_path):
     with pytest.raises(ValueError, match="layer_norm_eps is 1e-06, 1e-05, CLIP's is 1e-05"):
         activation.describe_file(tmp_path / "model.safetensors", ())
     path.write_text("{")
-    with pytest.raises(ValueError, match="config.json, beside the weights model.safetensors, is not valid JSON"):
+    with pytest.raises(
+        ValueError, match="config.json is not valid JSON: .*; it lies beside the weights model.safetensors"
+    ):
         activation.describe_file(tmp_path / "model.safetensors", ())
 
 

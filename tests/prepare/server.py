@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,13 +15,15 @@ class Site:
         etags: path -> version mark; absent means that the server gives none.
         cut_after: path -> numbers of bytes after which the next connections break off.
         status: path -> error codes that the next requests get.
-        ranges: whether parts can be asked for.
+        ranges: whether parts can be asked for. if_range: whether the server knows If-Range.
+        types: path -> Content-Type. stall: path -> numbers of bytes after which the next connections send nothing more.
         requests: (path, Range header) of every request.
     """
 
     def __init__(self):
         self.files, self.etags, self.cut_after, self.status = {}, {}, {}, {}
-        self.ranges, self.requests, self.address = True, [], ""
+        self.ranges, self.if_range, self.requests, self.address = True, True, [], ""
+        self.types, self.stall = {}, {}
 
     def url(self, path):
         return f"{self.address}{path}"
@@ -43,7 +46,7 @@ def serve():
                 return self.send_error(404)
             body, tag = site.files[self.path], site.etags.get(self.path)
             start = 0
-            if asked and site.ranges and self.headers.get("If-Range", tag) == tag:
+            if asked and site.ranges and (not site.if_range or self.headers.get("If-Range", tag) == tag):
                 start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
                 if start >= len(body):
                     self.send_response(416)
@@ -56,9 +59,15 @@ def serve():
                 self.send_response(200)
             if tag:
                 self.send_header("ETag", tag)
+            if self.path in site.types:
+                self.send_header("Content-Type", site.types[self.path])
             self.send_header("Content-Length", str(len(body) - start))
             self.end_headers()
             cuts = site.cut_after.get(self.path)
+            if site.stall.get(self.path):
+                self.wfile.write(body[start : start + site.stall[self.path].pop(0)])
+                self.wfile.flush()
+                return time.sleep(2)
             with suppress(BrokenPipeError, ConnectionResetError):  # a client that was interrupted
                 self.wfile.write(body[start : start + cuts.pop(0)] if cuts else body[start:])
 

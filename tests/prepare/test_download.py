@@ -58,6 +58,36 @@ def test_changed_file_is_fetched_anew(site, tmp_path):
     assert fetch(site, tmp_path).read_bytes() == BODY[::-1]
 
 
+@pytest.mark.parametrize("what", ["mark", "length"])
+def test_a_server_that_continues_another_file_is_not_believed(site, tmp_path, what):
+    """It ignores If-Range and answers with the rest of the file that it has now."""
+    site.if_range = False
+    site.cut_after["/a.bin"] = [5000]
+    with pytest.raises(DownloadError):
+        fetch(site, tmp_path, attempts=1)
+    site.files["/a.bin"] = BODY[::-1] if what == "mark" else BODY[::-1] + b"more"
+    site.etags["/a.bin"] = '"2"' if what == "mark" else '"1"'
+    assert fetch(site, tmp_path).read_bytes() == site.files["/a.bin"]
+    assert [asked for _, asked in site.requests] == [None, "bytes=5000-", None] and left(tmp_path) == ["a.bin"]
+
+
+def test_what_came_before_a_stall_is_kept(site, tmp_path):
+    site.stall["/a.bin"] = [300_000]
+    assert fetch(site, tmp_path, timeout=0.3).read_bytes() == BODY
+    assert [asked for _, asked in site.requests] == [None, "bytes=300000-"]
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_web_page_is_no_data(site, tmp_path, said):
+    site.files["/a.bin"] = b"<!DOCTYPE html><title>Sign in</title>"
+    site.types["/a.bin"] = "text/html; charset=utf-8" if said else "application/octet-stream"
+    with pytest.raises(DownloadError, match="a.bin: the server sends a web page instead of the file"):
+        fetch(site, tmp_path)
+    assert left(tmp_path) == []
+    site.files["/a.bin"] = BODY
+    assert fetch(site, tmp_path, md5=MD5).read_bytes() == BODY  # a wrong label of the right file
+
+
 def test_without_a_version_mark_a_part_is_only_trusted_with_a_checksum(site, tmp_path):
     del site.etags["/a.bin"]
     for md5, asked in (("", None), (MD5, "bytes=5000-")):

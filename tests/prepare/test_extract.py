@@ -157,3 +157,33 @@ def test_archive_of_something_else_is_named(tmp_path):
     make_zip(tmp_path / "a.zip", **{"other/1.jpg": b"1"})
     with pytest.raises(ArchiveError, match="holds no 'images'; is it the right archive"):
         unpack(tmp_path / "a.zip", tmp_path / "set", {"images": "images"})
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_the_checksum_of_the_packing_is_compared(tmp_path, kind):
+    """It stands behind the last member, where nothing of the tar is left to be read."""
+    path = make_tar(tmp_path / "a.tar", {"x": b"1" * 5000}, f"w:{kind}")
+    whole = bytearray(path.read_bytes())
+    at = {"gz": -6, "bz2": -3, "xz": -14}[kind]
+    whole[at] ^= 1
+    path.write_bytes(whole)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ArchiveError, match="a.tar is .*delete it and run the command again"):
+        extract(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("place", "value", "words"), [(6, 1, "encrypted"), (8, 99, "compression method")])
+def test_a_member_that_cannot_be_unpacked_is_named(tmp_path, place, value, words):
+    path = make_zip(tmp_path / "a.zip", x=b"1", secret=b"2" * 100)
+    content = bytearray(path.read_bytes())
+    for mark, offset in (
+        (b"PK\x03\x04", place),
+        (b"PK\x01\x02", place + 2),
+    ):  # of its own header and in the list of all
+        at = content.rindex(mark)
+        content[at + offset] = value
+    path.write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ArchiveError, match=f"a.zip: member 'secret' cannot be unpacked .*{words}.*unpack it by hand"):
+        extract(path, tmp_path / "out")

@@ -170,6 +170,8 @@ def test_exit_codes(textures, drive, tmp_path, monkeypatch, capsys):
 
     textures.files["/bad.tar.gz"] = b"<html>moved</html>"
     textures.point_to(urls=(textures.url("/bad.tar.gz"),), md5="")
+    assert run(textures, tmp_path / "c", "dtd") == 4
+    textures.files["/bad.tar.gz"] = b"neither a page nor an archive"
     assert run(textures, tmp_path / "c", "dtd") == 7
     textures.point_to()
     assert run(textures, tmp_path / "c", "dtd") == 0  # the bad archive was not kept

@@ -8,12 +8,13 @@ the patches of the retrieving cluster in full colour and the others faded. A row
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dassl_prompts.engine.ending import tell
 
 CELL, MARGIN, LABEL = 96, 6, 120
 
@@ -168,9 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
     return 0
 
 
