@@ -196,6 +196,18 @@ def read_csv_list(path: Path) -> Any:
     return items_from_csv(path, str(path.parent))
 
 
+def own_list(folder: Path) -> Path:
+    for number in (1, 2):
+        picture(folder / "images" / f"{number}.png", number)
+    return text("own.csv", "path;label\nimages/1.png;cat\nimages/2.png;polar bear\n")(folder)
+
+
+def read_own_list(path: Path) -> Any:
+    from dassl_prompts.classification.own_lists import read_list
+
+    return read_list(str(path))
+
+
 def read_caption_lines(path: Path) -> Any:
     from dassl_prompts.fdrd.captioners import CaptionFile
 
@@ -409,6 +421,7 @@ KINDS = [
     Kind("configuration (YAML)", text("config.yaml", CONFIG), read_config_file),
     Kind("sweep (YAML)", text("sweep.yaml", SWEEP), read_sweep),
     Kind("image list (CSV)", csv_list, read_csv_list),
+    Kind("own pictures (CSV)", own_list, read_own_list),
     Kind("class names (text)", text("classes.txt", "cat\npolar bear\n"), read_classes),
     Kind("few-shot draw (pickle)", few_shot, read_few_shot),
     Kind("checkpoint", checkpoint, read_checkpoint, digest=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 from dassl_prompts.classification.split_files import OTHER_NAMES, PARTS, same_name
 from dassl_prompts.classification.splits import list_folders
+from dassl_prompts.engine.reading import csv_rows
 from dassl_prompts.images import describe_left_out, is_image_name, walk_images
 
 #: what a CSV's columns may be called, in any case
@@ -114,20 +114,15 @@ def read_list(path: str, captions: bool = False) -> list[Picture]:
         ValueError: no header, a row that does not fit it, an empty label, an unknown split, a picture twice, or files that are
             not there; names the lines.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            delimiter = max(",;\t", key=first.count)
-            rows = list(csv.reader([first, *file], delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV in UTF-8: {error}") from error
-    columns = columns_of(rows[0] if rows else [], path, ("path", "caption") if captions else ("path", "label"))
+    rows = csv_rows(path, ",;\t")
+    _, header = next(rows, (1, []))
+    columns = columns_of(header, path, ("path", "caption") if captions else ("path", "label"))
     pictures, problems = [], []
-    for line, row in enumerate(rows[1:], 2):
+    for line, row in rows:
         if not any(cell.strip() for cell in row):
             continue
-        if len(row) != len(rows[0]):
-            problems.append(f"line {line} has {len(row)} cells instead of {len(rows[0])}")
+        if len(row) != len(header):
+            problems.append(f"line {line} has {len(row)} cells instead of {len(header)}")
             continue
         cells = {name: row[at].strip() for name, at in columns.items()}
         empty = [name for name in columns if name in ("path", "label", "split") and not cells[name]]

@@ -152,6 +152,31 @@ def read_json(fpath: str | os.PathLike, kind: type | None = None) -> Any:
     return value
 
 
+def csv_rows(path: str | os.PathLike, delimiters: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """``(line, cells)`` of a CSV file in UTF-8, empty lines left out.
+
+    Args:
+        delimiters: of which the one that stands most often in the first line counts.
+
+    Raises:
+        DamagedFile: not in UTF-8, or quotes that do not fit; names the line.
+    """
+    text = read_text(path, "utf-8-sig")
+    first = text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(delimiters, key=first.count), strict=True)
+    while True:
+        start = rows.line_num + 1
+        with reading(path, "a CSV file"):
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                raise ValueError(f"line {start}: {error}") from error
+        if cells is None:
+            return
+        if cells:
+            yield start, cells
+
+
 def read_csv(path: str | os.PathLike, columns: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
     """``(line, row)`` of a CSV file with a header in UTF-8.
 
@@ -161,26 +186,16 @@ def read_csv(path: str | os.PathLike, columns: Sequence[str] = ()) -> Iterator[t
     Raises:
         DamagedFile: not such a file, a column is missing, or a row has more or fewer cells; names the line.
     """
-    text = read_text(path, "utf-8-sig")
+    rows = csv_rows(path)
+    _, names = next(rows, (1, []))
     with reading(path, "a CSV file with a header"):
-        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        names = next(rows, [])
         lacking = sorted(set(columns) - set(names))
         require(not lacking, f"missing columns {', '.join(lacking)} (there are {', '.join(names)})")
         require(len(set(names)) == len(names), f"a column stands twice ({', '.join(names)})")
-    while True:
+    for line, cells in rows:
         with reading(path, "a CSV file with a header"):
-            start = rows.line_num + 1
-            try:
-                cells = next(rows, None)
-            except csv.Error as error:
-                raise ValueError(f"line {start}: {error}") from error
-            if cells is None:
-                return
-            fits = len(cells) in (0, len(names))
-            require(fits, f"line {start} has {len(cells)} cells instead of {len(names)}")
-        if cells:
-            yield start, dict(zip(names, cells))
+            require(len(cells) == len(names), f"line {line} has {len(cells)} cells instead of {len(names)}")
+        yield line, dict(zip(names, cells))
 
 
 # -- arrays and weights --------------------------------------------------------------------------------------
