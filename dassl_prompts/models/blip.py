@@ -14,7 +14,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dassl_prompts.engine.reading import read_json
+from dassl_prompts.engine.checkpoint import require_finite
+from dassl_prompts.engine.reading import read_json, reading
 from dassl_prompts.models.tokens import TextTokens, TokenEncoder
 from dassl_prompts.models.weights import weights_digest
 
@@ -43,16 +44,17 @@ def load_blip(name: str, text_dropout: float = 0.1) -> BlipTokens:
 
     Raises:
         FileNotFoundError: not in the folder, not in the cache, and no network; says what to fetch.
-        ValueError: wrong number of text heads.
+        ValueError: wrong number of text heads, damaged files, a weight that is not finite.
     """
     from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
 
     source = HUB_NAMES.get(name, name)
     try:
-        config = BlipConfig.from_pretrained(source)
-        set_original(config, text_dropout)
-        model = BlipForImageTextRetrieval.from_pretrained(source, config=config)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with reading(source, "a BLIP that can be read (damaged or cut short?)", named=(OSError,)):
+            config = BlipConfig.from_pretrained(source)
+            set_original(config, text_dropout)
+            model = BlipForImageTextRetrieval.from_pretrained(source, config=config)
+            tokenizer = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise FileNotFoundError(
             f"BLIP {name} cannot be loaded ({str(error).splitlines()[0]}). Without network: download {source} elsewhere "
@@ -60,6 +62,7 @@ def load_blip(name: str, text_dropout: float = 0.1) -> BlipTokens:
             "as MODEL.BACKBONE.NAME"
         ) from error
     check_original(model, text_dropout)
+    require_finite(model.state_dict(), f"BLIP {name}")
     digest = weights_digest(model.state_dict())  # before the parts that are not used go
     blip = BlipTokens(model, tokenizer)
     blip.digest = digest

@@ -52,7 +52,7 @@ def load_inversion(path: str, method: str) -> InversionNetwork:
         FileNotFoundError: no such file.
         ValueError: the file holds no such network; lists what it holds.
     """
-    from dassl_prompts.engine.checkpoint import load_checkpoint
+    from dassl_prompts.engine.checkpoint import load_checkpoint, require_finite
 
     content = load_checkpoint(path)
     for place in PLACES:
@@ -67,6 +67,7 @@ def load_inversion(path: str, method: str) -> InversionNetwork:
     sizes = [state[f"{name}.weight"].shape for name in names]
     if not names or any(f"{n}.bias" not in state for n in names) or any(a[0] != b[1] for a, b in zip(sizes, sizes[1:])):
         raise ValueError(f"{path} holds no {method} network (it holds {', '.join(sorted(map(str, state))[:6])})")
+    require_finite(state, path)
     activation = nn.ReLU() if method == "pic2word" else nn.GELU()
     return InversionNetwork([(state[f"{n}.weight"], state[f"{n}.bias"]) for n in names], activation)
 
