@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dassl_prompts.engine.files import atomic_path
+from dassl_prompts.engine.reading import read_npz, reading, require
 
 ARRAYS = ("path", "label", "answer", "log_answer", "log_label")
 
@@ -81,13 +82,9 @@ def read(path: str | os.PathLike) -> Predictions:
         FileNotFoundError: there is no such file.
         ValueError: it is no such file; names it.
     """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            found = Predictions(*(content[name] for name in ARRAYS))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of zip, of npy, a missing array
-        raise ValueError(f"{path} holds no predictions: {error}") from error
-    if len({len(getattr(found, name)) for name in ARRAYS}) != 1 or found.label.dtype.kind != "i":
-        raise ValueError(f"{path} holds no predictions: its arrays do not fit each other")
+    with reading(path, "a file of predictions"):
+        content = read_npz(path)
+        found = Predictions(*(content[name] for name in ARRAYS))
+        fits = len({len(getattr(found, name)) for name in ARRAYS}) == 1 and found.label.dtype.kind == "i"
+        require(fits, "its arrays do not fit each other")
     return found

@@ -215,8 +215,9 @@ def read_npy(
     import numpy as np
 
     with reading(path, "a whole .npy file"):
+        with open(path, "rb") as file:
+            require(file.read(6) == b"\x93NUMPY", "it does not begin as one")
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # compares the length before it takes any room
-        require(isinstance(array, np.memmap), "it is an archive of several arrays")
         require(array.dtype.kind in PLAIN_KINDS, f"it holds {array.dtype}")
         size, expected = os.path.getsize(path), array.offset + array.nbytes
         require(size == expected or not array.nbytes, f"it has {size:,} bytes instead of {expected:,}")
@@ -236,9 +237,9 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     import numpy as np
 
     with reading(path, "an .npz file of plain arrays"), open(path, "rb") as file:
-        arrays = np.load(file, allow_pickle=False)
-        require(isinstance(arrays, np.lib.npyio.NpzFile), "it holds one array without a name")
-        with arrays:
+        require(file.read(2) == b"PK", "it does not begin as one")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
             return {name: np.asarray(arrays[name]) for name in arrays.files}
 
 

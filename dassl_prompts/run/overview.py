@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from dassl_prompts.engine.reading import read_json
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.progress import clock
 from dassl_prompts.run.steps import RESULTS, Step
@@ -63,7 +63,7 @@ def kind(step: Step) -> tuple[str, bool]:
 def read_cost(folder: Path) -> Cost | None:
     """What a finished run took; None for others."""
     try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        results = read_json(folder / RESULTS)
     except (OSError, ValueError):
         return None
     if not isinstance(results, dict) or not results.get("finished"):

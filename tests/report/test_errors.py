@@ -44,7 +44,7 @@ def test_predictions_come_back(tmp_path):
     scores = logits((0, 1, 1, 1, 2, 0)).log_softmax(1).numpy()
     assert np.allclose(found.log_answer, scores.max(1)) and np.allclose(found.log_label[1], scores[1, 0])
     (folder / "predictions_test.npz").write_bytes(b"x")
-    with pytest.raises(ValueError, match="holds no predictions"):
+    with pytest.raises(ValueError, match="is not an .npz file of plain arrays"):
         read(folder / "predictions_test.npz")
 
 

@@ -128,7 +128,9 @@ def test_a_damaged_result_is_named_before_anything_starts(tmp_path):
     first, second = step(tmp_path, "first"), step(tmp_path, "second")
     second.output.mkdir()
     (second.output / "results.json").write_text('{"finished": tr')
-    with pytest.raises(ValueError, match="second/results.json is not valid JSON: .*delete the folder or run again with --force"):
+    with pytest.raises(
+        ValueError, match="second/results.json is not valid JSON: .*delete the folder or run again with --force"
+    ):
         Scheduler(plan([[first, second]])).run()
     assert not first.output.exists()
 
