@@ -59,6 +59,8 @@ setup(
         "prepare": ["gdown"],
         "faiss": ["faiss-cpu"],
         "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "emoji-build": ["resvg-py"],
         # clip-anytorch is OpenAI's own model code, which the embedded backbones have to load in
         # and with the other two no test of an extra is skipped

@@ -33,9 +33,9 @@ def recipes() -> list[dict[str, str]]:
 
 
 def datasets() -> list[dict[str, str]]:
-    """Every dataset configuration: its name in the toolbox, classes, images, and how to get it."""
+    """Every dataset configuration: its name in the toolbox, classes, images, how to get it, and terms of its pictures."""
     from dassl_prompts.engine.config import read_yaml_file
-    from dassl_prompts.prepare.sources import GUIDES, SOURCES
+    from dassl_prompts.prepare.sources import GUIDES, LICENCES, SOURCES
 
     rows = []
     for path in sorted((CONFIGS / "datasets").glob("*.yaml")):
@@ -52,6 +52,7 @@ def datasets() -> list[dict[str, str]]:
             row["how"] = "partly by hand" if by_hand else f"dassl-prompts prepare {path.stem}"
         else:
             row["how"] = "by hand" if name in GUIDES and "emoji" not in path.stem else "embedded"
+        row["licence"] = LICENCES.get(name, "NOTICE" if row["how"] == "embedded" else "see its page")
         rows.append(row)
     own = {
         "dataset": "folder:PATH, csv:PATH",

@@ -69,7 +69,16 @@ def test_an_unknown_command_is_told_with_the_nearest_one(capsys):
 def test_list_shows_what_is_registered_and_shipped(capsys):
     assert front.main(["list"]) == 0
     shown = capsys.readouterr().out
-    for word in ("DPC_CoOp", "caltech101", "4,128", "base2new", "ViT-B/16", "emoji-tiny"):
+    for word in (
+        "DPC_CoOp",
+        "caltech101",
+        "4,128",
+        "base2new",
+        "ViT-B/16",
+        "emoji-tiny",
+        "CC BY-SA 4.0",
+        "folder:PATH",
+    ):
         assert word in shown
     assert front.main(["list", "recipes"]) == 0
     assert "vit_b16_ep50_ctxv1" in capsys.readouterr().out

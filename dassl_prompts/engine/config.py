@@ -43,6 +43,8 @@ ENGINE_DEFAULTS = {
         "ADAM_EPS": 1e-8,
     },
     "TRAIN": {
+        # where scalars go besides the log: tensorboard (where it is installed), csv, wandb
+        "LOG_TO": ["tensorboard"],
         # epochs between writing resume.pt (and at the end); 0 = never
         "RESUME_FREQ": 1,
         # checkpoints with all tensors of the registered models instead of the learned ones

@@ -36,6 +36,7 @@ from dassl_prompts.engine.randomness import kept_streams, set_rng_state
 from dassl_prompts.engine.reading import read_json, reading
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
 from dassl_prompts.engine.seam import ENGINE, VERSION, announce
+from dassl_prompts.engine.writers import check_kinds
 
 TEST_CHOICES = {"SPLIT": ("test", "val"), "FINAL_MODEL": ("last_step", "best_val")}
 
@@ -64,6 +65,7 @@ class PromptTrainer(TrainerX):
         never = cfg.TEST.FINAL_MODEL == "best_val" and cfg.TEST.NO_TEST
         remedy = "no epoch is validated without tests; set FINAL_MODEL last_step or NO_TEST False"
         refuse_pairs(cfg, "TEST", [(never, "FINAL_MODEL", "NO_TEST", remedy)])
+        check_kinds(cfg.TRAIN.LOG_TO)
         announce()
         self.folder = RunFolder(cfg.OUTPUT_DIR, run_identity(cfg))
         self.corrupt_images: set[str] = set()

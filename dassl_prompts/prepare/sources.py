@@ -311,3 +311,20 @@ captions: the JSON files of https://github.com/wyf202322/DCAR
     -> FDRD/train, FDRD/test
 images: those of CoOp's datasets, e.g. `python -m dassl_prompts.prepare dtd`""",
 }
+
+#: terms of the pictures, where their owners state them (those of the embedded data stand in NOTICE); the others' pages have to be asked
+LICENCES = {
+    "Caltech101": "CC BY 4.0",
+    "OxfordPets": "CC BY-SA 4.0",
+    "EuroSAT": "MIT",
+    "FGVCAircraft": "non-commercial research",
+    "DescribableTextures": "research",
+    "ImageNet": "non-commercial research",
+    "Emoji": "MIT (Fluent)",
+    "EmojiNoto": "Apache-2.0",
+    "EmojiTwemoji": "CC BY 4.0",
+    "EmojiOpenMoji": "CC BY-SA 4.0",
+    "QuickDraw": "CC BY 4.0",
+    "IconPark": "Apache-2.0",
+    "ClipArt": "public domain",
+}

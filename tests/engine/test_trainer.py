@@ -102,6 +102,7 @@ def test_files_of_a_run(images, tmp_path):
     files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.parent.name != "tensorboard")
     assert files == [
         "epochs.json",
+        "predictions_test.npz",
         "prompt_learner/checkpoint",
         "prompt_learner/model.pth.tar-2",
         "prompt_learner/model.pth.tar-4",

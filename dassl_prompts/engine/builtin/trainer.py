@@ -21,7 +21,9 @@ from dassl_prompts.engine.builtin.loading import DataManager
 from dassl_prompts.engine.builtin.meters import AverageMeter, MetricMeter
 from dassl_prompts.engine.builtin.registry import TRAINER_REGISTRY, build_named, check_availability
 from dassl_prompts.engine.checkpoint import BEST, load_checkpoint, resume_from_checkpoint, save_checkpoint
-from dassl_prompts.engine.files import mkdir_if_missing, tolist_if_not
+from dassl_prompts.engine.config import flatten
+from dassl_prompts.engine.files import tolist_if_not
+from dassl_prompts.engine.writers import DEFAULT, Writers
 
 
 class TrainerBase:
@@ -156,19 +158,19 @@ class TrainerBase:
         self.model_backward(loss)
         self.model_update(names)
 
-    # -- tensorboard ------------------------------------------------------------------------------------
+    # -- scalars ----------------------------------------------------------------------------------------
 
     def init_writer(self, log_dir) -> None:
-        """Open a tensorboard writer; without the package nothing is written."""
+        """Open what ``TRAIN.LOG_TO`` names; tensorboard only where the package is installed.
+
+        Args:
+            log_dir: Dassl's tensorboard folder, in the run's folder.
+        """
         if self._writer is not None:
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        mkdir_if_missing(log_dir)
-        print(f"Initialize tensorboard (log_dir={log_dir})")
-        self._writer = SummaryWriter(log_dir=str(log_dir))
+        cfg = getattr(self, "cfg", None)  # a trainer of somebody else's may have none
+        names = cfg.TRAIN.get("LOG_TO", DEFAULT) if cfg else DEFAULT
+        self._writer = Writers(names, Path(log_dir).parent, flatten(cfg) if cfg else {})
 
     def close_writer(self) -> None:
         if self._writer is not None:
@@ -176,7 +178,7 @@ class TrainerBase:
             self._writer = None
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write to tensorboard, if there is a writer."""
+        """Write to what ``TRAIN.LOG_TO`` names, if it is open."""
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
