@@ -60,7 +60,6 @@ setup(
         "faiss": ["faiss-cpu"],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
-        "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "emoji-build": ["resvg-py"],
         # clip-anytorch is OpenAI's own model code, which the embedded backbones have to load in
         # and with the other two no test of an extra is skipped
@@ -73,6 +72,7 @@ setup(
             "resvg-py",
             "ruff",
             "import-linter",
+            "wandb",
         ],
     },
     entry_points={

@@ -52,6 +52,11 @@ def config_name(dataset: str) -> str:
     return "" if is_own(dataset) else data_name(dataset)
 
 
+def called(name: str, place: str) -> str:
+    """What a dataset with the registered ``name`` and ``DATASET.ROOT`` ``place`` is called: own data all have one name."""
+    return place_name(place) if name in OWN else name
+
+
 def with_captions(dataset: str) -> str:
     """The captions of a ``csv:`` list; other datasets as they are.
 

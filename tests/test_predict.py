@@ -385,3 +385,26 @@ def test_help_tells_the_exit_codes(capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["--help"])
     assert stop.value.code == 0 and "exit codes" in capsys.readouterr().out
+
+
+def test_a_folder_for_the_hub_loads_elsewhere_and_names_no_place(train, pictures, tmp_path, monkeypatch):
+    from huggingface_hub import ModelCard
+
+    first = train("CoOp", output="stage1")
+    second = train("DPC_CoOp", "TRAINER.DPC.CKPT_DIR", first.output_dir, "TRAINER.DPC.TOPK", 2, output="stage2")
+    run = load_run(second.output_dir, device="cpu")
+    export(run, tmp_path / "shared", hub=True)
+    card = ModelCard.load(tmp_path / "shared" / "README.md")
+    assert card.data.library_name == "dassl-prompts" and "DPC_CoOp" in card.data.tags
+    noted = json.loads((tmp_path / "shared" / "results.json").read_text())
+    assert noted["config"]["OUTPUT_DIR"] == noted["config"]["DATASET.ROOT"] == "''"
+    image = [Image.open(pictures / "0.png").convert("RGB")]
+    expected = run.scores(image)
+    (tmp_path / "shared").rename(tmp_path / "pulled")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: str(tmp_path / "pulled"))
+    torch.testing.assert_close(load_run("hf:me/pets", device="cpu").scores(image), expected)
+
+
+def test_flags_of_an_export_need_one(capsys):
+    assert command.main(["run", "--hub"]) == 2
+    assert "--hub is read with --export alone" in capsys.readouterr().err

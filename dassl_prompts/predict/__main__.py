@@ -28,6 +28,7 @@ examples:
   python -m dassl_prompts.predict output/.../CoOp/vit_b16/seed1 photo.jpg
   python -m dassl_prompts.predict RUN_DIR pictures/ --classes cat dog "polar bear" --top 3 --output labels.csv
   python -m dassl_prompts.predict RUN_DIR --export exported --classes-file classes.txt
+  python -m dassl_prompts.predict RUN_DIR --export exported --hub
   python -m dassl_prompts.predict RUN_DIR --words
 
 exit codes: 0 done, 2 wrong input, 3 some images could not be read (the others are labelled), 6 the disk is full,
@@ -42,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("run", metavar="RUN_DIR", help="folder of a training run (with results.json and a checkpoint)")
+    p.add_argument(
+        "run", metavar="RUN_DIR", help="folder of a training run (with results.json and a checkpoint), or hf:USER/NAME"
+    )
     p.add_argument(
         "images",
         nargs="*",
@@ -73,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
         "--with-backbone",
         action="store_true",
         help="export the frozen CLIP too, where open_clip does not have it",
+    )
+    p.add_argument(
+        "--hub", action="store_true", help="export what loads the run again, too, with a card for the Hugging Face hub"
     )
     p.add_argument(
         "--words",
@@ -233,6 +239,9 @@ def words_table(run: TrainedRun, count: int) -> str:
 
 
 def work(args: argparse.Namespace) -> int:
+    for flag in ("with_backbone", "hub"):
+        if getattr(args, flag) and args.export is None:
+            raise ValueError(f"--{flag.replace('_', '-')} is read with --export alone: give --export DIR")
     if not args.images and args.export is None and args.words is None:
         raise ValueError("nothing to do: give images, --export or --words")
     for name, least in (("top", 0), ("batch_size", 1), ("words", 1)):
@@ -257,7 +266,7 @@ def work(args: argparse.Namespace) -> int:
     if args.export is not None:
         from dassl_prompts.predict.export import export
 
-        for path in export(run, args.export, args.with_backbone):
+        for path in export(run, args.export, args.with_backbone, hub=args.hub):
             print(f"wrote {path}")
     return 3 if args.images and label_images(run, args) else 0
 

@@ -13,12 +13,13 @@ CLASSES, PROMPTS, CARD = "classes.safetensors", "prompts.safetensors", "card.jso
 BACKBONE = "backbone"
 
 
-def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> list[Path]:
+def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False, *, hub: bool = False) -> list[Path]:
     """Write the class matrix, the learned tensors and a card that says how to use them.
 
     Args:
         folder: made if needed; files in it are replaced, each at once.
         with_backbone: write the frozen CLIP as well, for backbones that open_clip does not know.
+        hub: write what ``load_run`` needs and a model card, so that the folder can be pushed to the Hugging Face hub.
 
     Returns:
         the files: ``classes.safetensors`` (``classes [C, E]``, normalised, fp32; left out when every image
@@ -51,6 +52,10 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False) -> 
         "open_clip": names,
         "usable_with_open_clip_alone": bool(text_fixed and image_frozen and same_pixels and names),
     }
+    if hub:
+        from dassl_prompts.predict.hub import write_hub
+
+        written += write_hub(run, folder)
     write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", folder / CARD)
     return [*written, folder / CARD]
 

@@ -14,6 +14,9 @@ from dassl_prompts.engine.config import assign_flat
 from dassl_prompts.engine.origin import Origin
 from dassl_prompts.engine.run_folder import RESULTS
 
+#: how a run on the Hugging Face hub is named where a folder could stand
+HUB = "hf:"
+
 
 @dataclass
 class TrainedRun:
@@ -157,6 +160,21 @@ def read_config(flat: dict[str, str], source: str = "results.json"):
     return cfg
 
 
+def pulled(name: str) -> Path:
+    """The folder of ``hf:USER/NAME``, fetched by huggingface_hub (from its cache where it was fetched before).
+
+    Raises:
+        FileNotFoundError: it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name.removeprefix(HUB)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"{name} cannot be fetched: {' '.join(str(error).split())}") from error
+
+
 def load_run(
     folder: str | Path,
     classnames: Sequence[str] | None = None,
@@ -168,7 +186,7 @@ def load_run(
     """A trained run as a classifier.
 
     Args:
-        folder: of the training run, or of a zero-shot evaluation.
+        folder: of the training run, or of a zero-shot evaluation; ``hf:USER/NAME`` is fetched from the Hugging Face hub.
         classnames: what to tell apart, also classes never trained on; default: the run's own classes.
         device: cpu or cuda; default: cuda where there is one.
         backbone: where the backbone's weights are now, if not where the run had them.
@@ -180,7 +198,7 @@ def load_run(
     """
     import dassl_prompts
 
-    folder = Path(folder)
+    folder = pulled(str(folder)) if str(folder).startswith(HUB) else Path(folder)
     results = read_results(folder)
     name, trained = results["trainer"], list(results["classnames"])
     check_classifier(name, folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dassl_prompts.configs.own_data import OWN, place_name
+from dassl_prompts.configs.own_data import OWN, called
 from dassl_prompts.engine.places import BACKBONE, FREE_PLACES, LAYOUT, plain_name
 from dassl_prompts.engine.reading import DamagedFile, read_json
 
@@ -125,7 +125,7 @@ class Run:
         """What is tested: the dataset's registered name, for FDRD with the domain; own pictures by their folder's or list's."""
         name = self.results["dataset"]
         if name in OWN:
-            return place_name(self.setting("DATASET.ROOT"))
+            return called(name, self.setting("DATASET.ROOT"))
         domain = self.setting("DATASET.FDRD_DOMAIN") if name == "FDRD" else ""
         return f"{name} {domain}".strip()
 

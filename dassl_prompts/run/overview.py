@@ -105,8 +105,8 @@ def overview(nodes: list[Node], slots: int = 1, finished: set[str] | None = None
         seconds, size = estimate(costs.like(step) for step in left)
         rows.append(
             {
-                "runs": title,
-                "": len(steps),
+                "what": title,
+                "runs": len(steps),
                 "finished": len(steps) - len(left),
                 "time": "-" if not left else "?" if seconds is None else clock(seconds),
                 "disk": "-" if not left else "?" if size is None else megabytes(size),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
+from dassl_prompts.configs.own_data import called
 from dassl_prompts.engine import compute_accuracy
 from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.engine.config import refuse_pairs
@@ -261,7 +262,9 @@ class DPC(MinesNegatives, ClassificationTrainer):
                 and self.cfg.DATASET.SUBSAMPLE_CLASSES == "all"
                 and self.dpc.xd_rule == "omega_n"
             ):
-                self.model.task = self.task_of_all_classes(run.get("dataset"), directory)
+                root = run.get("config", {}).get("DATASET.ROOT", "").strip("'\"")
+                source = run.get("dataset")
+                self.model.task = self.task_of_all_classes(source and called(source, root), directory)
 
     def trained_run(self, directory) -> dict:
         """What is noted about the run of a checkpoint; of the released code's, which note nothing, that of its stage 1."""
@@ -274,7 +277,7 @@ class DPC(MinesNegatives, ClassificationTrainer):
         Raises:
             ValueError: nobody says which one that was.
         """
-        own = self.cfg.DATASET.NAME
+        own = called(self.cfg.DATASET.NAME, self.cfg.DATASET.ROOT)
         if source is None:
             raise ValueError(
                 f"{directory} does not say which dataset it was trained on (it has no results.json), so whether the classes "
