@@ -47,7 +47,7 @@ TRAIN = [
     "--config-file",
     "configs/trainers/CoOp/emoji_tiny.yaml",
 ]
-SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "2", "TEST.NO_TEST", "True", "INPUT.SIZE", "(32, 32)"]
+SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "2", "TEST.NO_TEST", "True"]
 
 
 @dataclass(frozen=True)
