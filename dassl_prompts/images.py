@@ -229,6 +229,8 @@ def _to_rgb(image: Image.Image, path: str) -> Image.Image:
         # Pillow turns TIFFs that store white as 0 only where they have 8 bits
         white_is_zero = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
         image = Image.fromarray(255 - pixels if white_is_zero else pixels)
+    if image.mode == "RGB":
+        return image  # convert() would copy it, which is 96 MB of a photo of 24 megapixels
     try:
         return image.convert("RGB")
     except ValueError as error:
