@@ -46,7 +46,7 @@ def make_trainer(args, folder: Path, backbone: str, classes: int):
     cfg = get_cfg_default()
     dassl_prompts.extend_cfg(cfg)
     merge_file(cfg, config_file("datasets", "emoji"))
-    merge_file(cfg, config_file("trainers", "DPC_CoOp", "emoji_tiny"))
+    merge_file(cfg, config_file("trainers", "DPC_CoOp", "open_tiny"))
     merge_opts(
         cfg,
         [

@@ -66,15 +66,15 @@ STAGE1_RECIPES_L14 = {
     "IVLP": "vit_l14_c2_ep5_batch4_2+2ctx",
 }
 #: datasets of small embedded pictures, by the beginning of their names -> the recipe on the embedded backbone for them
-EMBEDDED_RECIPES = dict.fromkeys(("emoji", "quickdraw", "icon_park", "clipart"), "emoji_tiny")
-EMBEDDED_STAGE1_RECIPES = {"CoOp": "emoji_tiny_stage1"}
+EMBEDDED_RECIPES = dict.fromkeys(("emoji", "quickdraw", "icon_park", "clipart"), "open_tiny")
+EMBEDDED_STAGE1_RECIPES = {"CoOp": "open_tiny_stage1"}
 
 
 def embedded_recipe(dataset: str, cfg: str = "") -> str:
     """The recipe for a dataset that is embedded in the package, or for any by a recipe ``cfg`` of the embedded backbones; "" for
     the others."""
-    if cfg.startswith("emoji_"):
-        return "emoji_tiny"
+    if cfg.startswith("open_tiny"):
+        return "open_tiny"
     return next((recipe for name, recipe in EMBEDDED_RECIPES.items() if config_name(dataset).startswith(name)), "")
 
 

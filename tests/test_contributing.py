@@ -35,7 +35,7 @@ for place, code in places.items():
 
 
 def execute(trainer, config, *more):
-    train(["--trainer", trainer, "--config-file", f"configs/trainers/{config}/emoji_tiny.yaml", "--seed", "1",
+    train(["--trainer", trainer, "--config-file", f"configs/trainers/{config}/open_tiny.yaml", "--seed", "1",
            "--dataset-config-file", "configs/datasets/emoji.yaml", "--output-dir", str(work / trainer),
            "DATASET.NUM_SHOTS", "4", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "3", *more])
 
@@ -95,7 +95,7 @@ def test_the_methods_train_on_emoji(executed):
 def test_the_dataset_and_the_protocol_are_known(executed):
     _, said = executed
     assert "classes ['apple', 'pear']" in said
-    assert all(f"shots_{shots}/CoOp/emoji_tiny/seed1" in said for shots in (1, 4, 16))
+    assert all(f"shots_{shots}/CoOp/open_tiny/seed1" in said for shots in (1, 4, 16))
 
 
 def test_the_other_commands_of_the_page_exist():

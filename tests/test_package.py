@@ -100,7 +100,7 @@ def test_our_train_py_runs_our_trainer_where_a_fork_has_one_of_that_name(tmp_pat
         "--dataset-config-file",
         "configs/datasets/emoji.yaml",
         "--config-file",
-        "configs/trainers/CoOp/emoji_tiny.yaml",
+        "configs/trainers/CoOp/open_tiny.yaml",
     ]
     result = subprocess.run(
         [sys.executable, "train.py", "--trainer", "CoOp", *files, "TRAINER.COOP.PREC", "fp8"],

@@ -113,7 +113,7 @@ def test_coop_eval_repeats_the_test_of_coop_main(tmp_path):
     trained = run(
         "scripts/coop/main.sh",
         "emoji",
-        "emoji_tiny",
+        "open_tiny",
         "end",
         "4",
         "1",
@@ -127,10 +127,10 @@ def test_coop_eval_repeats_the_test_of_coop_main(tmp_path):
     (folder,) = [path.parent for path in tmp_path.rglob("results.json")]
     assert "nctx4_cscFalse_ctpend" in str(folder)
     again = run(
-        "scripts/coop/eval.sh", str(folder), "emoji", "emoji_tiny", "1", "DATASET.NUM_SHOTS", "1", OUTPUT=str(tmp_path)
+        "scripts/coop/eval.sh", str(folder), "emoji", "open_tiny", "1", "DATASET.NUM_SHOTS", "1", OUTPUT=str(tmp_path)
     )
     assert again.returncode == 0, again.stderr[-2000:]
-    evaluated = json.loads((tmp_path / "evaluation/CoOp/emoji_tiny/emoji/seed1/results.json").read_text())
+    evaluated = json.loads((tmp_path / "evaluation/CoOp/open_tiny/emoji/seed1/results.json").read_text())
     assert evaluated["test"] == json.loads((folder / "results.json").read_text())["test"]
 
 

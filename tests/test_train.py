@@ -14,7 +14,7 @@ EMOJI = [
     "--dataset-config-file",
     "configs/datasets/emoji.yaml",
     "--config-file",
-    "configs/trainers/CoOp/emoji_tiny.yaml",
+    "configs/trainers/CoOp/open_tiny.yaml",
 ]
 
 
@@ -137,7 +137,7 @@ def test_flags_that_would_not_be_read_or_evaluate_nothing_trained_are_refused(fl
 
 
 def test_zero_shot_methods_are_evaluated_without_a_model_dir(tmp_path):
-    files = [EMOJI[0], EMOJI[1], "--config-file", "configs/trainers/ZeroshotCLIP/emoji_tiny.yaml"]
+    files = [EMOJI[0], EMOJI[1], "--config-file", "configs/trainers/ZeroshotCLIP/open_tiny.yaml"]
     main([*files, "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"), "--eval-only"])
     assert json.loads((tmp_path / "run" / "results.json").read_text())["finished"]
 

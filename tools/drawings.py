@@ -160,13 +160,14 @@ class Drawings:
         return (images - MEAN) / STD
 
     def augmented(self, index, generator):
-        """[B,3,64,64] normalised: random affine map, line weight, ink and ground, colour, sharpness."""
+        """[B,3,64,64] normalised: random affine map, an unsteady hand, line weight, ink and ground, colour, sharpness."""
         at_ink, ink, at_colour, colour = self.split(index)
         theta = random_affine(len(index), self.may_flip[index], generator, (0.8, 1.3))
         images = torch.empty(len(index), 3, *self.ink.shape[1:])
         if len(at_ink):
             opacity = torch.from_numpy(self.ink[ink.numpy()]).float()[:, None] / 255
             grid = F.affine_grid(theta[at_ink], list(opacity.shape), align_corners=False)
+            grid = grid + unsteady_hand(len(at_ink), opacity.shape[-1], generator)
             opacity = line_weight(F.grid_sample(opacity, grid, align_corners=False), generator)
             pen, ground = ink_and_ground(len(at_ink), generator)
             images[at_ink] = ground + opacity * (pen - ground)
@@ -177,6 +178,13 @@ class Drawings:
             rgba = F.grid_sample(rgba, grid, align_corners=False)
             images[at_colour] = rgba[:, :3] + (1 - rgba[:, 3:]) * grounds(len(at_colour), generator)
         return jitter(images, generator)
+
+
+def unsteady_hand(b: int, size: int, generator):
+    """[b,size,size,2] smooth displacements of a few percent of the picture; none for half of the drawings."""
+    amount = (torch.rand(b, 1, 1, 1, generator=generator) * 2 - 1).clamp(min=0) * 0.06
+    knots = amount * torch.randn(b, 2, 5, 5, generator=generator)
+    return F.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def line_weight(opacity, generator):

@@ -2,6 +2,7 @@
 
 python tools/open_cards.py                # Markdown tables: downstream sets, zero-shot accuracy, and the record of training
 python tools/open_cards.py --sets DIR     # every set that is drawn, with artist and licence (DIR of build_drawings.py)
+python tools/open_cards.py --notice       # the same sets as they stand in NOTICE, from the record of the trained backbone
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ def sets_table(cache: Path) -> str:
     ]
     rows.append([f"{len(rows)} sets", "", "", "", sum(count.values())])
     return table("Sets", ["set", "title", "artist", "licence", "drawings"], rows)
+
+
+def notice(record: dict) -> str:
+    """One line per set that the backbone learned from, as NOTICE lists them."""
+    return "\n".join(
+        f"    {prefix}: {', '.join(filter(None, (e['title'], e['author'], e['licence'], e['url'])))}"
+        for prefix, e in sorted(record["sets"].items())
+        if e["drawings"]
+    )
 
 
 def split_of(dataset: str):
@@ -119,11 +129,15 @@ def data_table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, metavar="DIR", help="list the sets that are drawn")
+    parser.add_argument("--notice", action="store_true", help="print the sets as NOTICE lists them")
     args = parser.parse_args()
     if args.sets:
         print(sets_table(args.sets))
         return
     record = read_record()
+    if args.notice:
+        print(notice(record) if record else f"{NAME} is not trained yet")
+        return
     print(*(model_tables(record) if record else ()), data_table(), sep="\n")
     measured = {name: zero_shot(name) for name in ((NAME, *OTHERS) if record else OTHERS)}
     rows = [

@@ -4,13 +4,14 @@
     python tools/train_open_clip.py open-tiny --cache DIR                 # as many iterations as the recipe says
     python tools/train_open_clip.py open-tiny --cache DIR --minutes 60    # as many as fit; the log records how many
 
-Three stages, each resumed from its checkpoint in DIR/<name> after an interruption:
+Four stages, each resumed from its checkpoint in DIR/<name> after an interruption:
 
 1. vision: the image tower against sentence features of the names behind a small learned map, so that every picture is
    contrasted with thousands of names and not one caption has to be encoded;
 2. text: the text tower learns to say the same with CLIP's tokens, from captions of pictures (whose features are kept) and from
    the mapped sentence features of names and of common words that no drawing has;
-3. joint: both towers together, on captions that also name the looks of a drawing.
+3. joint: both towers together, on captions that also name the looks of a drawing;
+4. further: more of the same, at twice the rate and batch.
 
 Writes dassl_prompts/assets/models/<name>.safetensors.xz and beside it <name>.json: recipe, seed, hashes, curve, hours.
 """
@@ -39,20 +40,21 @@ from sentence_features import WheelError, cached_features, common_words, fetch_w
 
 RECIPES = {
     "open-tiny": {
-        "vision": {"iterations": 3000, "batch": 384, "lr": 1.5e-3, "negatives": 1536, "share": 0.5},
-        "text": {"iterations": 1200, "batch": 768, "lr": 1.5e-3, "share": 0.25},
-        "joint": {"iterations": 600, "batch": 384, "lr": 5e-4, "share": 0.25},
+        "vision": {"iterations": 2368, "batch": 384, "lr": 1.5e-3, "negatives": 1536, "share": 0.4},
+        "text": {"iterations": 482, "batch": 768, "lr": 1.5e-3, "share": 0.12},
+        "joint": {"iterations": 500, "batch": 384, "lr": 5e-4, "share": 0.15},
+        "further": {"iterations": 600, "batch": 768, "lr": 1e-3, "share": 0.33},
         "weight_decay": 0.1,
         "warmup": 0.04,
         "patch_dropout": 0.0,
-        "start_from": "emoji-tiny",
+        "start_from": None,
         "words": 8000,
         "seed": 1,
         "workers": 2,
     },
 }
 RECIPES["open-base"] = {**RECIPES["open-tiny"], "patch_dropout": 0.5, "start_from": "open-tiny"}
-STAGES = ("vision", "text", "joint")
+STAGES = ("vision", "text", "joint", "further")
 
 
 class NameHead(torch.nn.Module):
@@ -91,6 +93,8 @@ class Run:
         self.head = NameHead(self.model.visual.output_dim)
         if recipe["start_from"]:
             self.start_from(clip.MODELS / f"{recipe['start_from']}.safetensors.xz")
+        else:
+            self.start_fresh()
         self.record = {
             "name": name,
             "recipe": recipe,
@@ -103,6 +107,35 @@ class Run:
             "curve": [],
         }
 
+    def single_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows of the token table, ids of sentences) of the sentences that are one token."""
+        single = {rows[1]: i for i, s in enumerate(self.sentences) if len(rows := self.vocabulary.tokens(s)) == 3}
+        return torch.tensor(list(single)), torch.tensor(list(single.values()))
+
+    @torch.no_grad()
+    def start_fresh(self) -> None:
+        """Start from random towers; only words begin where they belong.
+
+        Token vectors of whole words and the map of names into the joint space begin as the leading directions in which
+        the sentence features differ, so that words of like meaning begin side by side.
+        """
+        features = self.targets.float()
+        mean = features.mean(0)
+        values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
+        spread, directions = values.flip(0).clamp(min=1e-6).sqrt(), vectors.flip(1).T  # rows, the leading one first
+        table, head = self.model.token_embedding.weight, self.head.linear
+        rows, sentences = self.single_tokens()
+        width = table.shape[1]
+        table[rows] = table.std() * (features[sentences] - mean) @ (directions / spread[:, None])[:width].T
+        head.weight.copy_(directions[: head.out_features])
+        head.bias.copy_(-head.weight @ mean)
+        self.correct_nothing()
+
+    def correct_nothing(self) -> None:
+        """The name head begins as its linear map."""
+        for parameter in self.head.correction[-1].parameters():
+            parameter.data.zero_()
+
     @torch.no_grad()
     def start_from(self, path: Path) -> None:
         """Start from a smaller vocabulary: its towers, and two linear maps from sentence features, fitted on what it knows.
@@ -111,8 +144,7 @@ class Run:
         """
         met = clip.start_from(self.model, self.vocabulary.ids, path)
         table, features = self.model.token_embedding.weight, self.targets.float()
-        single = {rows[1]: i for i, s in enumerate(self.sentences) if len(rows := self.vocabulary.tokens(s)) == 3}
-        row, sentence = torch.tensor(list(single)), torch.tensor(list(single.values()))
+        row, sentence = self.single_tokens()
         known = met[row]
         weight, bias = clip.ridge(features[sentence[known]], table[row[known]])
         table[row[~known]] = features[sentence[~known]] @ weight.T + bias
@@ -126,8 +158,7 @@ class Run:
         weight, bias = clip.ridge(features[readable], text)
         self.head.linear.weight.copy_(weight)
         self.head.linear.bias.copy_(bias)
-        for parameter in self.head.correction[-1].parameters():
-            parameter.zero_()
+        self.correct_nothing()
         self.model.logit_scale.fill_(math.log(20))  # so many more names deserve less confidence at first
 
     # -- one stage's loop ----------------------------------------------------------------------------------
@@ -138,8 +169,7 @@ class Run:
         trained = {
             "vision": lambda n: n.startswith(("visual.", "head.")) or n == "logit_scale",
             "text": lambda n: not n.startswith(("visual.", "head.")),
-            "joint": lambda n: not n.startswith("head."),
-        }[stage]
+        }.get(stage, lambda n: not n.startswith("head."))
         for n, p in named:
             p.requires_grad_(trained(n))
         return [(n, p) for n, p in named if trained(n)]
@@ -219,7 +249,7 @@ class Run:
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
-        self.record = json.loads((self.folder / "record.json").read_text())
+        self.record = {**json.loads((self.folder / "record.json").read_text()), "recipe": self.recipe}
         for optimiser, saved in zip(optimisers, state["optimisers"]):
             optimiser.load_state_dict(saved)
         return state["step"], state["seconds"], not state["optimisers"]
@@ -305,6 +335,8 @@ class Run:
         fits &= ~named | (looks[:, None] == looks)
         scale = self.model.logit_scale.exp()
         return clip.contrastive_loss(image, text, fits, scale) + 2 * (1 - (names * text).sum(1).mean())
+
+    further_loss = joint_loss
 
     # -- validation ----------------------------------------------------------------------------------------
 

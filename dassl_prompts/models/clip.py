@@ -193,7 +193,7 @@ def load_clip(
 
     Args:
         name: ``ViT-B/16``, ``RN50`` ... (OpenAI's weights); an open_clip name, with a tag behind a colon for other weights
-            (``ViT-B-16:laion2b_s34b_b88k``); ``emoji-tiny`` or ``emoji-base`` (embedded); a JSON model configuration
+            (``ViT-B-16:laion2b_s34b_b88k``); ``open-tiny``, ``emoji-tiny`` or ``emoji-base`` (embedded); a JSON model configuration
             (weights from the file that its key ``weights`` names, else random ones); or a file with a state dict of OpenAI's,
             open_clip's or Hugging Face's names, whose sizes are read off its tensors.
         precision: ``fp32``, ``amp`` (fp32 weights) or ``fp16``.

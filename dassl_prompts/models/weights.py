@@ -20,7 +20,7 @@ from dassl_prompts.models.layouts import Found, find_clip
 from dassl_prompts.models.torchscript import is_torchscript, read_torchscript
 
 #: backbones whose weights come with the package
-EMBEDDED = ("emoji-tiny", "emoji-base")
+EMBEDDED = ("open-tiny", "emoji-tiny", "emoji-base")
 SAFETENSORS_SUFFIXES = (".safetensors", ".safetensors.xz")
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", *SAFETENSORS_SUFFIXES)
 #: numbers that OpenAI's archives carry beside the weights
@@ -75,7 +75,7 @@ def restore_embedded(path: Path) -> str:
     name = path.name.removesuffix(".safetensors.xz")
     return (
         f"restore it with `git checkout -- dassl_prompts/assets/models/{path.name}` (or install the package again), "
-        f"or train it again with `python tools/train_emoji_clip.py {name}`"
+        f"or train it again with `python tools/train_{'open' if name.startswith('open') else 'emoji'}_clip.py {name}`"
     )
 
 

@@ -1,7 +1,7 @@
 """What PromptKD's runs need besides their own recipe: a teacher, and settings that depend on the dataset.
 
-The teacher is PromptSRC on a larger CLIP. The student is distilled on unlabelled images of all classes of a
-dataset.
+The teacher is PromptSRC on a larger CLIP (on the embedded data on the student's own). The student is distilled on unlabelled
+images of all classes of a dataset.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dassl_prompts.configs.own_data import config_name
 from dassl_prompts.configs.recipes import embedded_recipe
 from dassl_prompts.run.job import Job
 
-TEACHER_RECIPE = {"emoji": "emoji_base", "*": "vit_l14_c2_ep20_batch8_4+4ctx"}
+TEACHER_RECIPE = "vit_l14_c2_ep20_batch8_4+4ctx"
 #: KD_WEIGHT that the authors give for some datasets instead of 1000.0
 KD_WEIGHT = {"fgvc_aircraft": "200.0", "oxford_flowers": "200.0", "dtd": "200.0"}
 TEACHER_DIR = "TRAINER.PROMPTKD.TEACHER_DIR"
@@ -20,7 +20,7 @@ TEACHER_DIR = "TRAINER.PROMPTKD.TEACHER_DIR"
 
 def teacher_job(job: Job) -> Job:
     """The PromptSRC run that teaches ``job``; shared by all its variants."""
-    cfg = TEACHER_RECIPE["emoji" if embedded_recipe(job.dataset, job.cfg) else "*"]
+    cfg = embedded_recipe(job.dataset, job.cfg) or TEACHER_RECIPE
     return replace(job, trainer="PromptSRC", cfg=cfg, tag="", opts=(), epochs=0)
 
 

@@ -269,7 +269,7 @@ def test_training_on_a_damaged_archive_tells_how_to_restore_it(copied, capsys, m
     monkeypatch.chdir(tmp_path)  # its ./output is not the user's
     path = emoji.archive_path("fluent")
     path.write_bytes(path.read_bytes()[:1000])
-    files = [ROOT / "configs" / "datasets" / "emoji.yaml", ROOT / "configs" / "trainers" / "CoOp" / "emoji_tiny.yaml"]
+    files = [ROOT / "configs" / "datasets" / "emoji.yaml", ROOT / "configs" / "trainers" / "CoOp" / "open_tiny.yaml"]
     error = one_error(
         capsys,
         train_command,

@@ -14,7 +14,7 @@ from dassl_prompts.results.runs import find_runs
 from tests.report.tree import write_run
 
 KEY = "TRAINER.DPC.CKPT_DIR"
-STAGE1 = "base2new/train_base/emoji/shots_16/CoOp/emoji_tiny/seed1"
+STAGE1 = "base2new/train_base/emoji/shots_16/CoOp/open_tiny/seed1"
 
 
 def stage1(root, content=b"weights", place=STAGE1):
@@ -99,7 +99,7 @@ def test_a_backbones_file_may_move_and_its_weights_are_compared_with_the_digests
 
 def test_a_report_averages_runs_whose_backbone_or_first_stage_lay_elsewhere(tmp_path):
     for seed, root in ((1, "/first/output"), (2, "output"), (3, os.path.join("..", "moved"))):
-        stage = f"{root}/base2new/train_base/emoji/shots_16/CoOp/emoji_tiny/seed{seed}"
+        stage = f"{root}/base2new/train_base/emoji/shots_16/CoOp/open_tiny/seed{seed}"
         here = {KEY: repr(stage), BACKBONE: repr(f"{root}/clip.pt")}
         write_run(
             tmp_path, "base2new/train_base", "DPC_CoOp", seed=seed, values=80.0, config=here, backbone=f"{root}/clip.pt"

@@ -16,7 +16,7 @@ from dassl_prompts.emoji import cards as emoji_cards
 from dassl_prompts.models import load_clip
 
 ROOT = Path(emoji.__file__).resolve().parents[1]
-LIMIT = {"emoji-tiny": 14e6, "emoji-base": 30e6}
+LIMIT = {"emoji-tiny": 14e6, "emoji-base": 30e6, "open-tiny": 12e6}
 TEXTS = ["a photo of a mammal.", "woman firefighter with dark skin tone", "red heart"]
 
 
@@ -106,7 +106,7 @@ def test_composed_text_moves_the_query_towards_the_target():
 def test_rows_of_words_never_met_are_one_constant_vector(name):
     table = state_dict(name)["token_embedding.weight"]
     rows, counts = table.float().unique(dim=0, return_counts=True)
-    assert counts.max() > 40000 and 2000 < len(rows) < 8000
+    assert counts.max() > 30000 and 2000 < len(rows) < 18000
 
 
 def test_recalls_and_composed_against_plain_counting():

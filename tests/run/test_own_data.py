@@ -20,7 +20,7 @@ def steps(protocol, trainer, dataset, root, **more):
 
 @pytest.mark.parametrize("protocol", ["base2new", "fewshot"])
 def test_folders_have_the_name_of_the_data(tmp_path, protocol):
-    for step in steps(protocol, "DPC_CoOp", f"folder:{tmp_path}/my pictures", tmp_path, cfg="emoji_tiny"):
+    for step in steps(protocol, "DPC_CoOp", f"folder:{tmp_path}/my pictures", tmp_path, cfg="open_tiny"):
         assert step.output.relative_to(tmp_path / "out").parts[2] == "my pictures"
         cfg = step.config()
         assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("OwnPictures", f"{tmp_path}/my pictures")
@@ -30,7 +30,7 @@ def test_folders_have_the_name_of_the_data(tmp_path, protocol):
 def test_a_yaml_by_absolute_path_leaves_the_output_root_alone(tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("DATASET:\n  NAME: Emoji\n")
-    for step in steps("base2new", "CoOp", str(own), tmp_path, cfg="emoji_tiny"):
+    for step in steps("base2new", "CoOp", str(own), tmp_path, cfg="open_tiny"):
         assert step.output.relative_to(tmp_path / "out").parts[2] == "mine"
     target = steps("xd", "CoOp", "emoji", tmp_path, targets=(str(own), f"folder:{tmp_path}/pets"))
     assert [step.output.relative_to(tmp_path / "out").parts[2] for step in target[1:]] == ["mine", "pets"]
@@ -40,7 +40,7 @@ def test_a_yaml_by_absolute_path_leaves_the_output_root_alone(tmp_path):
 def test_words_of_the_data_reach_all_its_runs(tmp_path):
     names = tmp_path / "names.yaml"
     names.write_text("a: b\n")
-    more = {"template": "a drawing of a {}.", "class_names": str(names), "cfg": "emoji_tiny", "imports": ("json",)}
+    more = {"template": "a drawing of a {}.", "class_names": str(names), "cfg": "open_tiny", "imports": ("json",)}
     for step in steps("base2new", "DPC_KgCoOp", f"folder:{tmp_path}", tmp_path, **more):
         cfg = step.config()
         assert cfg.DATASET.TEMPLATE == "a drawing of a {}." and cfg.DATASET.CLASS_NAMES_FILE == str(names)
@@ -48,7 +48,7 @@ def test_words_of_the_data_reach_all_its_runs(tmp_path):
 
 
 def test_captions_of_a_list_in_the_retrieval_protocol(tmp_path):
-    (step,) = steps("retrieval", "DCAR", f"csv:{tmp_path}/x.csv", tmp_path, cfg="emoji_tiny")
+    (step,) = steps("retrieval", "DCAR", f"csv:{tmp_path}/x.csv", tmp_path, cfg="open_tiny")
     cfg = step.config()
     assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("OwnCaptions", f"{tmp_path}/x.csv") and "/x/" in str(step.output)
     with pytest.raises(ValueError, match="has no captions"):
@@ -100,7 +100,7 @@ def test_own_pictures_with_a_trainer_of_a_lab_from_run_to_prediction(tmp_path, m
     words = "fewshot --trainer LabCoOp --dataset folder:pets --import lab.py --shots 2 --epochs 1 TRAINER.LAB.SCALE 3"
     assert (
         command.main(
-            [*words.split(), "--cfg", str(Path(__file__).parents[2] / "configs/trainers/CoOp/emoji_tiny.yaml")]
+            [*words.split(), "--cfg", str(Path(__file__).parents[2] / "configs/trainers/CoOp/open_tiny.yaml")]
         )
         == 0
     )

@@ -101,7 +101,7 @@ def test_dpc_shares_its_first_stage_with_the_backbone(tmp_path):
     sweep = build({**ALL, "trainer": ["DPC_MaPLe", "MaPLe"]}, {}, "data", tmp_path)
     nodes = sweep.nodes()
     assert [str(n.step.output.relative_to(tmp_path)) for n in nodes] == [
-        f"base2new/{what}/emoji/shots_16/{trainer}/emoji_tiny/seed1"
+        f"base2new/{what}/emoji/shots_16/{trainer}/open_tiny/seed1"
         for trainer in ("MaPLe", "DPC_MaPLe")
         for what in ("train_base", "test_new")
     ]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not available(COMMAND), reason="this system has 
 
 def training(output):
     files = ["--dataset-config-file", config_file("datasets", "emoji"), "--config-file"]
-    files += [config_file("trainers", "CoOp", "emoji_tiny")]
+    files += [config_file("trainers", "CoOp", "open_tiny")]
     opts = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
     return [*COMMAND, "--output-dir", str(output), *files, "--trainer", "CoOp", "--seed", "1", *opts]
 

@@ -17,7 +17,7 @@ def config(*opts):
                 "--trainer",
                 "AttriPrompt",
                 "--config-file",
-                config_file("trainers", "AttriPrompt", "emoji_tiny"),
+                config_file("trainers", "AttriPrompt", "open_tiny"),
                 "--dataset-config-file",
                 config_file("datasets", "emoji"),
                 *opts,
