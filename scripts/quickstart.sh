@@ -22,6 +22,6 @@ echo "== plots"
 cat <<TEXT
 == done in $SECONDS s; every run's log.txt below $OUTPUT/base2new has all it printed and all its settings. Next:
   $PYTHON -m dassl_prompts.run fewshot --trainer CoOp --dataset folder:/my/pictures --shots 8
-  $PYTHON -m dassl_prompts.predict $OUTPUT/base2new/train_base/emoji/shots_16/DPC_CoOp/emoji_tiny/seed1 picture.png --classes apple banana
+  $PYTHON -m dassl_prompts.predict $OUTPUT/base2new/train_base/emoji/shots_16/DPC_CoOp/open_tiny/seed1 picture.png --classes apple banana
   $PYTHON -m dassl_prompts.list
 TEXT

@@ -45,7 +45,7 @@ TRAIN = [
     "--dataset-config-file",
     "configs/datasets/emoji.yaml",
     "--config-file",
-    "configs/trainers/CoOp/emoji_tiny.yaml",
+    "configs/trainers/CoOp/open_tiny.yaml",
 ]
 SHORT = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "2", "TEST.NO_TEST", "True"]
 
@@ -118,7 +118,7 @@ def runs_to_report(folder: Path) -> None:
     for trainer in ("CoOp", "MaPLe"):
         for shots in (1, 4):
             for seed in (1, 2):
-                run = folder / "runs" / f"fewshot/train_all/emoji/shots_{shots}/{trainer}/emoji_tiny/seed{seed}"
+                run = folder / "runs" / f"fewshot/train_all/emoji/shots_{shots}/{trainer}/open_tiny/seed{seed}"
                 content = {"trainer": trainer, "dataset": "Emoji", "classes": "all", "shots": shots, "seed": seed}
                 content |= {"kind": "training", "backbone": "emoji-tiny", "config": {}, "finished": True}
                 write_json({**content, "test": {"accuracy": 50.0 + shots + seed}}, run / "results.json")
