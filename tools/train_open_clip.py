@@ -43,7 +43,7 @@ RECIPES = {
         "vision": {"iterations": 2368, "batch": 384, "lr": 1.5e-3, "negatives": 1536, "share": 0.4},
         "text": {"iterations": 482, "batch": 768, "lr": 1.5e-3, "share": 0.12},
         "joint": {"iterations": 500, "batch": 384, "lr": 5e-4, "share": 0.15},
-        "further": {"iterations": 600, "batch": 768, "lr": 1e-3, "share": 0.33},
+        "further": {"iterations": 442, "batch": 768, "lr": 1e-3, "share": 0.33},
         "weight_decay": 0.1,
         "warmup": 0.04,
         "patch_dropout": 0.0,
