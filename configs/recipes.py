@@ -67,7 +67,6 @@ STAGE1_RECIPES_L14 = {
 }
 #: datasets of small embedded pictures, by the beginning of their names -> the recipe on the embedded backbone for them
 EMBEDDED_RECIPES = dict.fromkeys(("emoji", "quickdraw", "icon_park", "clipart"), "open_tiny")
-EMBEDDED_STAGE1_RECIPES = {"CoOp": "open_tiny_stage1"}
 
 
 def embedded_recipe(dataset: str, cfg: str = "") -> str:
@@ -88,7 +87,7 @@ def stage1_recipe(trainer: str, dataset: str, protocol: str = "base2new", cfg: s
         ValueError: no such backbone.
     """
     if embedded := embedded_recipe(dataset, cfg):
-        return EMBEDDED_STAGE1_RECIPES.get(trainer, embedded)
+        return embedded
     if trainer not in STAGE1_RECIPES:
         raise ValueError(f"DPC has no recipe for the backbone {trainer}; known: {', '.join(STAGE1_RECIPES)}")
     if cfg.startswith("vit_l14"):
