@@ -1,4 +1,4 @@
-"""Trained runs as classifiers: scores equal to the trainer's, unseen classes, streaming, export, words."""
+"""Trained runs as classifiers: scores equal to the trainer's, unseen classes, streaming, export, words. One file: all share its runs."""
 
 import csv
 import json

@@ -84,7 +84,14 @@ for name in SETS:
 
 
 def accuracy(
-    trainer: str, cfg_name: str, dataset: str, seed: int, classes: str, output, opts: list[str], model: Path | None = None
+    trainer: str,
+    cfg_name: str,
+    dataset: str,
+    seed: int,
+    classes: str,
+    output,
+    opts: list[str],
+    model: Path | None = None,
 ) -> float:
     """Train on ``classes`` and judge, or only judge the trained ``model`` on them; percent."""
     cfg = get_cfg_default()

@@ -4,7 +4,7 @@
     python tools/train_open_clip.py open-tiny --cache DIR                 # as many iterations as the recipe says
     python tools/train_open_clip.py open-tiny --cache DIR --minutes 60    # as many as fit; the log records how many
 
-Four stages, each resumed from its checkpoint in DIR/<name> after an interruption:
+One file: a script with its recipe, read from top to bottom. Four stages, each resumed from its checkpoint in DIR/<name> after an interruption:
 
 1. vision: the image tower against sentence features of the names behind a small learned map, so that every picture is
    contrasted with thousands of names and not one caption has to be encoded;

@@ -99,9 +99,7 @@ def test_own_pictures_with_a_trainer_of_a_lab_from_run_to_prediction(tmp_path, m
     Path("lab.py").write_text(LAB)
     words = "fewshot --trainer LabCoOp --dataset folder:pets --import lab.py --shots 2 --epochs 1 TRAINER.LAB.SCALE 3"
     assert (
-        command.main(
-            [*words.split(), "--cfg", str(Path(__file__).parents[2] / "configs/trainers/CoOp/open_tiny.yaml")]
-        )
+        command.main([*words.split(), "--cfg", str(Path(__file__).parents[2] / "configs/trainers/CoOp/open_tiny.yaml")])
         == 0
     )
     assert "pets" in capsys.readouterr().out
