@@ -1,6 +1,7 @@
 """``python -m benchmarks.dpc_figure``: the picture of README, drawn from the table of docs/results/dpc_base2new.md.
 
-Accuracy on base and on new classes of every backbone and of DPC on it: means of three seeds, bars of one standard deviation.
+Accuracy on base and on new classes of every backbone and of DPC on it: means of three seeds over the datasets, bars of one standard
+deviation of the seeds' averages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Numbers = dict[str, tuple[tuple[float, float], tuple[float, float]]]
 
 
 def numbers(page: str) -> Numbers:
-    """The rows of the page's first table, without those of differences.
+    """The rows of the page's first table that are averages over datasets, without those of differences.
 
     Raises:
         ValueError: there is no such table.
@@ -37,7 +38,7 @@ def numbers(page: str) -> Numbers:
     found: Numbers = {}
     for row in rows[2:]:
         cells = dict(zip(head, row))
-        if not cells["method"].startswith("minus"):
+        if cells["dataset"].startswith("Average") and not cells["method"].startswith("minus"):
             base, new = (tuple(float(part) for part in cells[side].split(" ± ")) for side in ("Base", "New"))
             found[cells["method"]] = base, new
     return found
