@@ -8,6 +8,7 @@ import dassl_prompts
 from dassl_prompts.engine import TRAINER_REGISTRY, get_cfg_default, merge_file
 from dassl_prompts.engine.config import dump
 from dassl_prompts.engine.resume import flat_config
+from dassl_prompts.models.weights import EMBEDDED
 from dassl_prompts.train import parser, setup_cfg
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -37,7 +38,7 @@ def test_method_files(path, tmp_path):
     trainer.check_cfg(trainer.__new__(trainer), cfg)
     assert comes_back(cfg, tmp_path)
     assert cfg.MODEL.BACKBONE.NAME
-    size = 64 if cfg.MODEL.BACKBONE.NAME.startswith("emoji") else 224
+    size = 64 if cfg.MODEL.BACKBONE.NAME in EMBEDDED else 224
     assert tuple(cfg.INPUT.SIZE) in ((size, size), (384, 384))
 
 

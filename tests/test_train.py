@@ -246,7 +246,7 @@ def test_the_screen_has_a_headline_and_the_log_everything(tmp_path, capsys, monk
     monkeypatch.setattr("dassl_prompts.engine.collect_env_info", lambda: "versions")
     main([*EMOJI, "--trainer", "CoOp", "--no-train", "--seed", "1", "--output-dir", str(tmp_path / "run")])
     shown, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
-    assert "CoOp on Emoji (all classes), seed 1, emoji-tiny" in shown and "** Config" not in shown
+    assert "CoOp on Emoji (all classes), seed 1, open-tiny" in shown and "** Config" not in shown
     assert len(shown.splitlines()) < 30
-    assert "** Differs from the defaults **" in log and "OPTIM.LR: 0.1 (default 0.0003)" in log and "versions" in log
+    assert "** Differs from the defaults **" in log and "OPTIM.LR: 0.02 (default 0.0003)" in log and "versions" in log
     assert log.index("Differs from the defaults") < log.index("** Config **")

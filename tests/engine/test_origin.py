@@ -37,7 +37,7 @@ def reader(trainer="CoOp", backbone="ViT-B/16", frozen=None, **changed):
     config = {**SAME, **{f"TRAINER.COOP.{key}": value for key, value in changed.items()}}
     keys = ("TRAINER.COOP.CLASS_TOKEN_POSITION", "TRAINER.COOP.CTX_INIT")
     frozen = {"backbone": "aa", "activation": "quickgelu"} if frozen is None else frozen
-    return Reader(trainer, backbone, config, keys, "TRAINER.COOP", frozen)
+    return Reader(trainer, backbone, config, keys, ("TRAINER.COOP",), frozen)
 
 
 def test_the_same_settings_pass_without_a_word(capsys):
@@ -114,7 +114,7 @@ def test_results_json_is_found_beside_a_run_folder_and_its_checkpoint_files(tmp_
     own = Origin.of(tmp_path / "copied.pth").with_checkpoint({"trainer": "MaPLe", "classnames": ["a"], "epoch": 3})
     assert own.run == {"trainer": "MaPLe", "classnames": ["a"]}
     (tmp_path / "run" / "results.json").write_text("[]")
-    with pytest.raises(ValueError, match="results.json is not a run's results.json: it holds a list"):
+    with pytest.raises(ValueError, match="results.json must hold a JSON object, not a list"):
         Origin.of(tmp_path / "run")
 
 

@@ -195,7 +195,7 @@ def test_checkpoint_of_another_method(images, tmp_path):
     with pytest.raises(ValueError, match=r"does not hold \['ctx'\].*'vpt'"):
         trainer.load_model(tmp_path, epoch=1)
     torch.save([1], tmp_path / "prompt_learner" / "model.pth.tar-1")
-    with pytest.raises(ValueError, match="model.pth.tar-1 is not a checkpoint"):
+    with pytest.raises(ValueError, match="model.pth.tar-1 is not a readable checkpoint .*it holds a list"):
         trainer.load_model(tmp_path, epoch=1)
 
 

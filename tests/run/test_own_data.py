@@ -24,7 +24,7 @@ def test_folders_have_the_name_of_the_data(tmp_path, protocol):
         assert step.output.relative_to(tmp_path / "out").parts[2] == "my pictures"
         cfg = step.config()
         assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("OwnPictures", f"{tmp_path}/my pictures")
-        assert cfg.INPUT.ORIENTATION == "camera" and cfg.MODEL.BACKBONE.NAME == "emoji-tiny"
+        assert cfg.INPUT.ORIENTATION == "camera" and cfg.MODEL.BACKBONE.NAME == "open-tiny"
 
 
 def test_a_yaml_by_absolute_path_leaves_the_output_root_alone(tmp_path):
@@ -48,7 +48,7 @@ def test_words_of_the_data_reach_all_its_runs(tmp_path):
 
 
 def test_captions_of_a_list_in_the_retrieval_protocol(tmp_path):
-    (step,) = steps("retrieval", "DCAR", f"csv:{tmp_path}/x.csv", tmp_path, cfg="open_tiny")
+    (step,) = steps("retrieval", "DCAR", f"csv:{tmp_path}/x.csv", tmp_path, cfg="emoji_tiny")
     cfg = step.config()
     assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("OwnCaptions", f"{tmp_path}/x.csv") and "/x/" in str(step.output)
     with pytest.raises(ValueError, match="has no captions"):
@@ -108,7 +108,7 @@ def test_own_pictures_with_a_trainer_of_a_lab_from_run_to_prediction(tmp_path, m
     shown = capsys.readouterr().out
     assert "LabCoOp" in shown and "pets" in shown
     assert report(["output", "--errors", "errors"]) == 0
-    assert "| LabCoOp emoji_tiny_epochs1 on pets (all classes), seed 1 |" in Path("errors/errors.md").read_text()
+    assert "| LabCoOp open_tiny_epochs1 on pets (all classes), seed 1 |" in Path("errors/errors.md").read_text()
     assert predict([str(folder), "pets/cat/000.png", "--device", "cpu", "--import", "lab.py"]) == 0
     assert "pets/cat/000.png," in capsys.readouterr().out
 

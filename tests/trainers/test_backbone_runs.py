@@ -167,7 +167,7 @@ def test_the_teacher_cache_is_reused_and_checked(train, make_cfg, kd, tmp_path):
     filled = train("PromptKD", *kd, cache[0], str(tmp_path / "another.pt"), output="filled")
     ours, theirs = (t.model.checkpoint_module.state_dict() for t in (found, filled))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)  # filling the cache draws no random number
-    with pytest.raises(ValueError, match="another images"):
+    with pytest.raises(ValueError, match="another number of images"):
         train("PromptKD", *kd, *cache, "DATASET.SUBSAMPLE_CLASSES", "base", output="third")
     with pytest.raises(ValueError, match="is a folder: name the file"):
         train("PromptKD", *kd, cache[0], str(tmp_path), output="fourth")
