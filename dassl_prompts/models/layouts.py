@@ -128,8 +128,11 @@ def from_hugging_face(state: Mapping[str, Tensor], source: str) -> dict[str, Ten
     """A ``transformers.CLIPModel``'s tensors under OpenAI's names.
 
     Raises:
-        ValueError: a tensor that such a model does not have, or half of an attention; names it.
+        ValueError: one tower alone, a tensor that such a model does not have, or half of an attention; names it.
     """
+    for tower, other in (("text", "vision"), ("vision", "text")):
+        if not any(key.startswith(f"{other}_model.") for key in state):
+            raise ValueError(f"{source} holds no CLIP but its {tower} tower alone: save the whole CLIPModel")
     renamed: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():

@@ -106,3 +106,12 @@ def test_half_of_an_attention_and_foreign_tensors_are_named(hugging_face):
     del state["vision_model.encoder.layers.1.self_attn.k_proj.weight"]
     with pytest.raises(ValueError, match="visual.transformer.resblocks.1.attn.in_proj_weight it holds only q, v of"):
         find_clip(state, "w")
+
+
+@pytest.mark.parametrize("prefix", ["text_model.", ""], ids=["transformers 4", "transformers 5"])
+def test_a_text_tower_alone_is_refused_in_both_spellings_of_transformers(tmp_path, prefix):
+    """Version 5 leaves the prefix out; version 4 takes such a file for one without weights and makes random ones."""
+    names = ("embeddings.token_embedding.weight", "encoder.layers.0.layer_norm1.weight", "final_layer_norm.weight")
+    torch.save({f"{prefix}{name}": torch.ones(2, 2) for name in names}, tmp_path / "text.pt")
+    with pytest.raises(ValueError, match="text.pt holds no CLIP (but its text tower alone|in OpenAI)"):
+        load_clip(str(tmp_path / "text.pt"))
