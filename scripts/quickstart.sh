@@ -8,10 +8,10 @@ cat <<TEXT
 dassl-prompts quickstart
   1. makes the environment $VENV with everything from PyPI (only the first time)
   2. trains and tests zero-shot CLIP, CoOp, and DPC on CoOp, on embedded drawings of emoji: base classes, then classes
-     never trained on; 8 short runs, some minutes on two CPU cores; no download of data or weights
+     never trained on; 6 short runs, some minutes on two CPU cores; no download of data or weights
   3. prints the table and draws the plots
-What to expect: CoOp gains on base classes and loses on new ones against zero-shot CLIP; DPC keeps the gain and gives the new
-classes back what its first stage had. Everything may be repeated: what is finished is not run again.
+What to expect: CoOp gains on base classes against zero-shot CLIP; DPC gains more on them and leaves the new classes exactly as
+CoOp had them. Everything may be repeated: what is finished is not run again.
 
 TEXT
 set_up
