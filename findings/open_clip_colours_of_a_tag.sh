@@ -42,3 +42,4 @@ cosine = torch.nn.functional.cosine_similarity(right, wrong).mean().item()
 print(f"cosine of features in the right and in the customary colours, random ViT-B-32: {cosine:.3f}")
 assert cosine < 0.999
 PYTHON
+echo "as described"

@@ -40,3 +40,4 @@ PYTHON
 "$here/env/bin/python" "$here/read.py" "$here/model" 2>/dev/null
 $pip transformers==4.56.2 2>/dev/null
 "$here/env/bin/python" "$here/read.py" "$here/model" 2>/dev/null
+echo "as described"
