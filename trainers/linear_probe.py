@@ -16,6 +16,7 @@ from dassl_prompts.classification.templates import template_for
 from dassl_prompts.engine import add_defaults, build_lr_scheduler, compute_accuracy, register_trainer
 from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.engine.loading import whole_pass_loader
+from dassl_prompts.engine.randomness import view_seed
 from dassl_prompts.trainers.zsclip import FrozenTextModel
 
 
@@ -114,7 +115,7 @@ class LinearProbe(ClassBoundTrainer):
         node, model = self.cfg.TRAINER.LP, self.model
         loader, features, labels = whole_pass_loader(self.cfg, self.dm), [], []
         for view in range(node.VIEWS):
-            loader.dataset.epoch_seed = view  # the same features when a run is resumed
+            loader.dataset.epoch_seed = view_seed(self.cfg.SEED, view)  # the same features when a run is resumed
             for batch in loader:
                 images, label = self.parse_batch_train(batch)
                 with torch.no_grad(), self.autocast():

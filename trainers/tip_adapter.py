@@ -18,6 +18,7 @@ from dassl_prompts.classification.templates import template_for
 from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.engine.checkpoint import strip_module
 from dassl_prompts.engine.loading import whole_pass_loader
+from dassl_prompts.engine.randomness import view_seed
 from dassl_prompts.trainers.zsclip import FrozenTextModel
 
 
@@ -207,8 +208,8 @@ class TipAdapterF(TipAdapterBase):
         if self.start_epoch == 0:
             passes = self.cfg.TRAINER.TIP_ADAPTER.AUGMENT_EPOCH
             loader = whole_pass_loader(self.cfg, self.dm)
-            for _ in range(passes):
-                loader.dataset.epoch_seed = int(torch.randint(2**62, ()))
+            for number in range(passes):
+                loader.dataset.epoch_seed = view_seed(self.cfg.SEED, number)
                 for batch in loader:
                     self.fill_cache(batch)
             with torch.no_grad():

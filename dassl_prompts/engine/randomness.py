@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,14 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
+def view_seed(seed: int, epoch: int) -> int:
+    """Where the streams of an epoch's training images start: image i is augmented from ``view_seed(...) + i``.
+
+    Of the run's seed and the epoch (from 0) alone, so that every method sees the same views.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest(), "big") >> 2
 
 
 def start_stream(seed: int) -> None:

@@ -32,7 +32,7 @@ from dassl_prompts.engine.loading import PromptDatasetWrapper, check_labels, cou
 from dassl_prompts.engine.origin import Origin, Reader
 from dassl_prompts.engine.places import contents
 from dassl_prompts.engine.predictions import Collector, file_name
-from dassl_prompts.engine.randomness import kept_streams, set_rng_state
+from dassl_prompts.engine.randomness import kept_streams, set_rng_state, view_seed
 from dassl_prompts.engine.reading import read_json, reading
 from dassl_prompts.engine.run_folder import RESULTS, RunFolder
 from dassl_prompts.engine.seam import ENGINE, VERSION, announce
@@ -143,7 +143,7 @@ class PromptTrainer(TrainerX):
         self.num_batches = len(self.train_loader_x)
         wrapper = getattr(self.dm.train_loader_x, "dataset", None)
         if self.cfg.DATALOADER.SEED_ITEMS and isinstance(wrapper, PromptDatasetWrapper):
-            wrapper.epoch_seed = int(torch.randint(2**62, ()))
+            wrapper.epoch_seed = view_seed(self.cfg.SEED, self.epoch)
         self.run_batches(iter(self.train_loader_x), self._checked_step)
 
     def note_epoch(self) -> None:

@@ -19,6 +19,7 @@ from dassl_prompts.classification.templates import template_for
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import add_defaults, compute_accuracy, register_trainer
 from dassl_prompts.engine.loading import count_corrupt
+from dassl_prompts.engine.randomness import view_seed
 from dassl_prompts.features.view_cache import CachedLoader, ViewCache, data_digest, fingerprint, model_digest
 from dassl_prompts.trainers.attriprompt import pool
 from dassl_prompts.trainers.attriprompt.attributes import View
@@ -207,7 +208,7 @@ class AttriPrompt(ClassificationTrainer):
         """The cache of a loader's images, filled at first use; ``views`` augmentations of each for a training loader."""
         node = method_node(self.cfg, self.config_node)
         wrapper = loader.dataset
-        seeds = torch.randint(2**62, (views,), generator=torch.Generator().manual_seed(self.cfg.SEED)).tolist()
+        seeds = [view_seed(self.cfg.SEED, view) for view in range(views)]
         name = fingerprint(
             {
                 "model": model_digest(self.model.clip.vision),

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from dassl_prompts.engine import Datum
-from dassl_prompts.engine.randomness import own_stream, start_stream
+from dassl_prompts.engine.randomness import own_stream, start_stream, view_seed
 from dassl_prompts.engine.reading import read_json
 
 
@@ -178,7 +178,7 @@ class MinedLoader:
         mine: ``(images, labels, rng) -> (negatives per anchor, extra entries for the batch)``.
         by_class: for every class the indices of its training images.
         pool: where negatives' images come from.
-        seed: seed of the run; each (epoch, batch) has its own stream, hence resuming changes nothing.
+        seed: of the run; each (epoch, batch) draws from a stream of its own, each (epoch, image) has its view: resuming changes nothing.
         share_images: see :func:`lay_out`.
     """
 
@@ -213,7 +213,8 @@ class MinedLoader:
         negatives, extra = self.mine(batch["img"], labels, rng)
         step = lay_out(labels, negatives, self.share_images)
         indices = [rng.choice(self.by_class[c]) for c in step.drawn]
-        seeds = [rng.getrandbits(31) for _ in indices]
+        start = view_seed(self.seed, self.epoch)  # an image has one view in an epoch, as anchor and as negative
+        seeds = [start + i for i in indices]
         images = self.pool.submit(indices, seeds) if indices else None
 
         def finish() -> dict:
