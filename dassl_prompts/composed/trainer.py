@@ -249,13 +249,13 @@ class ComposedTrainer(PromptTrainer):
     # -- evaluation ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def test(self, split: str | None = None, label: str = "") -> float:
+    def test(self, split: str | None = None, label: str = "", more: bool = False) -> float:
         """Evaluate on ``CIR.EVAL``, split ``CIR.SPLIT``; CIRR's test split gives submission files instead of
         metrics.
 
         Args:
             split: ignored, the protocols fix it (kept for Dassl's signature).
-            label: prefix of the entry in results.json, e.g. "last".
+            label: prefix of the entry in results.json, e.g. "last". more: another call follows, so that the run is not finished.
 
         Returns:
             the mean criterion of the first dataset (TransAgg's), nan for a submission.
@@ -263,7 +263,10 @@ class ComposedTrainer(PromptTrainer):
         with self.folder.lock():
             self.folder.check_owner()
             self.set_model_mode("eval")
-            values = [self.test_dataset(name, dataset, label) for name, dataset in self.eval_datasets().items()]
+            datasets, values = self.eval_datasets(), []
+            for name, dataset in datasets.items():
+                self.more_evaluations = more or len(values) < len(datasets) - 1
+                values.append(self.test_dataset(name, dataset, label))
         return values[0]
 
     def test_dataset(self, name: str, dataset, label: str) -> float:
@@ -316,7 +319,8 @@ class ComposedTrainer(PromptTrainer):
         paths = [str(path) for path in cirr_submission.write(task, queries, gallery, self.output_dir, name)]
         print(f"Wrote and checked {' and '.join(paths)}: upload them at https://cirr.cecs.anu.edu.au/test_process")
         earlier = [path for path in self.folder.results().get("submission", []) if path not in paths]
-        self.write_results({**self.description(), "finished": True, "submission": [*earlier, *paths]})
+        done = {"finished": not self.more_evaluations, "submission": [*earlier, *paths]}
+        self.write_results({**self.description(), **done})
 
     def task_features(self, task: RetrievalTask) -> tuple[Tensor, Tensor]:
         """Query features [Q, d] and gallery features [G, d] of a task, normalised, on the CPU."""

@@ -233,6 +233,9 @@ class PromptTrainer(TrainerX):
             answers.write(Path(self.output_dir) / file_name(split))
             return self.record(split, results)
 
+    #: whether the evaluation under way is not the last of its command, which is finished with the last one only
+    more_evaluations = False
+
     def record(self, split: str, results: dict[str, float]) -> float:
         """Note the results of an evaluation in results.json and tensorboard; returns the first of them."""
         for key, value in results.items():
@@ -242,7 +245,7 @@ class PromptTrainer(TrainerX):
         if not self._training and self.folder.results().get("kind") != "training":
             # an evaluation on its own is finished with its result; what a training run says of itself stays
             took = {"seconds": round(time.time() - self.time_start, 1)}
-            entry = {**self.description(), **entry, "kind": "evaluation", "finished": True, **took}
+            entry = {**self.description(), **entry, "kind": "evaluation", "finished": not self.more_evaluations, **took}
         self.write_results(entry)
         self._final_result = next(iter(values.values()))
         return self._final_result

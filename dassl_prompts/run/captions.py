@@ -13,13 +13,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dassl_prompts.configs.own_data import data_name, is_own
 from dassl_prompts.engine.ending import tell
 from dassl_prompts.fdrd.domains import get_domain
 from dassl_prompts.results.statistics import Value, paired
-from dassl_prompts.run.execute import execute
+from dassl_prompts.run.execute import check, execute
 from dassl_prompts.run.job import Job, eval_step, train_step
 from dassl_prompts.run.options import check_options, select
 from dassl_prompts.run.pages import write_page
@@ -184,15 +185,22 @@ def differences_of(values: Values, reference: str) -> list[dict[str, str]]:
 
 
 def run_domains(tables: dict[str, dict[str, list[Step]]], args) -> tuple[dict[str, Values], dict[str, Exception]]:
-    """Run the domains one after the other; returns what each measured, and why others failed."""
+    """Run the domains one after the other; returns what each measured, and why others failed.
+
+    All are looked at before the first one starts: what one lacks is said before hours of another.
+    """
     finished, failed = {}, {}
-    for domain, steps_of in tables.items():
-        try:
-            execute([step for steps in steps_of.values() for step in steps], force=args.force, quiet=args.quiet)
-            finished[domain] = values_of(steps_of)
-        except (StepFailed, ValueError, FileNotFoundError) as error:
-            print(f"error: {domain}: {error}", file=sys.stderr)
-            failed[domain] = error
+    steps = {domain: [step for row in steps_of.values() for step in row] for domain, steps_of in tables.items()}
+    look = partial(check, force=args.force)
+    for work in (look, partial(execute, force=args.force, quiet=args.quiet)):
+        for domain in [domain for domain in tables if domain not in failed]:
+            try:
+                work(steps[domain])
+                if work is not look:
+                    finished[domain] = values_of(tables[domain])
+            except (StepFailed, ValueError, FileNotFoundError) as error:
+                print(f"error: {domain}: {error}", file=sys.stderr)
+                failed[domain] = error
     return finished, failed
 
 

@@ -20,3 +20,12 @@ def execute(steps: list[Step], force: bool = False, quiet: bool = False) -> None
     failed = Scheduler(plan([steps]), force=force, stream=not quiet, stop=True).run()
     if failed:
         raise StepFailed(str(failed[0]))
+
+
+def check(steps: list[Step], force: bool = False) -> None:
+    """Look for what would keep the steps from running, without running any.
+
+    Raises:
+        ValueError, OSError: as :meth:`Scheduler.run`, before it starts anything.
+    """
+    Scheduler(plan([steps]), force=force).skip_finished()

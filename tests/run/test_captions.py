@@ -132,6 +132,7 @@ def pretend(monkeypatch):
                 finish(step, value[name] + 2 * int(step.output.name.removeprefix("seed")))
 
     monkeypatch.setattr(retrieval, "execute", execute)
+    monkeypatch.setattr(retrieval, "check", lambda steps, force: None)
     return broken
 
 
@@ -176,6 +177,15 @@ def test_a_failing_domain_does_not_stop_the_others(pretend, tmp_path, capsys):
     assert text.startswith("# Image-text retrieval: compare UCF101 DTD Food101, 16 shots, seeds 1 2\n")
     assert "Not finished: UCF101." in text and cells(text, "DCAR") == cells(out, "DCAR")
     assert "python -m dassl_prompts.run.captions compare --method ZeroshotITR DCAR" in text
+
+
+def test_what_a_domain_lacks_is_said_before_another_one_starts(monkeypatch, tmp_path, capsys):
+    started = []
+    monkeypatch.setattr(retrieval, "execute", lambda steps, force, quiet: started.append(capsys.readouterr().err))
+    monkeypatch.setattr(retrieval, "values_of", lambda steps: {})
+    monkeypatch.setattr(retrieval, "report", lambda finished: "")
+    assert main([*COMMAND, "emoji", "DTD", "--output", str(tmp_path), "--root", str(tmp_path)]) == 1
+    assert len(started) == 1 and "error: DTD: " in started[0] and str(tmp_path) in started[0]
 
 
 def test_a_single_domain_has_no_mean(pretend, tmp_path, capsys):

@@ -45,12 +45,11 @@ class ZeroshotCIR(ComposedTrainer):
     def before_train(self):
         raise ValueError("ZeroshotCIR has nothing to train: use --eval-only")
 
-    def test(self, split=None, label=""):
-        values = []
-        for name, query in self.queries().items():
+    def test(self, split=None, label="", more=False):
+        queries, values = self.queries(), []
+        for name, self.query in queries.items():
             print(f"* {name}")
-            self.query = query
-            values.append(super().test(split, name))
+            values.append(super().test(split, name, more or len(values) < len(queries) - 1))
         return values[-1]
 
     def queries(self) -> dict[str, QueryFunction]:

@@ -412,6 +412,16 @@ def test_zeroshot_trainer(blip, data, tmp_path):
         built.train()
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_baselines_are_finished_with_their_last_query(blip, data, tmp_path, monkeypatch, split):
+    """A run that is killed between two of its queries is not taken for finished."""
+    built = build_trainer(config("ZeroshotCIR", blip, data, tmp_path, "CIR.SPLIT", split))
+    states, write = [], built.folder.write
+    monkeypatch.setattr(built.folder, "write", lambda values: states.append(values.get("finished")) or write(values))
+    built.test()
+    assert states == [False, False, False, True]
+
+
 def test_every_query_of_the_baselines_has_its_own_pair_of_submission_files(blip, data, tmp_path):
     """They were written under one name: of four queries the last one's files survived."""
     built = build_trainer(config("ZeroshotCIR", blip, data, tmp_path, "CIR.SPLIT", "test"))
