@@ -61,6 +61,8 @@ setup(
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
         "emoji-build": ["resvg-py"],
+        # onnx and onnxscript write what onnxruntime checks and runs
+        "onnx": ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"],
         # clip-anytorch is OpenAI's own model code, which the embedded backbones have to load in
         # and with the other two no test of an extra is skipped
         "dev": [
@@ -73,6 +75,12 @@ setup(
             "ruff",
             "import-linter",
             "wandb",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            # the notebook's test
+            "nbclient",
+            "ipykernel",
         ],
     },
     entry_points={

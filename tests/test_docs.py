@@ -23,6 +23,11 @@ def literals():
     return found
 
 
+def python_blocks(page):
+    """The Python code blocks of a page, named from the root of the repository."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+
+
 def test_troubleshooting_quotes_real_messages():
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^\*\*`(.+?)`\*\* — ", page, re.M)

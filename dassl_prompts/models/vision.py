@@ -85,7 +85,9 @@ class VisionTower(nn.Module):
         outputs = []
         for i, block in enumerate(self.blocks):
             if 1 <= i <= len(deep):
-                x = torch.cat([x[:, : x.shape[1] - n], deep[i - 1].expand(len(x), n, self.width).to(x.dtype)], dim=1)
+                x = torch.cat(
+                    [x[:, : x.shape[1] - n], deep[i - 1].expand(x.shape[0], n, self.width).to(x.dtype)], dim=1
+                )
             if i == self.layers - 1 and not (return_layers or return_tokens):
                 return self.head(run_rows(block, x))
             x = run_block(block, x, causal=False)
@@ -99,12 +101,12 @@ class VisionTower(nn.Module):
         """Input of the first block ``[B, 1 + P + n, d_v]`` and n."""
         x = self.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
         x = x.to(self.dtype)  # autocast leaves bf16 here; the residual stream keeps the weights' precision, as in CLIP
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         n = 0
         if prompts is not None:
             n = prompts.shape[-2]
-            x = torch.cat([x, prompts.expand(len(x), n, self.width).to(x.dtype)], dim=1)
+            x = torch.cat([x, prompts.expand(x.shape[0], n, self.width).to(x.dtype)], dim=1)
         return layer_norm(self.ln_pre, x), n
 
     def head(self, x: Tensor) -> Tensor:

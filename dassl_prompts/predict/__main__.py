@@ -29,6 +29,7 @@ examples:
   python -m dassl_prompts.predict RUN_DIR pictures/ --classes cat dog "polar bear" --top 3 --output labels.csv
   python -m dassl_prompts.predict RUN_DIR --export exported --classes-file classes.txt
   python -m dassl_prompts.predict RUN_DIR --export exported --hub
+  python -m dassl_prompts.predict RUN_DIR --export exported --onnx --classes cat dog
   python -m dassl_prompts.predict RUN_DIR --words
 
 exit codes: 0 done, 2 wrong input, 3 some images could not be read (the others are labelled), 6 the disk is full,
@@ -79,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--hub", action="store_true", help="export what loads the run again, too, with a card for the Hugging Face hub"
+    )
+    p.add_argument(
+        "--onnx",
+        action="store_true",
+        help="export pixels to probabilities as one ONNX file, too, checked with onnxruntime",
     )
     p.add_argument(
         "--words",
@@ -239,7 +245,7 @@ def words_table(run: TrainedRun, count: int) -> str:
 
 
 def work(args: argparse.Namespace) -> int:
-    for flag in ("with_backbone", "hub"):
+    for flag in ("with_backbone", "hub", "onnx"):
         if getattr(args, flag) and args.export is None:
             raise ValueError(f"--{flag.replace('_', '-')} is read with --export alone: give --export DIR")
     if not args.images and args.export is None and args.words is None:
@@ -257,16 +263,23 @@ def work(args: argparse.Namespace) -> int:
         require_file_writable(args.output, "--output")
     if args.export is not None:
         require_writable(args.export, "folder of --export", "give another one with --export")
+    if args.onnx:
+        from dassl_prompts.predict.onnx_file import require_packages
+
+        require_packages()
+        if args.device == "cuda":
+            raise ValueError("--onnx writes from the CPU: leave --device cuda out")
     from dassl_prompts.predict.run import load_run
 
+    device = "cpu" if args.onnx else args.device
     with contextlib.redirect_stdout(sys.stderr):  # labels on the screen must not mix with what loading prints
-        run = load_run(args.run, classes, device=args.device, backbone=args.backbone, epoch=args.epoch)
+        run = load_run(args.run, classes, device=device, backbone=args.backbone, epoch=args.epoch)
     if args.words is not None:
         print(words_table(run, args.words))
     if args.export is not None:
         from dassl_prompts.predict.export import export
 
-        for path in export(run, args.export, args.with_backbone, hub=args.hub):
+        for path in export(run, args.export, args.with_backbone, hub=args.hub, onnx=args.onnx):
             print(f"wrote {path}")
     return 3 if args.images and label_images(run, args) else 0
 

@@ -13,13 +13,16 @@ CLASSES, PROMPTS, CARD = "classes.safetensors", "prompts.safetensors", "card.jso
 BACKBONE = "backbone"
 
 
-def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False, *, hub: bool = False) -> list[Path]:
+def export(
+    run: TrainedRun, folder: str | Path, with_backbone: bool = False, *, hub: bool = False, onnx: bool = False
+) -> list[Path]:
     """Write the class matrix, the learned tensors and a card that says how to use them.
 
     Args:
         folder: made if needed; files in it are replaced, each at once.
         with_backbone: write the frozen CLIP as well, for backbones that open_clip does not know.
         hub: write what ``load_run`` needs and a model card, so that the folder can be pushed to the Hugging Face hub.
+        onnx: write ``classifier.onnx``, see :func:`~dassl_prompts.predict.onnx_file.write_onnx`; the run has to be on the CPU.
 
     Returns:
         the files: ``classes.safetensors`` (``classes [C, E]``, normalised, fp32; left out when every image
@@ -27,13 +30,18 @@ def export(run: TrainedRun, folder: str | Path, with_backbone: bool = False, *, 
         ``backbone.safetensors``.
 
     Raises:
-        ValueError: ``with_backbone`` for a CLIP that open_clip's layout cannot hold; a number that is not finite.
+        ValueError: ``with_backbone`` for a CLIP that open_clip's layout cannot hold; a number that is not finite; ``onnx`` for
+            a method whose class features depend on the picture.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = run.model
-    text_fixed, image_frozen = independence(run)
     written = []
+    if onnx:  # first: it is what may be refused
+        from dassl_prompts.predict.onnx_file import ONNX, write_onnx
+
+        written.append(write_onnx(run, folder / ONNX, card_of(run)))
+    text_fixed, image_frozen = independence(run)
     if text_fixed:
         written.append(write_safetensors(folder / CLASSES, {"classes": model.class_features()}))
     # buffers too: a projector's batch statistics and the mean of a pool's queries are as much of the method as its prompts

@@ -6,6 +6,8 @@ scores have levels of their own: P' was trained to raise those of base classes. 
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -23,12 +25,9 @@ def join(base_scores: Tensor, scores: Tensor, is_base: Tensor, how: str) -> Tens
     Returns:
         ``[B, C]``; columns of new classes as in ``scores``.
     """
+    among_base = scores.masked_fill(~is_base, -math.inf)  # masks alone: an ONNX file cannot assign to chosen columns
     if how == "chain":
-        base_scores = (
-            base_scores - base_scores.logsumexp(1, keepdim=True) + scores[:, is_base].logsumexp(1, keepdim=True)
-        )
+        base_scores = base_scores - base_scores.logsumexp(1, keepdim=True) + among_base.logsumexp(1, keepdim=True)
     elif how == "gate":
-        base_scores = base_scores - base_scores.amax(1, keepdim=True) + scores[:, is_base].amax(1, keepdim=True)
-    joint = scores.clone()
-    joint[:, is_base] = base_scores
-    return joint
+        base_scores = base_scores - base_scores.amax(1, keepdim=True) + among_base.amax(1, keepdim=True)
+    return scores.masked_scatter(is_base.expand_as(scores), base_scores)
