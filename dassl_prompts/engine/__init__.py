@@ -34,6 +34,7 @@ _MODULES = {
         "build_trainer",
         "build_transform",
         "check_availability",
+        "check_transforms",
         "clean_cfg",
         "get_cfg_default",
     ],

@@ -10,6 +10,7 @@ from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.data.datasets import DatasetBase as _DatasetBase
 from dassl.data.datasets import Datum as _Datum
 from dassl.data.transforms import build_transform
+from dassl.data.transforms.transforms import AVAI_CHOICES
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerXU
 from dassl.evaluation import build_evaluator
@@ -19,6 +20,7 @@ from dassl.optim import build_optimizer
 from dassl.utils import Registry, check_availability
 
 from dassl_prompts.engine.builtin import datasets as builtin
+from dassl_prompts.engine.builtin import transforms
 from dassl_prompts.engine.builtin.registry import build_named
 from dassl_prompts.engine.config import extend_cfg
 
@@ -42,6 +44,7 @@ __all__ = [
     "build_trainer",
     "build_transform",
     "check_availability",
+    "check_transforms",
     "clean_cfg",
     "get_cfg_default",
 ]
@@ -72,6 +75,11 @@ def get_cfg_default():
     cfg = _get_cfg_default()
     extend_cfg(cfg)
     return cfg
+
+
+def check_transforms(choices) -> None:
+    """:func:`~dassl_prompts.engine.builtin.transforms.check_transforms` for what Dassl knows; its own assertion has no words."""
+    transforms.check_transforms(choices, AVAI_CHOICES)
 
 
 def build_trainer(cfg):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl_prompts.engine import epochs, resume
-from dassl_prompts.engine.backend import DataManager, TrainerX
+from dassl_prompts.engine.backend import DataManager, TrainerX, check_transforms
 from dassl_prompts.engine.builtin.trainer import SimpleTrainer
 from dassl_prompts.engine.checkpoint import (
     find_checkpoint,
@@ -54,7 +54,8 @@ class PromptTrainer(TrainerX):
 
     Raises:
         OSError: the output folder cannot be written.
-        ValueError: the labels of the dataset have gaps, or keys of ``cfg.TEST`` are unknown or contradict each other.
+        ValueError: the labels of the dataset have gaps, a transform is unknown, or keys of ``cfg.TEST`` are unknown or contradict
+            each other.
     """
 
     def __init__(self, cfg):
@@ -66,6 +67,7 @@ class PromptTrainer(TrainerX):
         remedy = "no epoch is validated without tests; set FINAL_MODEL last_step or NO_TEST False"
         refuse_pairs(cfg, "TEST", [(never, "FINAL_MODEL", "NO_TEST", remedy)])
         check_kinds(cfg.TRAIN.LOG_TO)
+        check_transforms(cfg.INPUT.TRANSFORMS)
         announce()
         self.folder = RunFolder(cfg.OUTPUT_DIR, run_identity(cfg))
         self.corrupt_images: set[str] = set()

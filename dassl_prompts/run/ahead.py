@@ -36,11 +36,12 @@ def problems_of(config: Callable, folders: set[str]) -> list[str]:
     Args:
         config: gives its configuration, or raises. folders: absolute paths of run folders that the plan makes.
     """
-    from dassl_prompts.engine import TRAINER_REGISTRY, check_availability
+    from dassl_prompts.engine import TRAINER_REGISTRY, check_availability, check_transforms
 
     try:
         cfg = config()
         check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+        check_transforms(cfg.INPUT.TRANSFORMS)
     except (ValueError, OSError) as error:
         return [str(error)]
     name = cfg.MODEL.BACKBONE.NAME

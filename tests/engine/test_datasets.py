@@ -22,7 +22,7 @@ from dassl_prompts.engine.builtin.transforms import Cutout, InstanceNormalizatio
 from dassl_prompts.engine.config import extend_cfg
 from dassl_prompts.engine.images import ImageReadError
 from dassl_prompts.engine.loading import PromptDatasetWrapper, count_corrupt
-from tests.engine.toy import make_images, toy_cfg
+from tests.engine.toy import make_images, toy_cfg, toy_trainer
 
 GOLDEN = np.load(Path(__file__).parent.parent / "fixtures" / "dassl_fewshot.npz")
 DRAWS = sorted({key.rsplit("/", 1)[0] for key in GOLDEN if key.endswith("/train") and "/shots" in key})
@@ -178,6 +178,11 @@ def test_unknown_transform(name, text):
     cfg.INPUT.TRANSFORMS = (name,)
     with pytest.raises(ValueError, match=f"INPUT.TRANSFORMS.*{name}.*{text}"):
         build_transform(cfg)
+
+
+def test_trainers_of_ours_name_an_unknown_transform_on_both_engines(images, tmp_path):
+    with pytest.raises(ValueError, match="INPUT.TRANSFORMS.*random_flop.*random_flip"):
+        toy_trainer(images, tmp_path, "INPUT.TRANSFORMS", ("random_flop",))
 
 
 def test_own_transforms():

@@ -26,6 +26,7 @@ WRONG = {
     "a mistyped key": (["OPTIM.MAX_EPOC", "3"], "unknown config key OPTIM.MAX_EPOC; did you mean OPTIM.MAX_EPOCH?"),
     "a mistyped key of stage 2": (["TRAINER.DPC.OMEGA_BB", "1"], "did you mean TRAINER.DPC.OMEGA_B?"),
     "a missing backbone file": (["--common", "MODEL.BACKBONE.NAME", "/nowhere/clip.pt"], "/nowhere/clip.pt"),
+    "a mistyped transform": (["--common", "INPUT.TRANSFORMS", "['random_flop']"], "unknown transform 'random_flop'"),
     "a mistyped backbone": (["--common", "MODEL.BACKBONE.NAME", "ViT-B-16x"], "unknown backbone 'ViT-B-16x'"),
     "a missing first stage": (
         ["TRAINER.DPC.CKPT_DIR", "/nowhere/run"],

@@ -19,7 +19,7 @@ from dassl_prompts.engine.builtin.trainer import (
     TrainerXU,
     build_trainer,
 )
-from dassl_prompts.engine.builtin.transforms import build_transform
+from dassl_prompts.engine.builtin.transforms import build_transform, check_transforms
 
 __all__ = [
     "DATASET_REGISTRY",
@@ -41,6 +41,7 @@ __all__ = [
     "build_trainer",
     "build_transform",
     "check_availability",
+    "check_transforms",
     "clean_cfg",
     "get_cfg_default",
 ]

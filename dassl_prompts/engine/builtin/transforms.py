@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -140,6 +141,21 @@ class GaussianNoise:
         return img + torch.randn(img.size()) * self.std + self.mean
 
 
+def check_transforms(choices: Sequence[str], known: Sequence[str] = AVAILABLE) -> None:
+    """Refuse names that are no transform.
+
+    Args:
+        choices: ``cfg.INPUT.TRANSFORMS``. known: by the engine in use.
+
+    Raises:
+        ValueError: an unknown name; lists the known ones.
+    """
+    for choice in choices:
+        if choice not in known:
+            why = " (a policy augmentation, not offered by the built-in engine)" if choice in LEFT_OUT else ""
+            raise ValueError(f"INPUT.TRANSFORMS: unknown transform {choice!r}{why}; known are {list(known)}")
+
+
 def build_transform(cfg, is_train: bool = True, choices=None):
     """The transform for ``cfg.INPUT``, announced line by line.
 
@@ -155,10 +171,7 @@ def build_transform(cfg, is_train: bool = True, choices=None):
         print("Note: no transform is applied!")
         return None
     choices = cfg.INPUT.TRANSFORMS if choices is None else choices
-    for choice in choices:
-        if choice not in AVAILABLE:
-            why = " (a policy augmentation, not offered by the built-in engine)" if choice in LEFT_OUT else ""
-            raise ValueError(f"INPUT.TRANSFORMS: unknown transform {choice!r}{why}; known are {AVAILABLE}")
+    check_transforms(choices)
     from torchvision.transforms import Compose
 
     print(f"Building transform_{'train' if is_train else 'test'}")
