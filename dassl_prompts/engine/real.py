@@ -5,12 +5,10 @@ from __future__ import annotations
 from dassl.config import clean_cfg
 from dassl.config import get_cfg_default as _get_cfg_default
 from dassl.data import DataManager
-from dassl.data.data_manager import DatasetWrapper
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.data.datasets import DatasetBase as _DatasetBase
 from dassl.data.datasets import Datum as _Datum
 from dassl.data.transforms import build_transform
-from dassl.data.transforms.transforms import AVAI_CHOICES
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerXU
 from dassl.evaluation import build_evaluator
@@ -21,6 +19,7 @@ from dassl.utils import Registry, check_availability
 
 from dassl_prompts.engine.builtin import datasets as builtin
 from dassl_prompts.engine.builtin import transforms
+from dassl_prompts.engine.builtin.loading import DatasetWrapper
 from dassl_prompts.engine.builtin.registry import build_named
 from dassl_prompts.engine.config import extend_cfg
 
@@ -79,7 +78,11 @@ def get_cfg_default():
 
 def check_transforms(choices) -> None:
     """:func:`~dassl_prompts.engine.builtin.transforms.check_transforms` for what Dassl knows; its own assertion has no words."""
-    transforms.check_transforms(choices, AVAI_CHOICES)
+    from dassl.data.transforms import transforms as dassls
+
+    known = getattr(dassls, "AVAI_CHOICES", None)  # a fork may have none
+    if known is not None:
+        transforms.check_transforms(choices, known)
 
 
 def build_trainer(cfg):
