@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dassl_prompts.results.groups import Method, accuracy_by_seed, base_new
 from dassl_prompts.results.published import counterpart
 from dassl_prompts.results.statistics import Value
-from dassl_prompts.results.tables import entry_values, evaluated, union_scores
+from dassl_prompts.results.tables import entry_values, evaluated, union_by_seed, union_values
 
 #: settings: number of the settings among those of one recipe name. split: of the evaluation, union: base and new classes
 #: together. ci95: half the interval of the mean; n: seeds in mean and std
@@ -65,7 +65,8 @@ def numbers(method: Method) -> Iterator[dict[str, object]]:
             found = {"Base": scores.base, "New": scores.new, "HM": scores.hm_value} if scores else {}
             paper = counterpart(method)
             yield from lines(dataset, "test", found, scores.seeds if scores else (), paper and paper.on(dataset))
-            yield from lines(dataset, "union", union_scores(method, dataset), sorted(method.of(dataset, "union")), None)
+            if union := union_by_seed(method, dataset):
+                yield from lines(dataset, "union", union_values(union), sorted(union["Base"]), None)
         elif method.protocol in ("accuracy", "transfer"):
             found = accuracy_by_seed(method, dataset)
             values = {"accuracy": Value.over(found.values())} if found else {}

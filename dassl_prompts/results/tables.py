@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from dassl_prompts.results.groups import BaseNew, Method, accuracy, accuracy_by_seed, averaged, base_new, built_on
 from dassl_prompts.results.published import Published, canonical, counterpart
-from dassl_prompts.results.statistics import Value, harmonic_mean, hm_over_seeds, paired, paired_hm
+from dassl_prompts.results.statistics import BySeed, Value, harmonic_mean, hm_over_seeds, paired, paired_hm
 
 FORMATS = {"console": "simple", "markdown": "github", "latex": "latex_booktabs"}
 AVERAGE = "Average"
@@ -311,32 +311,56 @@ def ordered(methods: list[Method]) -> list[str]:
 UNION_COLUMNS = {"base": "Base", "new": "New", "area": "area under curve"}
 
 
-def union_scores(method: Method, dataset: str) -> dict[str, Value]:
-    """The measures of :func:`union_table`; empty where the method was not tested so."""
+def union_by_seed(method: Method, dataset: str) -> dict[str, BySeed]:
+    """The measures of :func:`union_table` by seed; empty where the method was not tested so."""
     runs = method.of(dataset, "union")
-    by_seed = {name: {s: r.metrics["test"][key] for s, r in runs.items()} for key, name in UNION_COLUMNS.items()}
-    if not runs:
-        return {}
+    return {name: {s: r.metrics["test"][key] for s, r in runs.items()} for key, name in UNION_COLUMNS.items() if runs}
+
+
+def union_values(by_seed: dict[str, BySeed]) -> dict[str, Value]:
+    """Mean and deviation of every measure, and of HM."""
+    values = {name: Value.over(seeds.values()) for name, seeds in by_seed.items()}
+    return {**values, "HM": hm_over_seeds(by_seed["Base"], by_seed["New"])}
+
+
+def union_differences(ours: dict[str, BySeed], theirs: dict[str, BySeed]) -> dict[str, object]:
+    """The cells of a row of differences, paired over the seeds that both have."""
+    scores = (BaseNew(side["Base"], side["New"]) for side in (ours, theirs))
     return {
-        **{k: Value.over(v.values()) for k, v in by_seed.items()},
-        "HM": hm_over_seeds(by_seed["Base"], by_seed["New"]),
+        **base_new_differences(*scores),
+        UNION_COLUMNS["area"]: paired(*(s[UNION_COLUMNS["area"]] for s in (ours, theirs))),
     }
+
+
+def union_average(found: Sequence[dict[str, BySeed]]) -> dict[str, BySeed]:
+    """The measures' averages over datasets, seed by seed; empty unless there are several with the same seeds."""
+    seeds = [set(one["Base"]) for one in found]
+    if len(found) < 2 or any(other != seeds[0] for other in seeds):
+        return {}
+    return {name: {s: fmean(one[name][s] for one in found) for s in found[0][name]} for name in found[0]}
 
 
 def union_table(methods: list[Method]) -> Table:
     """Base and new classes together: accuracy on pictures of either kind over all classes, HM of the two means, and the area
-    under the seen-unseen curve. A method has its row where it was tested with ``--task unknown``.
+    under the seen-unseen curve, per dataset and on average. A method has its row where it was tested with ``--task unknown``.
     """
     table = Table(
         "Base and new classes together, task unknown (%)", [*LEAD, "seeds", "Base", "New", "HM", "area under curve"]
     )
-    cells = settings(methods)
-    for dataset in ordered(methods):
+    cells, datasets = settings(methods), ordered(methods)
+    found = {(id(m), d): scores for m in methods for d in datasets if (scores := union_by_seed(m, d))}
+    for method in methods:
+        of_method = {d: found[id(method), d] for d in datasets if (id(method), d) in found}
+        if mean := union_average([*of_method.values()]):
+            found[id(method), average_label(len(of_method), len(datasets))] = mean
+    for label in (*datasets, *dict.fromkeys(label for _, label in found if label not in datasets)):
         for method in methods:
-            values = union_scores(method, dataset)
-            if values:
-                seeds = listed(sorted(method.of(dataset, "union")))
-                table.add({"dataset": dataset, **cells(method), "seeds": seeds, **values})
+            if scores := found.get((id(method), label)):
+                seeds = listed(sorted(scores["Base"]))
+                table.add({"dataset": label, **cells(method), "seeds": seeds, **union_values(scores)})
+                backbone = built_on(method, methods)
+                if backbone and (theirs := found.get((id(backbone), label))):
+                    table.add({"dataset": label, **minus(backbone), **union_differences(scores, theirs)})
     return table.trimmed()
 
 

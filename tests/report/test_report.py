@@ -727,10 +727,10 @@ def test_plots_are_drawn_for_what_there_is(tmp_path, capsys):
 # -- base and new classes together ---------------------------------------------------------------------------------------
 
 
-def union_run(root, trainer, seed, base, new, area, curve=()):
+def union_run(root, trainer, seed, base, new, area, curve=(), dataset="Emoji", **config):
     values = {"test": {"accuracy": 0.0, "base": base, "new": new, "hm": 0.0, "area": area}, "seen_unseen_curve": curve}
-    config = {"TEST.EVALUATOR": "'Union'", "TRAINER.DPC.TASK": "'union'"}
-    return write_run(root, "base2new/test_union", trainer, seed=seed, values=values, config=config, classes="all")
+    config = {"TEST.EVALUATOR": "'Union'", "TRAINER.DPC.TASK": "'union'", **config}
+    return write_run(root, "base2new/test_union", trainer, dataset, seed, values, config=config, classes="all")
 
 
 def test_union_table_stands_beside_the_told_one_and_changes_nothing_in_it(tmp_path):
@@ -745,6 +745,22 @@ def test_union_table_stands_beside_the_told_one_and_changes_nothing_in_it(tmp_pa
     assert union.rows == [
         ["Emoji", "CoOp", "vit_b16", "1 2", "61.00 ± 1.41", "40.00 ± 0.00", "48.32 ± 0.44", "31.50 ± 0.71"]
     ]
+
+
+def test_union_table_averages_datasets_and_pairs_dpc_with_its_backbone_seed_by_seed(tmp_path):
+    for dataset, level in (("Emoji", 20.0), ("IconPark", 40.0)):
+        for seed in (1, 2):
+            stage1, _ = base_new_pair(tmp_path, 80.0, 70.0, dataset=dataset, seed=seed)
+            union_run(tmp_path, "CoOp", seed, level + 10 * seed, 40.0, 10.0 * seed, dataset=dataset)
+            ours, stage = (level + 10 * seed + seed, 40.0, 10.0 * seed + 2), {"TRAINER.DPC.CKPT_DIR": repr(str(stage1))}
+            base_new_pair(tmp_path, 90.0, 70.0, "DPC_CoOp", dataset, seed, config=stage)
+            union_run(tmp_path, "DPC_CoOp", seed, *ours, dataset=dataset, **stage)
+    union = report_tables(group(find_runs(tmp_path)[0]))[1]
+    average = {row[1]: row[-4:] for row in union.rows if row[0] == "Average of 2"}
+    assert average["CoOp"][:2] == ["45.00 ± 7.07", "40.00 ± 0.00"] and average["CoOp"][3] == "15.00 ± 7.07"
+    assert average["DPC_CoOp"][0] == "46.50 ± 7.78"
+    assert [average["  minus CoOp"][i] for i in (0, 1, 3)] == ["+1.50 ± 0.71", "+0.00 ± 0.00", "+2.00 ± 0.00"]
+    assert [row[0] for row in union.rows] == ["Emoji"] * 3 + ["IconPark"] * 3 + ["Average of 2"] * 3
 
 
 def test_a_distillation_on_all_classes_is_not_taken_for_the_union(tmp_path):
