@@ -1,5 +1,5 @@
-"""``python -m dassl_prompts.composed.data_report CIRR FashionIQ LaionCIR --root DATA``: are the composed-retrieval
-data whole?
+"""``python -m dassl_prompts.composed.data_report CIRR FashionIQ LaionCIR CIRCO --root DATA``: are the
+composed-retrieval data whole?
 
 Counts queries, images and their defects per split, finds missing and (with ``--read``) unreadable images
 before a run does.
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from dassl_prompts.composed.facts import facts_table
+from dassl_prompts.composed.facts import FACTS, facts_table
 from dassl_prompts.composed.triplets import NoImages, NoQueries, RetrievalTask, Triplet, TripletDataset
 from dassl_prompts.engine.ending import tell
 from dassl_prompts.images import ImageReadError, missing_images, read_image
@@ -50,6 +50,7 @@ def describe_task(task: RetrievalTask) -> dict[str, int]:
         "gallery images": len(task.gallery),
         "references": len({q.reference for q in task.queries}),
         "queries without a target": sum(q.target is None for q in task.queries),
+        **({"targets": sum(len(q.targets) for q in task.queries)} if any(q.targets for q in task.queries) else {}),
         **caption_defects([q.texts[0] for q in task.queries]),
     }
 
@@ -104,7 +105,9 @@ def report(dataset: TripletDataset, read: bool) -> int:
         ("test", lambda: task_parts(dataset, "test")),
     ):
         try:
-            parts += with_or_without_images(dataset, collect)
+            found, lacking = with_or_without_images(dataset, collect)
+            parts += found
+            problems += lacking
         except NoQueries:
             continue
         except (FileNotFoundError, ValueError) as error:  # also queries that do not fit their gallery
@@ -112,23 +115,23 @@ def report(dataset: TripletDataset, read: bool) -> int:
             print(f"{title}: {error}")
     for title, counts, paths in parts:
         print(f"{title}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items()))
-        for kind, found in image_defects(paths, read).items():
-            problems += len(found)
-            names = "".join(f"\n    {path}" for path in found[:SHOWN])
-            more = f"\n    ... and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-            print(f"  {kind} images: {len(found):,}{names}{more}")
+        for kind, defects in image_defects(paths, read).items():
+            problems += len(defects)
+            names = "".join(f"\n    {path}" for path in defects[:SHOWN])
+            more = f"\n    ... and {len(defects) - SHOWN:,} more" if len(defects) > SHOWN else ""
+            print(f"  {kind} images: {len(defects):,}{names}{more}")
     return problems
 
 
-def with_or_without_images(dataset: TripletDataset, collect: Callable[[], list[Part]]) -> list[Part]:
-    """What ``collect`` finds, after a word about it when there is no folder of images."""
+def with_or_without_images(dataset: TripletDataset, collect: Callable[[], list[Part]]) -> tuple[list[Part], int]:
+    """What ``collect`` finds, and whether there is no folder of images (1, after a word about it) or there is (0)."""
     try:
-        return collect()
+        return collect(), 0
     except NoImages as error:
         print(error)
     dataset.images_optional = True
     try:
-        return collect()
+        return collect(), 1
     finally:
         dataset.images_optional = False
 
@@ -158,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Check composed-retrieval data: counts, captions, missing and unreadable images.",
         epilog="Exit codes: 0 whole, 1 defects found, 2 wrong input.",
     )
-    p.add_argument("datasets", nargs="+", choices=["CIRR", "FashionIQ", "LaionCIR"], help="which datasets")
+    p.add_argument("datasets", nargs="+", choices=list(FACTS), help="which datasets")
     p.add_argument("--root", default="data", type=Path, help="folder that holds the datasets (default ./data)")
     p.add_argument("--read", action="store_true", help="also decode every image (minutes)")
     p.add_argument("--facts", action="store_true", help="only a table of facts that bound results, for the docs")

@@ -1,13 +1,14 @@
 """Facts of the annotation files that bound or blur results: repetitions, contradictions, blanks.
 
 Made from the files themselves, so that another release gives its own numbers:
-``python -m dassl_prompts.composed.data_report CIRR FashionIQ LaionCIR --root DATA --facts``.
+``python -m dassl_prompts.composed.data_report CIRR FashionIQ LaionCIR CIRCO --root DATA --facts``.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from statistics import mean
 
 from dassl_prompts.composed.triplets import Query, RetrievalTask, TripletDataset
 
@@ -129,10 +130,48 @@ def laion_facts(dataset: TripletDataset) -> list[Fact]:
     return found
 
 
+def circo_facts(dataset: TripletDataset) -> list[Fact]:
+    """CIRCO val and test; of the gallery only what the annotations name is needed."""
+    found = []
+    for split in ("val", "test"):
+        entries = dataset.entries(split)
+        captions = [entry["relative_caption"] for entry in entries]
+        facts = [
+            ("queries", f"{len(entries):,}"),
+            ("queries that repeat another (reference, caption)", f"{repeated(reference_and_caption(entries)):,}"),
+            ("captions in excess of the distinct ones", f"{repeated(captions):,}"),
+            ("blank captions", f"{sum(not caption.strip() for caption in captions):,}"),
+        ]
+        answered = [entry for entry in entries if "gt_img_ids" in entry]
+        if answered:
+            counts = [len(e["gt_img_ids"]) for e in answered]
+            first = sum(e["target_img_id"] == e["gt_img_ids"][0] for e in answered)
+            among = sum(e["reference_img_id"] in e["gt_img_ids"] for e in answered)
+            aspects = Counter(aspect for e in answered for aspect in e.get("semantic_aspects", []))
+            facts += [
+                ("the target is the first of the ground truths", f"{first:,} of {len(answered):,}"),
+                ("ground truths per query: least, mean, most", f"{min(counts)}, {mean(counts):.2f}, {max(counts)}"),
+                ("queries whose ground truths name a picture twice", f"{sum(map(repeats, answered)):,}"),
+                ("queries whose reference is a ground truth", f"{among:,}"),
+                ("queries per semantic aspect", ", ".join(f"{a}: {n:,}" for a, n in sorted(aspects.items()))),
+            ]
+        found += [(f"CIRCO {split}", what, number) for what, number in facts]
+    return [*found, ("CIRCO", "pictures that the annotations name", f"{len(dataset.named()):,}")]
+
+
+def reference_and_caption(entries: Sequence[dict]) -> list[tuple]:
+    return [(entry["reference_img_id"], entry["relative_caption"]) for entry in entries]
+
+
+def repeats(entry: dict) -> bool:
+    return repeated(entry["gt_img_ids"]) > 0
+
+
 FACTS: dict[str, Callable[[TripletDataset], list[Fact]]] = {
     "CIRR": cirr_facts,
     "FashionIQ": fashioniq_facts,
     "LaionCIR": laion_facts,
+    "CIRCO": circo_facts,
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from dassl_prompts.composed import cirr_submission
+from dassl_prompts.composed import circo_submission, cirr_submission
 from dassl_prompts.composed.loading import CachedTriplets, TripletImages
 from dassl_prompts.composed.metrics import best, evaluate, summarise
 from dassl_prompts.composed.query import QueryFunction, mean_over_wordings
@@ -26,6 +26,9 @@ from dassl_prompts.engine.loading import count_corrupt
 from dassl_prompts.features.feature_cache import FeatureCache, ImageList, cached_features, image_batches
 from dassl_prompts.models.tokens import MEAN, STD, TokenEncoder
 from dassl_prompts.ranking.sheet import Row, contact_sheet
+
+#: protocols whose test split has a server
+SUBMISSIONS = {"cirr": cirr_submission, "circo": circo_submission}
 
 
 class StepCosine(LRScheduler):
@@ -250,8 +253,8 @@ class ComposedTrainer(PromptTrainer):
 
     @torch.no_grad()
     def test(self, split: str | None = None, label: str = "", more: bool = False) -> float:
-        """Evaluate on ``CIR.EVAL``, split ``CIR.SPLIT``; CIRR's test split gives submission files instead of
-        metrics.
+        """Evaluate on ``CIR.EVAL``, split ``CIR.SPLIT``; the test splits of CIRR and CIRCO give submission files
+        instead of metrics.
 
         Args:
             split: ignored, the protocols fix it (kept for Dassl's signature).
@@ -301,7 +304,7 @@ class ComposedTrainer(PromptTrainer):
                 query.texts[0],
                 [task.gallery[name] for name in (*found[i], query.target)],
                 [*(f"{rank}. {name}" for rank, name in enumerate(found[i], 1)), "wanted"],
-                right=task.gallery[query.target],
+                right=[task.gallery[name] for name in query.answers],
             )
             for i in chosen
             for query in [task.queries[i]]
@@ -314,10 +317,11 @@ class ComposedTrainer(PromptTrainer):
         print(f"Contact sheet: {path}")
 
     def write_submission(self, task: RetrievalTask, queries: Tensor, gallery: Tensor, label: str) -> None:
-        """The pair of files of one method and query; results.json lists the pairs of all queries of the run."""
+        """The files of one method and query; results.json lists those of all queries of the run."""
         name = f"{self.cfg.TRAINER.NAME} {label}".strip()
-        paths = [str(path) for path in cirr_submission.write(task, queries, gallery, self.output_dir, name)]
-        print(f"Wrote and checked {' and '.join(paths)}: upload them at https://cirr.cecs.anu.edu.au/test_process")
+        kind = SUBMISSIONS[task.protocol]
+        paths = [str(path) for path in kind.write(task, queries, gallery, self.output_dir, name)]
+        print(f"Wrote and checked {' and '.join(paths)}: for {kind.SERVER}")
         earlier = [path for path in self.folder.results().get("submission", []) if path not in paths]
         done = {"finished": not self.more_evaluations, "submission": [*earlier, *paths]}
         self.write_results({**self.description(), **done})
@@ -380,7 +384,7 @@ def has_targets(tasks: Sequence[RetrievalTask]) -> bool:
 
 def check_scored(tasks: Sequence[RetrievalTask]) -> None:
     """Raise ValueError when there are neither public targets nor a server that knows them."""
-    if not has_targets(tasks) and tasks[0].protocol != "cirr":
+    if not has_targets(tasks) and tasks[0].protocol not in SUBMISSIONS:
         raise ValueError(f"{tasks[0].name} has no public targets and no test server: evaluate CIR.SPLIT val")
 
 

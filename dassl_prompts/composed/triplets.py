@@ -74,6 +74,8 @@ class Query:
             public.
         texts: wordings of the caption; query features of several are averaged.
         members: gallery names of the subset that the fine-grained metric ranks, without the reference.
+        targets: all right answers, ``target`` among them, where the data names several (CIRCO).
+        aspects: kinds of change that the caption asks for, where the data says (CIRCO).
     """
 
     id: str
@@ -81,6 +83,13 @@ class Query:
     texts: tuple[str, ...]
     target: str | None
     members: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    aspects: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The right answers; empty where they are not public."""
+        return self.targets or ((self.target,) if self.target else ())
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,8 @@ class RetrievalTask:
     """Queries against one gallery.
 
     Attributes:
-        name: such as "dress". protocol: "cirr" or "fashioniq", which fixes the metrics. gallery: name ->
-            path, in ranking order.
+        name: such as "dress". protocol: "cirr", "fashioniq" or "circo", which fixes the metrics. gallery: name
+            -> path, in ranking order.
         remove_reference: the reference does not take part in its query's ranking. left_out: what is lacking
             against the published task; its numbers are then not comparable.
     """
@@ -108,11 +117,16 @@ class RetrievalTask:
             for what, names in (
                 ("reference", [query.reference]),
                 ("target", [query.target] if query.target else []),
+                ("target", query.targets),
                 ("subset member", query.members),
             ):
                 absent = [name for name in names if name not in self.index]
                 if absent:
                     raise ValueError(f"{self.name}: {what} {absent[0]} of query {query.id} is not in the gallery")
+            if query.targets and (query.target not in query.targets or len(set(query.targets)) < len(query.targets)):
+                raise ValueError(
+                    f"{self.name}: the targets of query {query.id} do not hold {query.target}, or one of them twice"
+                )
 
     def check_images(self, hint: str = "") -> None:
         """As :func:`check_galleries`."""
@@ -128,7 +142,7 @@ class RetrievalTask:
         if not missing:
             return self
         gallery = {name: path for name, path in self.gallery.items() if path not in missing}
-        queries = [q for q in self.queries if all(name in gallery for name in (q.reference, q.target) if name)]
+        queries = [q for q in self.queries if all(name in gallery for name in (q.reference, *q.answers))]
         if not queries:
             check_galleries([self])
         left_out = (
@@ -223,7 +237,9 @@ class TripletDataset:
         with suppress(NoQueries, FileNotFoundError):
             tasks = self.tasks(self.cfg.CIR.SPLIT)
             lines = [f"{t.name}\t{name}" for t in tasks for name in t.gallery]
-            lines += [f"{q.id}\t{q.reference}\t{q.texts}\t{q.target}\t{q.members}" for t in tasks for q in t.queries]
+            queries = [q for t in tasks for q in t.queries]
+            lines += [f"{q.id}\t{q.reference}\t{q.texts}\t{q.target}\t{q.members}" for q in queries]
+            lines += [f"{q.id}\t{q.targets}\t{q.aspects}" for q in queries if q.targets]
             found[f"queries of {type(self).__name__}"] = digest(lines)
         return found
 

@@ -306,6 +306,12 @@ triplets: laion_template_info.json and laion_llm_info.json of https://github.com
     -> laion_cir/
 images: linked from issues 6 and 7 of that repository
     -> laion_cir/images/<seven digits>.png""",
+    "CIRCO": """\
+annotations: the folder annotations of https://github.com/miccunifi/CIRCO (CC BY-NC 4.0)
+    -> circo/annotations
+images and their list: "2017 Unlabeled images" and "2017 Unlabeled image info" of https://cocodataset.org/#download
+    -> circo/COCO2017_unlabeled/unlabeled2017,
+       circo/COCO2017_unlabeled/annotations/image_info_unlabeled2017.json""",
     "FDRD": """\
 captions: the JSON files of https://github.com/wyf202322/DCAR
     -> FDRD/train, FDRD/test

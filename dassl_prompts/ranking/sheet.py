@@ -18,14 +18,14 @@ RIGHT, WRONG, PLAIN = (0, 140, 60), (150, 150, 150), (60, 60, 60)
 
 @dataclass(frozen=True)
 class Row:
-    """One query. ``image`` may be "" (text only); ``right`` is the wanted image's path, which gets a green
+    """One query. ``image`` may be "" (text only); ``right`` are the wanted images' paths, which get a green
     frame."""
 
     image: str
     caption: str
     found: Sequence[str]
     labels: Sequence[str]
-    right: str = ""
+    right: Sequence[str] = ()
 
 
 def contact_sheet(rows: Sequence[Row], path: str | Path, orientation: str = "stored") -> None:
@@ -52,7 +52,7 @@ def contact_sheet(rows: Sequence[Row], path: str | Path, orientation: str = "sto
         draw.multiline_text((2 * GAP + TILE, top + 4), textwrap.fill(row.caption, 26), fill="black", font=font)
         for column, (image, label) in enumerate(zip(row.found, row.labels)):
             left = CAPTION_WIDTH + GAP + (column + 1) * (TILE + GAP)
-            colour = (RIGHT if image == row.right else WRONG) if row.right else PLAIN
+            colour = (RIGHT if image in row.right else WRONG) if row.right else PLAIN
             paste(sheet, image, left, top, colour, orientation)
             draw.text((left, top + TILE + 6), shorten(label), fill=colour, font=font)
     with atomic_path(path) as temporary:

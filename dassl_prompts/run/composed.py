@@ -1,9 +1,9 @@
 """``python -m dassl_prompts.run.composed``: composed retrieval from start to table.
 
 ``baselines`` evaluates what needs no training; ``train`` runs the baselines and one method; ``eval`` asks a
-trained run on another benchmark; ``submit`` writes CIRR's server files; ``compare`` runs baselines, TransAgg
-and PVLF with the same data and tuning mode over several seeds; ``ablate`` varies one thing. Finished runs are
-skipped.
+trained run on another benchmark; ``submit`` writes the files of CIRR's or CIRCO's server; ``compare`` runs
+baselines, TransAgg and PVLF with the same data and tuning mode over several seeds; ``ablate`` varies one thing.
+Finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from functools import partial
 from pathlib import Path
 
 from dassl_prompts.engine.ending import tell
-from dassl_prompts.results.statistics import Value, paired
+from dassl_prompts.run.composed_tables import last_rows, metric_rows, over_seeds, pvlf_minus_transagg, table
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.options import check_options, pairs, select
 from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.steps import Step, StepFailed
-from dassl_prompts.run.tables import table as markdown
 
 #: name on the command line -> configuration file and its options
 DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -36,7 +35,12 @@ DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "laion_llm": ("laion_cir", ("CIR.LAION_SET", "llm")),
     "cirr": ("cirr", ()),
     "fashioniq": ("fashioniq", ()),
+    "circo": ("circo", ()),
 }
+#: of them, what has queries
+BENCHMARKS = ("cirr", "fashioniq", "circo", "emoji")
+#: and a test server
+SERVERS = ("cirr", "circo")
 NODES = {"PVLF": "PVLF", "TransAgg": "TRANSAGG"}
 BASELINE = "ZeroshotCIR"
 ALL_NODES = {**NODES, BASELINE: "ZEROSHOT_CIR"}
@@ -54,7 +58,6 @@ PROTOCOL_KEYS = tuple(
         "FIQ_LEAVE_OUT_MISSING",
     )
 )
-CIRR_COLUMNS = ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3", "average")
 
 
 @dataclass(frozen=True)
@@ -133,60 +136,6 @@ class Plan:
         )
 
 
-def metric_rows(step: Step, name: str = "") -> list[dict]:
-    """The evaluations in a run's results: ``{"query": ..., "set": ..., metrics}``; ``name`` instead of the
-    label."""
-    rows = []
-    for key, values in (step.results() or {}).items():
-        if isinstance(values, dict) and "mean" in values:
-            *label, dataset, split = key.split(" ")
-            label = " ".join(label)
-            rows.append({"query": name or label or step.title, "label": label, "set": f"{dataset} {split}", **values})
-    return rows
-
-
-def table(rows: Sequence[dict]) -> str:
-    """One table per evaluation set."""
-    parts = []
-    for name in dict.fromkeys(row["set"] for row in rows):
-        chosen = [row for row in rows if row["set"] == name]
-        columns = CIRR_COLUMNS if "Rs@1" in chosen[0] else [c for c in chosen[0] if "R@" in c]
-        parts.append(f"{name}\n\n{markdown([{'': row['query'], **{c: row[c] for c in columns}} for row in chosen])}")
-    return "\n\n".join(parts)
-
-
-def metrics_of(row: dict) -> list[str]:
-    return [key for key in row if key not in ("query", "set", "label", "seed")]
-
-
-def over_seeds(rows: Sequence[dict]) -> list[dict]:
-    """Mean and standard deviation per method and set, as text; baselines have no seed and stay as they
-    are."""
-    merged = []
-    for key in dict.fromkeys((row["query"], row["set"]) for row in rows):
-        same = [row for row in rows if (row["query"], row["set"]) == key]
-        shown = {k: str(Value.over(row[k] for row in same)) for k in metrics_of(same[0])}
-        merged.append({"query": key[0], "set": key[1], **shown})
-    return merged
-
-
-def pvlf_minus_transagg(rows: Sequence[dict]) -> list[dict]:
-    """The two methods with the same tuning mode, seed by seed, as text."""
-    found = []
-    for ours, theirs, entry in dict.fromkeys(
-        (row["query"], row["query"].replace("PVLF", "TransAgg", 1), row["set"])
-        for row in rows
-        if "PVLF" in row["query"]
-    ):
-        sides = [{row["seed"]: row for row in rows if (row["query"], row["set"]) == (q, entry)} for q in (ours, theirs)]
-        if all(sides):
-            columns = metrics_of(next(iter(sides[0].values())))
-            by_seed = {c: [{seed: row[c] for seed, row in side.items()} for side in sides] for c in columns}
-            differences = {c: str(paired(*pair)) for c, pair in by_seed.items()}
-            found.append({"query": f"{ours} minus {theirs}, seed by seed", "set": entry, **differences})
-    return found
-
-
 # -- commands ------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +183,8 @@ def why_not_comparable(step: Step, trainer: str) -> str:
 
 
 def submit(plan: Plan, args) -> list[dict]:
-    steps = [plan.evaluate(args.trainer, seed, "cirr", "CIR.SPLIT", "test", name="submit") for seed in args.seed]
+    on = args.on or "cirr"
+    steps = [plan.evaluate(args.trainer, seed, on, "CIR.SPLIT", "test", name="submit") for seed in args.seed]
     execute(steps, force=args.force)
     for step in steps:
         print("\n".join(step.results()["submission"]))
@@ -284,12 +234,6 @@ def ablate(plan: Plan, args) -> list[dict]:
     return over_seeds(rows) + pvlf_minus_transagg(rows)
 
 
-def last_rows(step: Step, name: str) -> list[dict]:
-    """The evaluations of the last step's weights, with the run's seed."""
-    seed = (step.results() or {}).get("seed")
-    return [{**row, "seed": seed} for row in metric_rows(step, name) if row["label"] == "last"]
-
-
 def check(args, opts: Sequence[str]) -> None:
     """Refuse what would run nothing, or not what it says.
 
@@ -297,7 +241,11 @@ def check(args, opts: Sequence[str]) -> None:
         ValueError: names the option and what to do.
     """
     if args.command == "eval" and not args.on:
-        raise ValueError("eval needs --on cirr, fashioniq or emoji")
+        raise ValueError(f"eval needs --on {', '.join(BENCHMARKS[:-1])} or {BENCHMARKS[-1]}")
+    if args.command == "submit" and args.on not in ("", *SERVERS):
+        raise ValueError(f"{args.on} has no test server: submit is --on {' or '.join(SERVERS)}")
+    if args.dataset == "circo" and args.command != "baselines":
+        raise ValueError("circo has no training triplets: train on another set, then eval --on circo")
     varies = {"compare": ["BACKBONE.TUNE"], "ablate": [key for row in ablation(args.what).values() for key, _ in row]}
     several = args.command == "compare" or (args.command == "ablate" and args.what == "tuning")
     trained = list(NODES) if several else [] if args.command == "baselines" else [args.trainer]
@@ -328,7 +276,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--trainer", default="PVLF", choices=NODES, help="method (default PVLF)")
     p.add_argument("--dataset", required=True, choices=DATASETS, help="training set")
     p.add_argument(
-        "--on", default="", choices=["", "cirr", "fashioniq", "emoji"], help="eval: benchmark to evaluate on"
+        "--on",
+        default="",
+        choices=["", *BENCHMARKS],
+        help="eval: benchmark to evaluate on; submit: cirr (default) or circo",
     )
     p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
     p.add_argument(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from dassl_prompts import extend_cfg
 from dassl_prompts.composed import cirr_submission
 from dassl_prompts.composed.metrics import best, best_members, evaluate, summarise
+from dassl_prompts.composed.submission import check
 from dassl_prompts.composed.triplets import ImageFolder, Query, RetrievalTask
 from dassl_prompts.datasets.cirr import CIRR
 from dassl_prompts.datasets.fashioniq import FashionIQ
@@ -240,7 +241,7 @@ def test_invalid_submissions(change, problem):
     change(submission)
     assert any(problem in line for line in cirr_submission.problems(submission, task))
     with pytest.raises(ValueError, match="not valid"):
-        cirr_submission.check(submission, task)
+        check(submission, task, cirr_submission.problems)
 
 
 def test_subset_names_must_be_members():

@@ -344,7 +344,7 @@ def test_contact_sheet(tmp_path, folder):
     right = str(folder / "2.png")
     contact_sheet(
         [
-            Row(str(folder / "0.png"), "in red", [right, str(folder / "4.png")], ["1", "2"], right=right),
+            Row(str(folder / "0.png"), "in red", [right, str(folder / "4.png")], ["1", "2"], right=[right]),
             Row("", "a long caption " * 5, [right], ["x" * 40]),
         ],
         tmp_path / "s.png",

@@ -98,3 +98,31 @@ def laion_cir(root: Path) -> None:
     dump(base / "laion_llm_info.json", llm)
     for i in range(8):
         picture(base / "images" / f"{i:07d}.png", i)
+
+
+def circo(root: Path) -> None:
+    """Twelve pictures, listed in another order than their numbers; two to four right answers per query."""
+    base = root / "circo"
+    coco = base / "COCO2017_unlabeled"
+    numbers = [581929, 37, 1001, 205, 99, 4500, 77, 12, 300000, 8, 613, 21]
+    images = [{"license": 1, "file_name": f"{n:012d}.jpg", "id": n, "height": 12, "width": 16} for n in numbers]
+    dump(coco / "annotations" / "image_info_unlabeled2017.json", {"info": {}, "images": images})
+    for i, image in enumerate(images):
+        picture(coco / "unlabeled2017" / image["file_name"], i)
+    aspects = [["cardinality"], ["addition", "viewpoint"], ["addition"], ["negation", "cardinality"], ["viewpoint"]]
+    val = [
+        {
+            "reference_img_id": numbers[i],
+            "target_img_id": numbers[i + 1],
+            "relative_caption": WORDS[i],
+            "shared_concept": "noise",
+            "gt_img_ids": numbers[i + 1 : i + 3 + i % 3],
+            "id": i,
+            "semantic_aspects": aspects[i],
+        }
+        for i in range(5)
+    ]
+    dump(base / "annotations" / "val.json", val)
+    hidden = ("target_img_id", "gt_img_ids", "semantic_aspects")
+    test = [{k: v for k, v in entry.items() if k not in hidden} for entry in val[1:]]
+    dump(base / "annotations" / "test.json", [{**entry, "id": i} for i, entry in enumerate(test)])

@@ -362,7 +362,7 @@ def test_dead_images_are_left_out_on_request_with_their_queries(tmp_path, capsys
 
 
 def test_results_without_dead_images_are_named_not_comparable_and_never_averaged_with_whole_ones(tmp_path):
-    from dassl_prompts.run.composed import metric_rows, over_seeds
+    from dassl_prompts.run.composed_tables import metric_rows, over_seeds
 
     cir_trees.fashioniq(tmp_path)
     (tmp_path / "fashioniq" / "images" / "B2005.jpg").unlink()

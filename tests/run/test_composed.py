@@ -13,7 +13,8 @@ import pytest
 from yacs.config import CfgNode
 
 from dassl_prompts.run import composed
-from dassl_prompts.run.composed import ablation, over_seeds, table
+from dassl_prompts.run.composed import ablation
+from dassl_prompts.run.composed_tables import over_seeds, pvlf_minus_transagg, table
 from dassl_prompts.train import parser, run
 from tests.datasets import cir_trees
 from tests.models.test_blip import write_tiny_blip
@@ -34,7 +35,7 @@ TRAINER:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("composed")
-    for tree in (cir_trees.cirr, cir_trees.fashioniq, cir_trees.laion_cir):
+    for tree in (cir_trees.cirr, cir_trees.fashioniq, cir_trees.laion_cir, cir_trees.circo):
         tree(root / "data")
     blip = root / "blip"
     blip.mkdir()
@@ -101,6 +102,21 @@ def test_train_evaluate_submit(place, in_process, capsys):
     before = len(in_process)
     drive(place, "train")
     assert len(in_process) == before
+
+
+def test_circo_is_evaluated_and_submitted_like_the_others(place, in_process, capsys):
+    assert drive(place, "train") == 0 and drive(place, "eval", "--on", "circo") == 0
+    out = capsys.readouterr().out
+    (heads,) = [line for line in out.splitlines() if line.startswith("|") and "mAP@5" in line]
+    assert [h.strip() for h in heads.split("|")[2:-1]] == [
+        "mAP@5", "mAP@10", "mAP@25", "mAP@50", "R@5", "R@10", "R@25", "R@50",
+    ]  # fmt: skip
+    assert "CIRCO val, mAP@10 by semantic aspect" in out and "| PVLF, seed 1" in out
+    (aspects,) = [line for line in out.splitlines() if line.startswith("|") and "cardinality" in line]
+    assert [h.strip() for h in aspects.split("|")[2:-1]] == ["addition", "cardinality", "negation", "viewpoint"]
+    assert drive(place, "submit", "--on", "circo") == 0
+    path = place / "out/composed/laion_combined/PVLF/tiny/seed1/submit_circo/circo_PVLF.json"
+    assert str(path) in capsys.readouterr().out and list(json.loads(path.read_text())) == ["0", "1", "2", "3"]
 
 
 def test_the_other_method_stands_in_the_table_where_its_run_fits(tmp_path, monkeypatch, capsys):
@@ -211,7 +227,7 @@ def test_pvlf_minus_transagg_is_paired_by_seed_and_tuning_mode():
             ("PVLF", "both", 1, 99.0),
         )
     ]
-    (row,) = composed.pvlf_minus_transagg(rows)
+    (row,) = pvlf_minus_transagg(rows)
     assert row["query"] == "PVLF (none tuned) minus TransAgg (none tuned), seed by seed"
     assert row["R@10"] == "+1.50 ± 0.71"
 
@@ -219,7 +235,8 @@ def test_pvlf_minus_transagg_is_paired_by_seed_and_tuning_mode():
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (("eval",), "needs --on"),
+        (("eval",), "needs --on cirr, fashioniq, circo or emoji"),
+        (("submit", "--on", "fashioniq"), "fashioniq has no test server"),
         (("train", "--", "OPTIM.LR"), "has no value"),
         (("train", "--", "TRAINER.PVFL.PREC", "fp32"), "TRAINER.PVFL.PREC concerns none of the methods"),
         (("train", "--", "TRAINER.TRANSAGG.PREC", "fp32"), "PVLF (TRAINER.PVLF), ZeroshotCIR (TRAINER.ZEROSHOT_CIR)"),
@@ -233,6 +250,11 @@ def test_pvlf_minus_transagg_is_paired_by_seed_and_tuning_mode():
 def test_wrong_input(place, in_process, args, match, capsys):
     assert drive(place, *args) == 2
     assert match in capsys.readouterr().err and not in_process
+
+
+def test_training_on_a_benchmark_without_triplets_is_refused(place, in_process, capsys):
+    assert drive(place, "train", dataset="circo") == 2
+    assert "circo has no training triplets" in capsys.readouterr().err and not in_process
 
 
 def test_options_that_some_method_has_are_taken():
