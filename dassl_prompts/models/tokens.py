@@ -50,6 +50,8 @@ class TokenEncoder(nn.Module):
     activation = activation_source = ""
     #: which towers are trained, see :meth:`tune`
     tuning = "none"
+    #: whether dropout also acts in the training of a head on frozen towers
+    frozen_dropout = False
 
     @abstractmethod
     def text_tokens(self, captions: Sequence[str], trim: bool = True) -> TextTokens:
@@ -92,8 +94,8 @@ class TokenEncoder(nn.Module):
         return trained
 
     def train(self, mode: bool = True):
-        """Dropout acts in the text tower only, and only while it is trained."""
-        super().train(mode and self.tuning != "none")
+        """Dropout acts in the text tower only, and only while it is trained or with :attr:`frozen_dropout`."""
+        super().train(mode and (self.tuning != "none" or self.frozen_dropout))
         return self
 
     def image_fingerprint(self) -> str:

@@ -242,7 +242,7 @@ def prompt_depth_of(mode: str, length: int, depth: int, num_layers: int) -> int:
         raise ValueError(f"FUSION.NUM_LAYERS is {num_layers}; at least one layer is needed")
     if length < 0:
         raise ValueError(f"PROMPT.LENGTH is {length}; it cannot be negative")
-    if not 0 <= depth <= num_layers:
+    if mode == "deep" and not 0 <= depth <= num_layers:
         raise ValueError(f"PROMPT.DEPTH is {depth}; it must lie between 0 and FUSION.NUM_LAYERS = {num_layers}")
     if mode == "none" or length == 0:
         return 0

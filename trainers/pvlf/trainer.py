@@ -70,6 +70,7 @@ DEFAULTS = {
         "TUNE": "both",  # none, text or both: which towers are fine-tuned
         "LR": 1e-6,  # constant rate of the towers
         "TEXT_DROPOUT": 0.1,  # BLIP's text tower while it is tuned
+        "FROZEN_DROPOUT": False,  # the same dropout in training while that tower is frozen (TransAgg's code)
     },
     "OPTIM": {
         "ETA_MIN_RATIO": 0.01,  # the cosine ends at this fraction of OPTIM.LR
@@ -145,6 +146,7 @@ def build_composed_model(backbone: str, node, device="cpu", activation: str = ""
     says."""
     encoder = load_token_encoder(backbone, device, node.BACKBONE.TEXT_DROPOUT, activation)
     encoder.tune(node.BACKBONE.TUNE)
+    encoder.frozen_dropout = node.BACKBONE.FROZEN_DROPOUT
     return ComposedModel(encoder, build_query_encoder(node, encoder)).to(device)
 
 

@@ -235,6 +235,11 @@ def test_depth_one_is_shallow_and_no_prompt_is_none():
 def test_shallow_has_prompts_whatever_the_depth():
     """TransAgg's defaults have depth 0; PROMPT.MODE shallow must not silently be without prompts there."""
     assert [len(build(prompt_mode="shallow", prompt_depth=depth).prompts) for depth in (0, 1, 2)] == [1, 1, 1]
+    # one layer with the default depth of two: the depth is that of mode deep
+    assert len(build(prompt_mode="shallow", num_layers=1, prompt_depth=2).prompts) == 1
+    assert not len(build(prompt_mode="none", num_layers=1, prompt_depth=2).prompts)
+    with pytest.raises(ValueError, match="PROMPT.DEPTH is 2"):
+        build(num_layers=1, prompt_depth=2)
 
 
 def test_deep_prompts_change_the_second_layer():

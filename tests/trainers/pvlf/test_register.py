@@ -82,7 +82,7 @@ REGISTER = {
         "MASK_DUP_TARGETS": False,
         "STOPGRAD_TARGET": False,
     },
-    "BACKBONE": {"TUNE": "both", "LR": 1e-6, "TEXT_DROPOUT": 0.1},
+    "BACKBONE": {"TUNE": "both", "LR": 1e-6, "TEXT_DROPOUT": 0.1, "FROZEN_DROPOUT": False},
     "OPTIM": {"ETA_MIN_RATIO": 0.01, "GRAD_CLIP": 5.0, "DECAY_ALL": True},
     "PREC": "amp",
 }
@@ -106,7 +106,8 @@ def test_defaults_are_those_of_the_register():
 @pytest.mark.parametrize("trainer", ["PVLF", "TransAgg"])
 @pytest.mark.parametrize("backbone", ["blip", "vit_b32", "vit_l14"])
 def test_shipped_presets(trainer, backbone):
-    """repro differs from default in the padding and in the reported epoch, in nothing else."""
+    """repro differs from default in the padding, the reported epoch and, where there is one (BLIP), the dropout of a
+    frozen text tower; in nothing else."""
     from dassl_prompts.engine import config_differences
     from dassl_prompts.engine.resume import flat_config
     from dassl_prompts.run.job import config_file
@@ -129,7 +130,8 @@ def test_shipped_presets(trainer, backbone):
     )
     node = trainer.upper()
     differences = " ".join(config_differences(flat_config(default), repro))
-    assert len(config_differences(flat_config(default), repro)) == 2, differences
+    assert len(config_differences(flat_config(default), repro)) == (3 if backbone == "blip" else 2), differences
+    assert (f"TRAINER.{node}.BACKBONE.FROZEN_DROPOUT" in differences) == (backbone == "blip")
     assert f"TRAINER.{node}.FUSION.MASK_MODE" in differences and "TEST.FINAL_MODEL" in differences
     for cfg, mask, final in ((default, "bool", "last_step"), (repro, "official_bias", "best_val")):
         own = cfg.TRAINER[node]
@@ -192,6 +194,22 @@ def test_dropout_acts_in_every_training_step(blip, data, tmp_path):
     assert not torch.equal(ask(), ask())
     places = ["fusion.layers.0.dropout", "fusion.layers.1.dropout", "aggregation.dropout"]
     assert {name for name, dropped in seen if dropped} == set(places)
+
+
+@pytest.mark.parametrize("tune", ["none", "text", "both"])
+@pytest.mark.parametrize("frozen", ["True", "False"])
+def test_dropout_of_the_text_tower(blip, data, tmp_path, tune, frozen):
+    """TransAgg's code puts everything into training mode; frozen towers are in evaluation mode here unless asked."""
+    keys = ("TRAINER.PVLF.BACKBONE.TUNE", tune, "TRAINER.PVLF.BACKBONE.FROZEN_DROPOUT", frozen)
+    encoder = one_step_of("PVLF", blip, data, tmp_path, *keys).model.encoder
+    ask = lambda: encoder.text_tokens(["a red dog", "two"]).features
+    assert torch.equal(ask(), ask())
+    encoder.train()
+    assert torch.equal(ask(), ask()) == (tune == "none" and frozen == "False")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(encoder.image_tokens(images), encoder.image_tokens(images))  # the image tower has none
+    encoder.eval()
+    assert torch.equal(ask(), ask())
 
 
 @pytest.mark.parametrize(
