@@ -146,7 +146,8 @@ def summarise(tasks: Sequence[RetrievalTask], results: Sequence[Mapping[str, flo
     """The flat results of a dataset; the first value, ``mean``, is the criterion of the best epoch.
 
     CIRR: ``mean`` of the seven recalls (TransAgg's criterion), then its metrics. FashionIQ: ``mean`` of the
-    averages over categories (TransAgg's, too), the averages, and every category's values. CIRCO: ``mean`` of the
+    averages over categories (TransAgg's, too), the averages, ``average`` of both (equal to ``mean``; the papers'
+    column), and every category's values. CIRCO: ``mean`` of the
     four mean average precisions, then its metrics.
     """
     if tasks[0].protocol != "fashioniq":
@@ -156,7 +157,8 @@ def summarise(tasks: Sequence[RetrievalTask], results: Sequence[Mapping[str, flo
         return {"mean": sum(metrics[name] for name in names) / len(names), **metrics}
     averages = {f"R@{k}": sum(m[f"R@{k}"] for m in results) / len(results) for k in FIQ_KS}
     per_task = {f"{task.name.split()[1]} {key}": value for task, m in zip(tasks, results) for key, value in m.items()}
-    return {"mean": sum(averages.values()) / len(averages), **averages, **per_task}
+    mean = sum(averages.values()) / len(averages)
+    return {"mean": mean, **averages, "average": mean, **per_task}
 
 
 def best(task: RetrievalTask, queries: Tensor, gallery: Tensor, k: int) -> list[list[str]]:

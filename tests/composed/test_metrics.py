@@ -155,6 +155,7 @@ def test_summary():
         "mean": 32.5,
         "R@10": 15.0,
         "R@50": 50.0,
+        "average": 32.5,
         "dress R@10": 10.0,
         "dress R@50": 40.0,
         "shirt R@10": 20.0,
