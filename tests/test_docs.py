@@ -105,7 +105,7 @@ def test_scripts_and_their_datasets_exist(page):
         folder = script.split("/")[1]
         if folder in ("pvlf", "transagg"):
             known = TRAINING_SETS if "/table" in script else DATASETS
-                assert dataset in known, (script, dataset)
+            assert dataset in known, (script, dataset)
         elif folder in ("dcar", "itr"):
             assert dataset == "emoji" or get_domain(dataset)
         else:
