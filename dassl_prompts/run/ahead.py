@@ -5,12 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 #: what a command has looked up already: all runs of a sweep share a few datasets and backbones
 _known: dict[str, str] = {}
+#: how many pictures the datasets among them have
+_counts: dict[str, DataCounts] = {}
 #: neither which images of a dataset are drawn nor which classes are used decides whether it is there
 DRAW = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """Pictures of all classes: of training by class (empty where there are none), in all, and of the test."""
+
+    train: tuple[int, ...]
+    all_train: int
+    test: int
 
 
 def problems(steps: Iterable, planned: Iterable) -> list[str]:
@@ -81,23 +94,39 @@ def missing_folders(cfg, folders: set[str]) -> list[str]:
 
 def data_problem(cfg) -> str:
     """Why the dataset cannot be built; "" if it can."""
+    key = data_key(cfg)
+    return look_up(key, lambda: build_data(cfg, key))
+
+
+def data_counts(cfg) -> DataCounts | None:
+    """How many pictures the dataset has; None if it cannot be built or has no parts of that kind."""
+    data_problem(cfg)
+    return _counts.get(data_key(cfg))
+
+
+def data_key(cfg) -> str:
+    """What the configurations of one dataset have in common, however it is drawn from."""
     from dassl_prompts.engine.config import flatten
 
-    chosen = [pair for pair in flatten(cfg).items() if pair[0].startswith(("DATASET.", "CIR.")) and pair[0] not in DRAW]
-    return look_up(f"data {chosen}", lambda: build_data(cfg))
+    return f"data {[p for p in flatten(cfg).items() if p[0].startswith(('DATASET.', 'CIR.')) and p[0] not in DRAW]}"
 
 
-def build_data(cfg) -> str:
-    """Build the dataset with all its images, so that no draw of a few shots is written down."""
+def build_data(cfg, key: str) -> str:
+    """Build the dataset with all its images and classes, so that no draw of a few shots is written down; count them."""
     from dassl_prompts.engine import build_dataset
 
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASET.NUM_SHOTS = -1
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     cfg.freeze()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            build_dataset(cfg)
+            data = build_dataset(cfg)
     except (OSError, ValueError, KeyError) as error:
         return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    train, test = getattr(data, "train_x", None), getattr(data, "test", None)
+    if train and test:
+        labels = Counter(item.label for item in train if hasattr(item, "label"))
+        _counts[key] = DataCounts(tuple(labels.values()) if len(labels) > 1 else (), len(train), len(test))
     return ""

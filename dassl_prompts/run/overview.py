@@ -1,4 +1,7 @@
-"""A plan as a table before it starts: its runs, which are finished, and what the others will cost by what finished ones did."""
+"""A plan as a table before it starts: its runs, which are finished, and what the others will cost.
+
+That is what finished runs of the same kind took, or else, marked with ``~``, what counts of pictures and operations give.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dassl_prompts.engine.reading import read_json
+from dassl_prompts.run.counts import rough_cost
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.progress import clock
 from dassl_prompts.run.steps import RESULTS, Step
@@ -20,10 +24,11 @@ SEED = re.compile(r",? seed \d+")
 
 @dataclass
 class Cost:
-    """What a run took: seconds (0 where it noted none) and bytes on disk."""
+    """What a run took: seconds (0 where it noted none) and bytes on disk; ``rough`` where they come from counts."""
 
     seconds: float
-    size: int
+    size: float
+    rough: bool = False
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Costs:
 
     nodes: list[Node]
     found: dict[Path, Cost | None] = field(default_factory=dict)
+    counted: dict[Path, list[Cost]] = field(default_factory=dict)
 
     def of(self, folder: Path) -> Cost | None:
         """Of one finished run."""
@@ -40,9 +46,15 @@ class Costs:
         return self.found[folder]
 
     def like(self, step: Step) -> list[Cost]:
-        """Of runs that differ in the seed alone, else of the plan's runs of the same method and stage."""
+        """Of runs that differ in the seed alone, else of the plan's runs of the same method and stage, else from counts."""
         siblings = [cost for folder in step.output.parent.glob("seed*") if (cost := self.of(folder))]
-        return siblings or self.by_kind.get(kind(step), [])
+        return siblings or self.by_kind.get(kind(step)) or self.by_counts(step)
+
+    def by_counts(self, step: Step) -> list[Cost]:
+        if step.output not in self.counted:
+            rough = rough_cost(step)
+            self.counted[step.output] = [] if rough is None else [Cost(*rough, rough=True)]
+        return self.counted[step.output]
 
     @cached_property
     def by_kind(self) -> dict[tuple[str, bool], list[Cost]]:
@@ -102,14 +114,16 @@ def overview(nodes: list[Node], slots: int = 1, finished: set[str] | None = None
     for title, steps in groups.items():
         left = [step for step in steps if str(step.output) not in finished]
         todo += left
-        seconds, size = estimate(costs.like(step) for step in left)
+        likes = [costs.like(step) for step in left]
+        seconds, size = estimate(likes)
+        mark = "~" if any(cost.rough for like in likes for cost in like) else ""
         rows.append(
             {
                 "what": title,
                 "runs": len(steps),
                 "finished": len(steps) - len(left),
-                "time": "-" if not left else "?" if seconds is None else clock(seconds),
-                "disk": "-" if not left else "?" if size is None else megabytes(size),
+                "time": "-" if not left else "?" if seconds is None else f"{mark}{clock(seconds)}",
+                "disk": "-" if not left else "?" if size is None else f"{mark}{megabytes(size)}",
             }
         )
     table = tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
@@ -123,7 +137,9 @@ def summary_line(costs: Costs, todo: list[Step], total: int, slots: int) -> str:
     if todo and seconds:
         more = sum(not like for like in known)
         rest = f", without {more} of a kind that has not run yet" if more else ""
-        parts.append(f"about {clock(seconds / slots)} and {megabytes(size)}{rest}")
+        rough = any(cost.rough for like in known for cost in like)
+        how = ", ~ from counts of pictures, good to a factor of three" if rough else ""
+        parts.append(f"about {clock(seconds / slots)} and {megabytes(size)}{rest}{how}")
     elif todo:
         parts.append("time and disk are known after the first of a kind")
     return f"{'; '.join(parts)}; {device(slots)}"
