@@ -86,7 +86,7 @@ def write_onnx(run: TrainedRun, path: Path, facts: dict) -> Path:
         key = model.cache_key()
         model.cache_key = lambda: key  # it is a constant of the file; the tensors of a traced model have no address
         try:
-            batch = torch.export.Dim("batch")
+            batch = torch.export.Dim("batch", max=2**20)  # torch 2.6 asks for a bound
             program = torch.onnx.export(
                 scorer,
                 (draw(2),),

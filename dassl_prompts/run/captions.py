@@ -77,6 +77,8 @@ class Runs:
     root: str = "data"
     output: Path = Path("output")
     opts: tuple[str, ...] = ()
+    epochs: int = 0
+    imports: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> str:
@@ -97,7 +99,8 @@ class Runs:
     def job(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Job:
         cfg = self.cfg or ("emoji_tiny" if self.domain == "emoji" else "vit_b32_fdrd")
         own = select(self.opts, trainer.upper())
-        return Job(trainer, self.dataset, seed, self.shots, cfg, self.root, self.output, tag, (*own, *opts))
+        more = {"epochs": 0 if trainer == ZERO_SHOT else self.epochs, "imports": self.imports}
+        return Job(trainer, self.dataset, seed, self.shots, cfg, self.root, self.output, tag, (*own, *opts), **more)
 
     def step(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Step:
         """The run of one method (train and test both ways); zero-shot CLIP has no seed and no shots."""

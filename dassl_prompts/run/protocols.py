@@ -287,7 +287,7 @@ def retrieval(job: Job) -> list[Step]:
         raise ValueError(f"{job.trainer} is no method of image-text retrieval; known: {', '.join(METHODS)}")
     domain = with_captions(job.dataset).removeprefix("fdrd_")
     opts = (*job.common, *job.own_options, *job.opts)
-    runs = Runs(domain, job.shots, job.cfg, job.root, job.output, opts)
+    runs = Runs(domain, job.shots, job.cfg, job.root, job.output, opts, job.epochs, job.imports)
     return [runs.step(job.trainer, job.seed, job.tag)]
 
 
@@ -301,8 +301,12 @@ def composed(job: Job) -> list[Step]:
     ):
         if value not in known:
             raise ValueError(f"{value} is no {what} of composed retrieval; known: {', '.join(known)}")
-    runs = Plan(job.dataset, job.cfg or "blip", job.root, job.output, job.tag, (*job.common, *job.opts))
-    return [runs.baselines() if job.trainer == BASELINE else runs.train(job.trainer, job.seed)]
+    tag, opts = job.tag, (*job.common, *job.opts)
+    if job.epochs and job.trainer != BASELINE:
+        tag, opts = "_".join(filter(None, (f"epochs{job.epochs}", tag))), ("OPTIM.MAX_EPOCH", str(job.epochs), *opts)
+    runs = Plan(job.dataset, job.cfg or "blip", job.root, job.output, tag, opts)
+    step = runs.baselines() if job.trainer == BASELINE else runs.train(job.trainer, job.seed)
+    return [replace(step, args=(*(word for module in job.imports for word in ("--import", module)), *step.args))]
 
 
 @dataclass(frozen=True)

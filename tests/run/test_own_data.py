@@ -1,5 +1,6 @@
 """Own data and own modules as command lines: names of folders, flags, what is refused."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +112,39 @@ def test_own_pictures_with_a_trainer_of_a_lab_from_run_to_prediction(tmp_path, m
     assert "| LabCoOp open_tiny_epochs1 on pets (all classes), seed 1 |" in Path("errors/errors.md").read_text()
     assert predict([str(folder), "pets/cat/000.png", "--device", "cpu", "--import", "lab.py"]) == 0
     assert "pets/cat/000.png," in capsys.readouterr().out
+
+
+def test_a_list_of_own_captions_is_trained_and_ranked(tmp_path, monkeypatch, capsys):
+    """One epoch of DCAR by its recipe for small data, test and table; the label is the caption where none is given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scheduler, "subprocess", SimpleNamespace(Popen=InProcess, DEVNULL=None, STDOUT=None))
+    monkeypatch.setattr("dassl_prompts.engine.collect_env_info", lambda: "")
+    folders(tmp_path / "pets", ("cat", "dog"), 8)
+    lines = ["path,caption,split"]
+    for name in ("cat", "dog"):
+        for i, path in enumerate(sorted(Path("pets", name).iterdir())):
+            lines.append(f"{path},a {name} in picture {i},{'train' if i < 5 else 'test'}")
+    Path("captions.csv").write_text("\n".join(lines) + "\n")
+    words = "retrieval --trainer DCAR --dataset csv:captions.csv --cfg emoji_tiny --shots 4 --epochs 1 --seed 1"
+    assert command.main(words.split()) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    (folder,) = Path("output").rglob("seed1")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["finished"] and results["trainer"] == "DCAR" and results["max_epoch"] == 1
+    assert folder.parts[-5:-1] == ("captions", "shots_4", "DCAR", "emoji_tiny_epochs1")
+    row = [cell.strip() for cell in shown.splitlines()[-2 if shown.endswith("\n\n") else -1].split("|")]
+    assert row[1:3] == ["captions", "DCAR"] and float(row[5]) == pytest.approx(results["test"]["i2t_r1"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "protocol, trainer, dataset", [("retrieval", "DCAR", "fdrd_emoji"), ("composed", "PVLF", "emoji")]
+)
+def test_epochs_and_imports_reach_every_protocol(tmp_path, protocol, trainer, dataset):
+    (step,) = steps(protocol, trainer, dataset, tmp_path, epochs=3, imports=("json",))
+    assert step.config().OPTIM.MAX_EPOCH == 3 and step.args[:2] == ("--import", "json")
+    assert "epochs3" in step.output.parent.name
+    (other,) = steps(protocol, trainer, dataset, tmp_path, epochs=3, tag="lr")
+    assert other.output.parent.name.endswith("epochs3_lr")
 
 
 def test_an_import_that_fails_is_named(tmp_path, capsys):
