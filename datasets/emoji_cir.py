@@ -3,6 +3,7 @@ download."""
 
 from __future__ import annotations
 
+from dassl_prompts import emoji
 from dassl_prompts.composed.triplets import RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
 from dassl_prompts.datasets.cirr import read_query
 from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_laion_cir
@@ -25,6 +26,11 @@ class EmojiCIR(TripletDataset):
             Triplet(paths[entry["ref_image_id"]], entry["relative_cap"], paths[entry["tgt_image_id"]])
             for entry in data["triplets"]
         ]
+
+    def captions(self) -> list[str]:
+        """Of the training pictures: training concepts in the three styles that the triplets show."""
+        seen = [style for style in emoji.STYLES if style != emoji.HELD_OUT]
+        return [emoji.caption(p) for style in seen for p in emoji.pictures(style, splits=("train",))]
 
     def tasks(self, split: str = "val") -> list[RetrievalTask]:
         data = emoji_cirr(split)

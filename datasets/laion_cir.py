@@ -38,6 +38,12 @@ class LaionCIR(TripletDataset):
             for reference, caption, target in read_info(os.path.join(self.annotations, file))
         ]
 
+    def captions(self) -> list[str]:
+        """The target captions, which the LLM's file has."""
+        if FILES["llm"] not in self.files:
+            return super().captions()
+        return [entry["tgt_cap"] for entry in self.read(FILES["llm"]).values()]
+
 
 def read_info(path: str) -> Iterator[tuple[str, str, str]]:
     """``(reference id, caption, target id)`` of either file format; ids become seven-digit names (some are

@@ -76,12 +76,34 @@ class CachedTriplets:
         return len(self.rows) // self.batch_size
 
     def __iter__(self) -> Iterator[dict]:
-        order = torch.randperm(len(self.rows)).tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            references, targets, captions = zip(*[self.rows[i] for i in order[start : start + self.batch_size]])
+        for batch in shuffled_batches(len(self.rows), self.batch_size):
+            references, targets, captions = zip(*[self.rows[i] for i in batch])
             yield {
                 "reference": torch.from_numpy(self.references[list(references)]),
                 "target": torch.from_numpy(self.targets[list(targets)]),
                 "caption": list(captions),
                 "target_id": torch.tensor(targets),
             }
+
+
+class ShuffledItems:
+    """Shuffled batches ``{name: items of the batch}`` of a list (lists) or a tensor [N, ...] (tensors); the last incomplete
+    batch is left out if there is a complete one."""
+
+    def __init__(self, name: str, items: Sequence | torch.Tensor, batch_size: int):
+        self.name, self.items, self.batch_size = name, items, min(batch_size, len(items))
+
+    def __len__(self) -> int:
+        return len(self.items) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict]:
+        for batch in shuffled_batches(len(self.items), self.batch_size):
+            tensor = isinstance(self.items, torch.Tensor)
+            yield {self.name: self.items[batch] if tensor else [self.items[i] for i in batch]}
+
+
+def shuffled_batches(count: int, batch_size: int) -> Iterator[list[int]]:
+    """The numbers below ``count`` in random order, in full batches."""
+    order = torch.randperm(count).tolist()
+    for start in range(0, count // batch_size * batch_size, batch_size):
+        yield order[start : start + batch_size]

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from dassl_prompts.composed import circo_submission, cirr_submission
 from dassl_prompts.composed.loading import CachedTriplets, TripletImages
 from dassl_prompts.composed.metrics import best, evaluate, summarise
 from dassl_prompts.composed.query import QueryFunction, mean_over_wordings
+from dassl_prompts.composed.schedule import StepCosine
 from dassl_prompts.composed.target_pad import TargetPadTransform
 from dassl_prompts.composed.triplets import RetrievalTask, Triplet, check_galleries
 from dassl_prompts.engine import DATASET_REGISTRY, PromptTrainer, build_dataset, check_availability
@@ -29,36 +29,6 @@ from dassl_prompts.ranking.sheet import Row, contact_sheet
 
 #: protocols whose test split has a server
 SUBMISSIONS = {"cirr": cirr_submission, "circo": circo_submission}
-
-
-class StepCosine(LRScheduler):
-    """Cosine decay per optimiser step: step s uses ``end + (lr - end) (1 + cos(pi s / total)) / 2``.
-
-    Groups with ``constant: True`` keep their rate, as the encoders' groups do in TransAgg (there lr and end
-        are both 1e-6).
-
-    Args:
-        epochs: of the whole run. steps: per epoch; may be set later, before the first step. end_ratio: end /
-            lr.
-    """
-
-    def __init__(self, optimizer, epochs: int, steps: int = 0, end_ratio: float = 0.01):
-        self.epochs, self.steps, self.end_ratio = epochs, steps, end_ratio
-        super().__init__(optimizer)
-
-    def load_state_dict(self, state: dict) -> None:
-        """Also takes ``{"last_epoch": epochs done}``, with which the engine resumes from a checkpoint without
-        a resume file."""
-        if "steps" not in state:
-            state = {"last_epoch": state["last_epoch"] * self.steps}
-        super().load_state_dict(state)
-
-    def get_lr(self) -> list[float]:
-        total = self.epochs * self.steps
-        progress = min(self.last_epoch / total, 1.0) if total else 0.0
-        factor = self.end_ratio + (1 - self.end_ratio) * (1 + math.cos(math.pi * progress)) / 2
-        groups = zip(self.base_lrs, self.optimizer.param_groups)
-        return [base if group.get("constant") else base * factor for base, group in groups]
 
 
 class ComposedTrainer(PromptTrainer):
@@ -174,18 +144,26 @@ class ComposedTrainer(PromptTrainer):
     # -- training --------------------------------------------------------------------------------------------
 
     def before_train(self) -> None:
-        triplets = self.dm.dataset.train_x
-        if not triplets:
-            raise ValueError(f"{self.cfg.DATASET.NAME} has no training triplets")
+        self.check_training_data()
         if not self.cfg.TEST.NO_TEST:
             self.check_eval_images()
-        loader = self.cached_loader(triplets) if self.caches_images else self.image_loader(triplets)
+        loader, what = self.training_loader()
         self.train_loader_x = self.dm.train_loader_x = loader
         self.sched.steps = len(loader)
-        print(
-            f"{len(triplets):,} triplets, {len(loader)} steps per epoch, image features {'cached' if self.caches_images else 'live'}"
-        )
+        print(f"{what}, {len(loader)} steps per epoch")
         super().before_train()
+
+    def check_training_data(self) -> None:
+        """Raise ValueError where there is nothing to train on, before anything is encoded."""
+        if not self.dm.dataset.train_x:
+            raise ValueError(f"{self.cfg.DATASET.NAME} has no training triplets")
+
+    def training_loader(self) -> tuple:
+        """Batches as ``forward_backward`` takes them, and what they are of in words."""
+        triplets = self.dm.dataset.train_x
+        if self.caches_images:
+            return self.cached_loader(triplets), f"{len(triplets):,} triplets, image features cached"
+        return self.image_loader(triplets), f"{len(triplets):,} triplets, image features live"
 
     def check_eval_images(self) -> None:
         """Find out before training, not after it, that the evaluation lacks something."""

@@ -209,6 +209,17 @@ class TripletDataset:
     def read_triplets(self) -> list[Triplet]:
         return []
 
+    def captions(self) -> list[str]:
+        """Descriptions of single images, for training on text alone.
+
+        Raises:
+            ValueError: this data has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no descriptions of single images, only captions of changes: give a file with one "
+            "caption per line as TRAINER.LINCIR.CAPTIONS"
+        )
+
     def tasks(self, split: str) -> list[RetrievalTask]:
         """What to evaluate on ``split``.
 

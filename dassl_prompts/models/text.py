@@ -140,6 +140,13 @@ class TextTower(nn.Module):
 
     # -- features -------------------------------------------------------------------------------------------------
 
+    def encode_embeddings(self, x: Tensor, eot: Tensor) -> Tensor:
+        """Text features ``[N, E]``, fp32, of token embeddings ``[N, L, d]`` without positions, read at ``eot`` ``[N]``."""
+        x = (x.float() + self.positional_embedding[: x.shape[1]].float()).to(self.dtype)
+        for block in self.blocks[:-1]:
+            x = run_block(block, x, causal=True)
+        return self._project(run_rows(self.blocks[-1], x, eot))
+
     def forward(
         self,
         prompts: ClassPrompts,

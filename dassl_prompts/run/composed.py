@@ -42,8 +42,10 @@ BENCHMARKS = ("cirr", "fashioniq", "circo", "emoji")
 #: and a test server
 SERVERS = ("cirr", "circo")
 NODES = {"PVLF": "PVLF", "TransAgg": "TRANSAGG"}
+#: methods that train a network for the image's word, without triplets
+INVERSIONS = {"Pic2Word": "PIC2WORD", "LinCIR": "LINCIR"}
 BASELINE = "ZeroshotCIR"
-ALL_NODES = {**NODES, BASELINE: "ZEROSHOT_CIR"}
+ALL_NODES = {**NODES, **INVERSIONS, BASELINE: "ZEROSHOT_CIR"}
 #: keys that change how a trained run is evaluated; an evaluation with one of them has a folder of its own
 PROTOCOL_KEYS = tuple(
     f"CIR.{key}"
@@ -119,7 +121,8 @@ class Plan:
 
     def baselines(self, dataset: str = "") -> Step:
         dataset = dataset or self.dataset
-        protocol = self.protocol("TRAINER.ZEROSHOT_CIR.PIC2WORD", "TRAINER.ZEROSHOT_CIR.SEARLE")
+        asked = ("PIC2WORD", "SEARLE", "LINCIR", "QUERIES", "OTI.STEPS")
+        protocol = self.protocol(*(f"TRAINER.ZEROSHOT_CIR.{key}" for key in asked))
         name = "_".join(filter(None, (self.name.removesuffix("_repro"), self.tag, protocol)))
         folder = self.output / "composed" / dataset / BASELINE / name
         return Step(f"baselines on {dataset}", folder, self.args(BASELINE, 1, "--eval-only", dataset=dataset))
@@ -159,12 +162,13 @@ def run_and_read(baselines: Step, step_of: Callable[[str, int], Step], args) -> 
     """Rows of the baselines, of the other method's runs where they are finished, and of one run per seed."""
     execute([baselines, *(step_of(args.trainer, seed) for seed in args.seed)], force=args.force)
     rows = metric_rows(baselines)
-    other = next(trainer for trainer in NODES if trainer != args.trainer)
-    for trainer in (other, args.trainer):
+    # an inversion network's backbone is a CLIP and its recipe its own
+    others = [trainer for trainer in NODES if trainer != args.trainer and args.trainer in NODES]
+    for trainer in (*others, args.trainer):
         for seed in args.seed:
             step = step_of(trainer, seed)
-            if trainer == other and (missing := why_not_comparable(step, trainer)):
-                print(f"{other}, seed {seed}, is not in the table: {missing}")
+            if trainer in others and (missing := why_not_comparable(step, trainer)):
+                print(f"{trainer}, seed {seed}, is not in the table: {missing}")
                 continue
             for row in metric_rows(step, f"{trainer}, seed {seed}"):
                 rows.append({**row, "query": row["query"] + (" (best epoch)" if row["label"] == "best" else "")})
@@ -249,10 +253,14 @@ def check(args, opts: Sequence[str]) -> None:
     varies = {"compare": ["BACKBONE.TUNE"], "ablate": [key for row in ablation(args.what).values() for key, _ in row]}
     several = args.command == "compare" or (args.command == "ablate" and args.what == "tuning")
     trained = list(NODES) if several else [] if args.command == "baselines" else [args.trainer]
+    if args.command in ("compare", "ablate") and args.trainer in INVERSIONS:
+        raise ValueError(
+            f"{args.command} is for {' and '.join(NODES)}; {args.trainer} has neither prompts nor tuned towers"
+        )
     if args.command == "ablate" and args.what != "tuning" and args.trainer == "TransAgg":
         raise ValueError(f"TransAgg has no prompts (PROMPT.MODE none): ablate --what {args.what} is for --trainer PVLF")
     methods = trained if args.command in ("submit", "ablate") else [*trained, BASELINE]
-    taken = [f"TRAINER.{NODES[trainer]}.{key}" for trainer in trained for key in varies.get(args.command, ())]
+    taken = [f"TRAINER.{ALL_NODES[trainer]}.{key}" for trainer in trained for key in varies.get(args.command, ())]
     check_options(opts, {method: ALL_NODES[method] for method in methods}, taken)
 
 
@@ -273,7 +281,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 a run failed, 2 wrong input. KEY VALUE pairs after -- go to every run.",
     )
     p.add_argument("command", choices=COMMANDS)
-    p.add_argument("--trainer", default="PVLF", choices=NODES, help="method (default PVLF)")
+    p.add_argument("--trainer", default="PVLF", choices=[*NODES, *INVERSIONS], help="method (default PVLF)")
     p.add_argument("--dataset", required=True, choices=DATASETS, help="training set")
     p.add_argument(
         "--on",

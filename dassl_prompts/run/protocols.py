@@ -293,10 +293,10 @@ def retrieval(job: Job) -> list[Step]:
 
 def composed(job: Job) -> list[Step]:
     """Composed image retrieval: train on triplets and evaluate, or only evaluate the baselines."""
-    from dassl_prompts.run.composed import BASELINE, DATASETS, NODES, Plan
+    from dassl_prompts.run.composed import ALL_NODES, BASELINE, DATASETS, Plan
 
     for value, known, what in (
-        (job.trainer, (*NODES, BASELINE), "method"),
+        (job.trainer, tuple(ALL_NODES), "method"),
         (job.dataset, tuple(DATASETS), "training set"),
     ):
         if value not in known:

@@ -43,7 +43,8 @@ class Row:
         folder: the checkpoint's folder, official where there is official code. "" where nothing is trained.
         tensors: names in the checkpoint, official where there is official code; a final ``*`` stands for any rest.
         stage1: for a second stage, the trainer of the first.
-        still: tensors of the model that a checkpoint holds and this training leaves alone.
+        still: tensors of the model that a checkpoint holds and this training leaves alone. clip: whether the backbone is the
+            toy CLIP in a family with another one.
     """
 
     keys: tuple = ()
@@ -51,6 +52,7 @@ class Row:
     tensors: tuple[str, ...] = ()
     stage1: str = ""
     still: tuple[str, ...] = ()
+    clip: bool = False
 
 
 def deep(pattern: str, *layers: int) -> tuple[str, ...]:
@@ -185,6 +187,13 @@ TRAINERS = {
     "ZeroshotCLIP": Row(under("ZSCLIP", "TEMPLATE", TEMPLATE)),
     "ZeroshotCLIP2": Row(under("ZSCLIP", "TEMPLATE", TEMPLATE)),
     "ZeroshotITR": Row(),
+    "Pic2Word": Row(
+        under("PIC2WORD", "HIDDEN", 8, "WARMUP", 2),
+        "composed",
+        ("network.layers.0.0.*", "network.layers.1.0.*", "network.fc_out.*"),
+        clip=True,
+    ),
+    "LinCIR": Row(under("LINCIR", "HIDDEN_MULT", 1), "composed", deep("network.layers.{}.*", 0, 3, 6), clip=True),
     "ZeroshotCIR": Row(),
 }
 TRAINED = [name for name, row in TRAINERS.items() if row.folder]
@@ -264,7 +273,7 @@ def config(name: str, folder: Path, output: str, *more):
         "TRAINER.NAME": name,
         "DATASET.ROOT": str(folder / kind),
         "OUTPUT_DIR": str(folder / output),
-        "MODEL.BACKBONE.NAME": str(folder / ("blip" if kind == "composed" else "clip.pt")),
+        "MODEL.BACKBONE.NAME": str(folder / ("blip" if kind == "composed" and not row.clip else "clip.pt")),
         **COMMON,
         **FAMILIES[kind],
     }

@@ -7,7 +7,15 @@ from dassl_prompts.composed.query import BASELINES, QueryFunction
 from dassl_prompts.composed.trainer import ComposedTrainer
 from dassl_prompts.engine import add_defaults, register_trainer
 from dassl_prompts.models.backbones import load_token_encoder
-from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
+from dassl_prompts.trainers.zeroshot_cir.oti import OTI, read_phrases
+from dassl_prompts.trainers.zeroshot_cir.textual_inversion import (
+    check_clip,
+    check_fits,
+    inversion_query,
+    load_inversion,
+)
+
+OTI_QUERY = "oti"
 
 
 def extend_cfg(cfg):
@@ -20,6 +28,17 @@ def extend_cfg(cfg):
             ),  # image, text, image+text; "image+text, normalised" is Pic2Word's definition of the sum
             "PIC2WORD": "",  # file with a trained Pic2Word network; also evaluated when given
             "SEARLE": "",  # file with a trained SEARLE network (Phi); also evaluated when given
+            "LINCIR": "",  # file with a trained LinCIR network (Phi); also evaluated when given
+            "OTI": {  # query "oti": SEARLE's optimisation of a word for every reference
+                "STEPS": 350,
+                "LR": 2e-2,
+                "WEIGHT_DECAY": 0.01,
+                "EMA": 0.99,  # decay of the moving average of the word, which is the answer
+                "BATCH": 32,  # references optimised at once
+                "PHRASES": "",  # JSON file {concept: [phrase that names it, ...]}; "" = no regularisation by phrases
+                "PHRASE_WEIGHT": 0.5,  # of the phrases against 1 of the picture
+                "CONCEPTS": 15,  # most similar concepts of a reference, from whose phrases is drawn
+            },
         },
     )
 
@@ -29,9 +48,10 @@ class ZeroshotCIR(ComposedTrainer):
     """Every baseline of ``TRAINER.ZEROSHOT_CIR.QUERIES`` is one entry of results.json."""
 
     def check_cfg(self, cfg):
-        unknown = [name for name in cfg.TRAINER.ZEROSHOT_CIR.QUERIES if name not in BASELINES]
+        choices = [*BASELINES, OTI_QUERY]
+        unknown = [name for name in cfg.TRAINER.ZEROSHOT_CIR.QUERIES if name not in choices]
         if unknown or not cfg.TRAINER.ZEROSHOT_CIR.QUERIES:
-            raise ValueError(f"TRAINER.ZEROSHOT_CIR.QUERIES has {unknown}; choose from {list(BASELINES)}")
+            raise ValueError(f"TRAINER.ZEROSHOT_CIR.QUERIES has {unknown}; choose from {choices}")
 
     def build_model(self):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
@@ -55,8 +75,27 @@ class ZeroshotCIR(ComposedTrainer):
     def queries(self) -> dict[str, QueryFunction]:
         """Name -> query function of everything that is evaluated."""
         node = self.cfg.TRAINER.ZEROSHOT_CIR
-        queries = {name: BASELINES[name](self.encoder) for name in node.QUERIES}
-        for method, path in (("pic2word", node.PIC2WORD), ("searle", node.SEARLE)):
+        queries = {name: self.oti() if name == OTI_QUERY else BASELINES[name](self.encoder) for name in node.QUERIES}
+        for method, path in (("pic2word", node.PIC2WORD), ("searle", node.SEARLE), ("lincir", node.LINCIR)):
             if path:
-                queries[method] = inversion_query(self.encoder, load_inversion(path, method).to(self.device), method)
+                network = load_inversion(path, method).to(self.device)
+                check_fits(self.encoder, network, method)
+                queries[method] = inversion_query(self.encoder, network, method)
         return queries
+
+    def oti(self) -> QueryFunction:
+        node = self.cfg.TRAINER.ZEROSHOT_CIR.OTI
+        check_clip(self.encoder, OTI_QUERY)
+        words = OTI(
+            self.encoder,
+            steps=node.STEPS,
+            lr=node.LR,
+            weight_decay=node.WEIGHT_DECAY,
+            ema=node.EMA,
+            batch=node.BATCH,
+            phrase_weight=node.PHRASE_WEIGHT,
+            concepts=node.CONCEPTS,
+            phrases=read_phrases(node.PHRASES) if node.PHRASES else {},
+            seed=max(self.cfg.SEED, 0),
+        )
+        return inversion_query(self.encoder, words, OTI_QUERY)

@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from dassl_prompts.models.clip_tokens import ClipTokens
-from dassl_prompts.trainers.zeroshot_cir.textual_inversion import inversion_query, load_inversion
+from dassl_prompts.trainers.zeroshot_cir.textual_inversion import (
+    check_fits,
+    inversion_query,
+    load_inversion,
+)
 from tests.tiny import tiny_clip
 
 D = 64
@@ -93,4 +97,6 @@ def test_wrong_files(tmp_path):
     network = load_inversion(path, "searle")
     network.layers[0] = torch.nn.Linear(32, 40)
     with pytest.raises(ValueError, match="maps 32 to 64"):
-        inversion_query(ClipTokens(tiny_clip()), network, "searle")
+        check_fits(ClipTokens(tiny_clip()), network, "searle")
+    with pytest.raises(ValueError, match="needs a CLIP backbone"):
+        check_fits(object(), network, "searle")

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Pic2Word: train the network for the image's word on the pictures of a training set. DATASET SEED [BACKBONE], a file in configs/trainers/Pic2Word
+source "$(dirname "$0")/../lib.sh"
+usage "scripts/pic2word/train.sh DATASET SEED [BACKBONE=vit_l14] [KEY VALUE ...]" 2 "$@"
+cfg=${3:-vit_l14}
+[ "$1" = emoji ] && [ $# -lt 3 ] && cfg=emoji_tiny
+"$(pick_python)" -m dassl_prompts.run.composed train --trainer Pic2Word --dataset "$1" --seed "$2" --cfg "$cfg" --output "${OUTPUT:-output}" -- "${@:4}"
