@@ -3,9 +3,9 @@ download."""
 
 from __future__ import annotations
 
-from dassl_prompts import emoji
 from dassl_prompts.composed.triplets import RetrievalTask, Triplet, TripletDataset, extend_cfg  # noqa: F401
 from dassl_prompts.datasets.cirr import read_query
+from dassl_prompts.emoji import archives as emoji
 from dassl_prompts.emoji.retrieval import emoji_cirr, emoji_laion_cir
 from dassl_prompts.engine import register_dataset
 

@@ -1,9 +1,7 @@
 #!/usr/bin/env bash
-# PVLF paper, table 1: FashionIQ val, zero-shot; the published rows beside ours. DATASET [SEED ...]
+# PVLF paper, table 1: FashionIQ val, zero-shot; the published rows beside ours. DATASET [SEEDS], e.g. laion '1 2 3'
 # DATASET: laion (as each row says), laion_template, laion_llm, laion_combined or emoji
 source "$(dirname "$0")/../lib.sh"
-usage "scripts/pvlf/table1.sh DATASET [SEED ...=1] [-- KEY VALUE ...]" 1 "$@"
-seeds=() dataset=$1
-shift
-while [ $# -gt 0 ] && [ "$1" != -- ]; do seeds+=("$1"); shift; done
-"$(pick_python)" -m dassl_prompts.trainers.pvlf.study 1 --dataset "$dataset" --seed "${seeds[@]:-1}" --output "${OUTPUT:-output}" "$@"
+usage "scripts/pvlf/table1.sh DATASET [SEEDS=1] [KEY VALUE ...]" 1 "$@"
+read -ra seeds <<<"${2:-1}"
+"$(pick_python)" -m dassl_prompts.trainers.pvlf.study 1 --dataset "$1" --seed "${seeds[@]}" --output "${OUTPUT:-output}" -- "${@:3}"

@@ -21,3 +21,14 @@ def test_nothing_of_the_evaluation_is_trained_on(tmp_path):
     (task,) = dataset.tasks()
     trained = {path for t in dataset.train_x for path in (t.reference, t.target)}
     assert not trained & set(task.gallery.values())
+
+
+def test_captions_describe_training_pictures_in_the_seen_styles():
+    from dassl_prompts.emoji import archives as emoji
+
+    captions = EmojiCIR(None).captions()
+    assert len(captions) == 4573
+    seen = {
+        emoji.caption(p) for style in ("noto", "twemoji", "openmoji") for p in emoji.pictures(style, splits=("train",))
+    }
+    assert set(captions) == seen

@@ -17,7 +17,7 @@ from pathlib import Path
 from dassl_prompts.engine.ending import tell
 from dassl_prompts.results.published import Published, published
 from dassl_prompts.results.statistics import Value
-from dassl_prompts.run.composed import BASELINE, NODES, Plan
+from dassl_prompts.run.composed import ALL_NODES, BASELINE, INVERSIONS, NODES, Plan
 from dassl_prompts.run.composed_tables import last_rows, metric_rows
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.options import check_options
@@ -42,7 +42,10 @@ QUERIES = {
     **dict.fromkeys(("Image-only", "Image"), "image"),
     **dict.fromkeys(("Text-only", "Text"), "text"),
     "Image+Text": "image+text",
+    "SEARLE-XL-OTI": "oti",
 }
+#: a query of its own folder: it is asked alone, with the options that say so
+ALONE = {"oti": ("TRAINER.ZEROSHOT_CIR.QUERIES", '["oti"]')}
 LAION_SET = "CIR.LAION_SET"
 #: the average of an evaluation set, which the paper prints with errors (docs/pvlf.md): it is computed for both sides
 AVERAGES = {"CIRR test1": ("R@5", "Rs@1"), "FashionIQ": ("R@10", "R@50")}
@@ -77,11 +80,13 @@ class Line:
 
     def plan(self, args, opts: tuple[str, ...]) -> Plan:
         recipe = RECIPES[self.paper.backbone] if args.dataset != "emoji" else "blip"
-        repro = "_repro" if args.repro and self.trainer != BASELINE else ""
-        return Plan(self.triplets, recipe + repro, args.root, args.output, self.tag, opts)
+        repro = "_repro" if args.repro and self.trainer in NODES else ""
+        return Plan(
+            self.triplets, recipe + repro, args.root, args.output, self.tag, (*opts, *ALONE.get(self.query, ()))
+        )
 
     def train(self, plan: Plan, seed: int) -> Step:
-        opts = [word for key, value in self.keys for word in (f"TRAINER.{NODES[self.trainer]}.{key}", str(value))]
+        opts = [word for key, value in self.keys for word in (f"TRAINER.{ALL_NODES[self.trainer]}.{key}", str(value))]
         return plan.train(self.trainer, seed, *opts)
 
 
@@ -97,9 +102,11 @@ def line_of(row: Published, number: int, dataset: str) -> Line | None:
     emoji = dataset == "emoji"
     if row.method in QUERIES:
         return Line(row, "emoji" if emoji else "", BASELINE, query=QUERIES[row.method])
+    chosen = f"laion_{wanted or 'combined'}" if dataset == "laion" else dataset
+    if row.trainer in INVERSIONS:
+        return Line(row, chosen, row.trainer)
     if row.trainer not in NODES:
         return Line(row, "")
-    chosen = f"laion_{wanted or 'combined'}" if dataset == "laion" else dataset
     # one training set: of the rows that differ in it only its own; the embedded data stands for the whole
     if wanted and chosen != f"laion_{wanted}" and not (emoji and wanted == "combined"):
         return None
@@ -195,7 +202,7 @@ def study(number: int, args, opts: tuple[str, ...]) -> tuple[str, list[str]]:
             files += [
                 path
                 for line, _, _ in entries
-                if line.trainer in NODES
+                if line.trainer in (*NODES, *INVERSIONS)
                 for step in submissions(line, args, opts)
                 for path in step.results()["submission"]
             ]
@@ -253,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.repro and args.dataset == "emoji":
             raise ValueError("--repro has no recipe for emoji: leave one of them out")
         taken = {key for row in paper_rows(args.number) for key, _ in row.config}
-        check_options(opts, {**NODES, BASELINE: "ZEROSHOT_CIR"}, taken)
+        check_options(opts, ALL_NODES, taken)
         text, files = study(args.number, args, opts)
         text = f"{note(args.number, args)}\n\n{text}"
         print("\n".join([text, *(["", "For CIRR's server:", *files] if files else [])]))

@@ -32,7 +32,8 @@ def planned(monkeypatch):
             if "CIR.SPLIT test" in words:
                 done["submission"] = [f"{step.output}/cirr_{metric}.json" for metric in ("recall", "recall_subset")]
             elif "ZeroshotCIR" in words:
-                done |= {f"{query} CIRR val": values for query in ("image", "text", "image+text")}
+                asked = ["oti"] if '["oti"]' in words else ("image", "text", "image+text")
+                done |= {f"{query} CIRR val": values for query in asked}
             else:
                 done["last CIRR val" if "--eval-only" not in words else "CIRR val"] = values
             (step.output / "results.json").write_text(json.dumps(done))
@@ -55,12 +56,13 @@ def folders(steps, tmp_path):
 def test_table_2_evaluates_val_and_writes_files_for_the_server(planned, tmp_path, capsys):
     out, rows = shown(capsys, tmp_path, "2")
     ran = folders(planned, tmp_path)
-    assert ran[0] == "cirr/ZeroshotCIR/vit_b32" and len(ran) == len(set(ran)) == 1 + 6 * 3
+    assert ran[0] == "cirr/ZeroshotCIR/vit_b32" and len(ran) == len(set(ran)) == 2 + 7 * 3
+    assert "cirr/ZeroshotCIR/vit_l14_queries-oti" in ran and "laion_combined/Pic2Word/vit_l14/seed1/submit_cirr" in ran
     for triplets in ("template", "llm", "combined"):
         for trainer, tune in (("TransAgg", "text"), ("PVLF", "both")):
             run = f"laion_{triplets}/{trainer}/blip_{tune}-tuned/seed1"
             assert {run, f"{run}/eval_cirr", f"{run}/submit_cirr"} <= set(ran)
-    assert out.count("cirr_recall.json") == out.count("cirr_recall_subset.json") == 6
+    assert out.count("cirr_recall.json") == out.count("cirr_recall_subset.json") == 7
     at = next(i for i, row in enumerate(rows) if row[0] == "PVLF, Combined")
     step = next(s for s in planned if str(s.output).endswith("laion_combined/PVLF/blip_both-tuned/seed1/eval_cirr"))
     average = (number(step, "R@5") + number(step, "Rs@1")) / 2
@@ -78,6 +80,7 @@ def test_table_1_has_every_category_and_the_average(planned, tmp_path, capsys):
     ]  # fmt: skip
     assert {row[0] for row in rows if "TransAgg" in row[0] or "PVLF" in row[0]} == {"TransAgg, LLM", "PVLF, LLM"}
     assert {f for f in folders(planned, tmp_path) if f.endswith("eval_fashioniq")} == {
+        "laion_llm/Pic2Word/vit_l14/seed1/eval_fashioniq",
         "laion_llm/TransAgg/blip_text-tuned/seed1/eval_fashioniq",
         "laion_llm/PVLF/blip_both-tuned/seed1/eval_fashioniq",
     }
