@@ -103,7 +103,7 @@ def test_scripts_and_their_datasets_exist(page):
         if not dataset or script.count("/") == 1:  # a script of no method takes no dataset
             continue
         folder = script.split("/")[1]
-        if folder in ("pvlf", "transagg"):
+        if folder in ("pvlf", "transagg", "pic2word", "lincir"):
             known = TRAINING_SETS if "/table" in script else DATASETS
             assert dataset in known, (script, dataset)
         elif folder in ("dcar", "itr"):

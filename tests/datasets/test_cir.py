@@ -395,10 +395,3 @@ def test_fashioniq_folders_per_category_are_recognised(tmp_path, below):
     tasks = FashionIQ(config(tmp_path)).tasks("val")
     check_galleries(tasks)
     assert tasks[2].gallery["B1000"] == str(base / below / "shirt" / "B1000.jpg")  # shared with shirt
-
-
-def test_captions_for_training_on_text_alone(tmp_path):
-    cir_trees.laion_cir(tmp_path)
-    assert LaionCIR(config(tmp_path)).captions() == ["x"] * 4
-    with pytest.raises(ValueError, match="LaionCIR has no descriptions .* TRAINER.LINCIR.CAPTIONS"):
-        LaionCIR(config(tmp_path, "CIR.LAION_SET", "template")).captions()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from dassl_prompts.composed.loading import ShuffledItems
 from dassl_prompts.composed.schedule import StepCosine
+from dassl_prompts.datasets.laion_cir import LaionCIR
 from dassl_prompts.models.clip_tokens import ClipTokens
 from dassl_prompts.trainers.zeroshot_cir import oti
 from dassl_prompts.trainers.zeroshot_cir.inversion_trainer import (
@@ -27,6 +28,8 @@ from dassl_prompts.trainers.zeroshot_cir.textual_inversion import (
     inversion_query,
     load_inversion,
 )
+from tests.datasets import cir_trees
+from tests.datasets.test_cir import config
 from tests.tiny import tiny_clip
 
 D = 64
@@ -270,3 +273,10 @@ def test_our_checkpoints_are_read_like_the_published_ones(tmp_path, method):
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pth.tar-3")
     x = torch.randn(2, D)
     torch.testing.assert_close(load_inversion(str(tmp_path / "model.pth.tar-3"), method)(x), network(x))
+
+
+def test_captions_for_training_on_text_alone(tmp_path):
+    cir_trees.laion_cir(tmp_path)
+    assert LaionCIR(config(tmp_path)).captions() == ["x"] * 4
+    with pytest.raises(ValueError, match="LaionCIR has no descriptions .* TRAINER.LINCIR.CAPTIONS"):
+        LaionCIR(config(tmp_path, "CIR.LAION_SET", "template")).captions()
