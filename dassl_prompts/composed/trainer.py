@@ -272,9 +272,7 @@ class ComposedTrainer(PromptTrainer):
     def write_sheet(self, task: RetrievalTask, queries: Tensor, gallery: Tensor, label: str) -> None:
         """A contact sheet of ``CIR.SHEET`` queries, evenly spread over the task: their first five images and
         the wanted one."""
-        chosen = [
-            i * len(task.queries) // self.cfg.CIR.SHEET for i in range(min(self.cfg.CIR.SHEET, len(task.queries)))
-        ]
+        chosen = spread(self.cfg.CIR.SHEET, len(task.queries))
         found = best(task, queries, gallery, 5)
         rows = [
             Row(
@@ -364,6 +362,16 @@ def check_scored(tasks: Sequence[RetrievalTask]) -> None:
     """Raise ValueError when there are neither public targets nor a server that knows them."""
     if not has_targets(tasks) and tasks[0].protocol not in SUBMISSIONS:
         raise ValueError(f"{tasks[0].name} has no public targets and no test server: evaluate CIR.SPLIT val")
+
+
+def spread(count: int, total: int) -> list[int]:
+    """``count`` different numbers below ``total``, evenly spread; all of them where there are no more.
+
+    >>> spread(3, 10), spread(8, 3)
+    ([0, 3, 6], [0, 1, 2])
+    """
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
 
 
 def file_name(task: RetrievalTask) -> str:

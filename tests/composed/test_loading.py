@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from dassl_prompts.composed.loading import CachedTriplets
+from dassl_prompts.composed.trainer import spread
 
 
 def test_reference_and_target_are_those_of_the_caption():
@@ -19,3 +20,9 @@ def test_reference_and_target_are_those_of_the_caption():
         one, other, number = found[caption]
         assert torch.equal(one, torch.from_numpy(references[reference]))
         assert torch.equal(other, torch.from_numpy(targets[target])) and number == target
+
+
+def test_a_sheet_shows_no_query_twice():
+    """Of five queries, a sheet of eight showed the first two twice and the last two never."""
+    assert spread(8, 5) == [0, 1, 2, 3, 4]
+    assert spread(8, 16) == list(range(0, 16, 2)) and spread(8, 1461)[-1] == 1278 and not spread(0, 5)
