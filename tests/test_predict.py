@@ -249,16 +249,18 @@ def test_export_and_the_ten_lines_of_the_docs(train, pictures, tmp_path, monkeyp
 
 def test_the_card_says_what_the_files_cannot_do_alone(train, tmp_path):
     expected = {
-        "CoOp": ("fixed", "frozen"),
-        "MaPLe": ("fixed", "prompted"),
-        "CoCoOp": ("per image", "frozen"),
+        "CoOp": ("fixed", "cosines", "frozen"),
+        "MaPLe": ("fixed", "cosines", "prompted"),
+        "CoCoOp": ("per image", "the method's own", "frozen"),
+        "TipAdapter": ("fixed", "the method's own", "frozen"),
     }
     for trainer, kind in expected.items():
-        run = load_run(train(trainer, *SHALLOW, output=trainer).output_dir, device="cpu")
+        template = ("DATASET.TEMPLATE", "a photo of a {}.") if trainer == "TipAdapter" else ()
+        run = load_run(train(trainer, *SHALLOW, *template, output=trainer).output_dir, device="cpu")
         export(run, tmp_path / trainer)
         card = json.loads((tmp_path / trainer / "card.json").read_text())
-        assert (card["text"], card["image_tower"]) == kind and not card["usable_with_open_clip_alone"]
-        assert (tmp_path / trainer / "classes.safetensors").exists() == (kind[0] == "fixed")
+        assert (card["text"], card["scores"], card["image_tower"]) == kind and not card["usable_with_open_clip_alone"]
+        assert (tmp_path / trainer / "classes.safetensors").exists() == (kind[1] == "cosines")
 
 
 def test_nearest_words_find_the_words_a_context_started_from(train, capsys):

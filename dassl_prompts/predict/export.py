@@ -25,8 +25,8 @@ def export(
         onnx: write ``classifier.onnx``, see :func:`~dassl_prompts.predict.onnx_file.write_onnx`; the run has to be on the CPU.
 
     Returns:
-        the files: ``classes.safetensors`` (``classes [C, E]``, normalised, fp32; left out when every image
-        has its own), ``prompts.safetensors``, ``card.json``, and ``backbone.json`` with
+        the files: ``classes.safetensors`` (``classes [C, E]``, normalised, fp32; left out where scores are
+        more than cosines with one matrix), ``prompts.safetensors``, ``card.json``, and ``backbone.json`` with
         ``backbone.safetensors``.
 
     Raises:
@@ -41,8 +41,8 @@ def export(
         from dassl_prompts.predict.onnx_file import ONNX, write_onnx
 
         written.append(write_onnx(run, folder / ONNX, card_of(run)))
-    text_fixed, image_frozen = independence(run)
-    if text_fixed:
+    text_fixed, cosines, image_frozen = independence(run)
+    if cosines:
         written.append(write_safetensors(folder / CLASSES, {"classes": model.class_features()}))
     # buffers too: a projector's batch statistics and the mean of a pool's queries are as much of the method as its prompts
     learned = {n: t for n, t in model.state_dict().items() if not {"clip", "teacher"} & set(n.split("."))}
@@ -56,9 +56,10 @@ def export(
     card = {
         **card_of(run),
         "text": "fixed" if text_fixed else "per image",
+        "scores": "cosines" if cosines else "the method's own",
         "image_tower": "frozen" if image_frozen else "prompted",
         "open_clip": names,
-        "usable_with_open_clip_alone": bool(text_fixed and image_frozen and same_pixels and names),
+        "usable_with_open_clip_alone": bool(cosines and image_frozen and same_pixels and names),
     }
     if hub:
         from dassl_prompts.predict.hub import write_hub
@@ -68,26 +69,26 @@ def export(
     return [*written, folder / CARD]
 
 
-def independence(run: TrainedRun) -> tuple[bool, bool]:
-    """Whether class features are the same for all images, and image features the frozen tower's; measured."""
+def independence(run: TrainedRun) -> tuple[bool, bool, bool]:
+    """Whether class features are the same for all images, scores their cosines, and image features the frozen tower's; measured."""
     import torch
 
     from dassl_prompts.classification.prompted import normalize
+    from dassl_prompts.predict.onnx_file import text_is_per_image
 
     model, size = run.model, run.model.clip.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(run.device)
     with torch.no_grad():
+        if text_is_per_image(run, images):
+            return False, False, True
         logits, frozen = model(images), normalize(model.clip.encode_image(images))
-        try:
-            prompts, classes = model.emit(), model.class_features()
-        except ValueError:  # prompts are composed per image
-            return False, True
+        prompts, classes = model.emit(), model.class_features()
         features = model.encode_images(images, prompts)
-        # cosines alone: a method with a classifier or a cache beside them has no class matrix to give away
+        # a method with a classifier, a cache or a second prompt beside them has no class matrix to give away
         cosines = model.scale * features @ classes.t()
-        same_text = torch.allclose(cosines, logits, atol=1e-3, rtol=1e-4)
+        same_scores = torch.allclose(cosines, logits, atol=1e-3, rtol=1e-4)
         same_images = features.shape == frozen.shape and torch.allclose(features, frozen, atol=1e-4)
-    return same_text, same_images
+    return True, same_scores, same_images
 
 
 def card_of(run: TrainedRun) -> dict:
