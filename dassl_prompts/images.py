@@ -132,6 +132,20 @@ def _read_member(path: str, archive_path: str, member: str) -> bytes:
         raise _unreadable(path, error) from error
 
 
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The bytes of a picture's file or of an archive's member, not decoded.
+
+    Raises:
+        OSError: as :func:`read_image` for what cannot be reached.
+    """
+    path = os.fspath(path)
+    archive, member = split_member(path)
+    if member is not None:
+        return _read_member(path, archive, member)
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def _is_the_systems(error: Exception) -> bool:
     """Whether an error is one of the operating system, which a seek to a place that a damaged file names is not."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL))

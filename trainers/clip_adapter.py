@@ -67,6 +67,7 @@ class CLIPAdapterModel(FrozenTextModel):
 class CLIPAdapter(ClassificationTrainer):
     """Cross-entropy over s norm(A(v)) w^T; the adapter is learned, both towers are frozen."""
 
+    frozen_image_side = True
     config_node = "CLIP_ADAPTER"
     reading_keys = ("TRAINER.CLIP_ADAPTER.RATIO", "TRAINER.CLIP_ADAPTER.REDUCTION")
 

@@ -78,6 +78,7 @@ class CoCoOpModel(PromptedCLIP):
 class CoCoOp(ClassificationTrainer):
     """Cross-entropy over ``s V_b T(V_b)^T``; ``ctx`` and the meta-network are learned."""
 
+    frozen_image_side = True
     config_node = "COCOOP"
 
     @classmethod

@@ -91,6 +91,7 @@ class CoOpModel(PromptedCLIP):
 class CoOp(ClassificationTrainer):
     """Cross-entropy over s V T^T; only ``ctx`` is learned."""
 
+    frozen_image_side = True
     config_node = "COOP"
     reading_keys = ("TRAINER.COOP.CSC", "TRAINER.COOP.CLASS_TOKEN_POSITION")
 

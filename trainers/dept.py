@@ -196,17 +196,17 @@ def dept_folder(name: str) -> str:
 
 @register_trainer
 class DePT_CoOp(DePT, CoOp):
-    pass
+    frozen_image_side = True
 
 
 @register_trainer
 class DePT_CoCoOp(DePT, CoCoOp):
-    pass
+    frozen_image_side = True
 
 
 @register_trainer
 class DePT_KgCoOp(DePT, KgCoOp):
-    pass
+    frozen_image_side = True
 
 
 @register_trainer

@@ -183,6 +183,7 @@ def refuse_unused_prompts(model, state, source: str, keys: str) -> None:
 class IVLP(ClassificationTrainer):
     """Cross-entropy over s V T^T; the tokens of both towers are learned."""
 
+    frozen_image_side = True
     config_node = "IVLP"
     #: words beyond the context stay as they are; depths and numbers of tokens are told by the tensors
     reading_keys = ("TRAINER.IVLP.CTX_INIT",)

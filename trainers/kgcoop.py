@@ -49,6 +49,8 @@ class KgCoOpModel(CoOpModel):
 class KgCoOp(CoOp):
     """L = CE + W (1 - mean_c cos(t_c, w_c)) over all classes of the run; only ``ctx`` is learned."""
 
+    frozen_image_side = True
+
     @classmethod
     def model_class(cls):
         return KgCoOpModel

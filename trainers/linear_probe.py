@@ -87,6 +87,7 @@ def step_sizes(features: Tensor, text: Tensor) -> tuple[float, float]:
 class LinearProbe(ClassBoundTrainer):
     """Cross-entropy over z; one epoch is one step on all training images."""
 
+    frozen_image_side = True
     config_node = "LP"
 
     @classmethod
@@ -116,7 +117,7 @@ class LinearProbe(ClassBoundTrainer):
         loader, features, labels = whole_pass_loader(self.cfg, self.dm), [], []
         for view in range(node.VIEWS):
             loader.dataset.epoch_seed = view_seed(self.cfg.SEED, view)  # the same features when a run is resumed
-            for batch in loader:
+            for batch in self.frozen(loader):
                 images, label = self.parse_batch_train(batch)
                 with torch.no_grad(), self.autocast():
                     features.append(model.encode_images(images, Prompts()))

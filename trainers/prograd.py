@@ -99,6 +99,8 @@ class ProGradModel(CoOpModel):
 class ProGrad(CoOp):
     """The step of CE where it conflicts with that of L_kl, made orthogonal to it; L_kl itself is never followed."""
 
+    frozen_image_side = True
+
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         one_of(cfg.LOSS.NAME, ("prograd", "kd"), "LOSS.NAME")

@@ -112,6 +112,7 @@ class TCPModel(PromptedCLIP):
 class TCP(ClassificationTrainer):
     """L = CE + W (1 - mean_c cos(t_c, w_c)); ``ctx`` and the embedding of textual knowledge are learned."""
 
+    frozen_image_side = True
     config_node = "COOP"
     reading_keys = ("TRAINER.TCP.LAYER",)
     told_keys = ("TRAINER.TCP",)

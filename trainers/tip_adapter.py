@@ -155,7 +155,7 @@ class TipAdapterBase(ClassBoundTrainer):
             return
         self.set_model_mode("eval")
         affinity, zero_shot, labels = [], [], []
-        for batch in self.val_loader:
+        for batch in self.frozen(self.val_loader):
             images, label = self.parse_batch_test(batch)
             with self.autocast():
                 features = model.encode_images(images, Prompts())
@@ -181,6 +181,8 @@ class TipAdapterBase(ClassBoundTrainer):
 class TipAdapter(TipAdapterBase):
     """Training-free: every epoch adds one augmented view of all training images to the cache."""
 
+    frozen_image_side = True
+
     def use_data_manager(self, dm):
         dm.train_loader_x = whole_pass_loader(self.cfg, dm)
         super().use_data_manager(dm)
@@ -201,6 +203,7 @@ class TipAdapter(TipAdapterBase):
 class TipAdapterF(TipAdapterBase):
     """Cross-entropy over z; the keys are learned from the cache that :class:`TipAdapter` builds."""
 
+    frozen_image_side = True
     learnable = True
 
     def before_train(self):
@@ -210,7 +213,7 @@ class TipAdapterF(TipAdapterBase):
             loader = whole_pass_loader(self.cfg, self.dm)
             for number in range(passes):
                 loader.dataset.epoch_seed = view_seed(self.cfg.SEED, number)
-                for batch in loader:
+                for batch in self.frozen(loader):
                     self.fill_cache(batch)
             with torch.no_grad():
                 self.model.cache.keys.copy_(normalize(self.model.cache.keys))

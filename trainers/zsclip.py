@@ -65,6 +65,7 @@ class FrozenTextModel(ZeroshotModel):
 class ZeroshotCLIP(ClassificationTrainer):
     """Evaluation only: one template per dataset."""
 
+    frozen_image_side = True
     config_node = "ZSCLIP"
 
     @classmethod
@@ -91,6 +92,8 @@ class ZeroshotCLIP(ClassificationTrainer):
 @register_trainer
 class ZeroshotCLIP2(ZeroshotCLIP):
     """Evaluation only: CoOp's seven selected templates, and the dataset's own where it is not ImageNet's."""
+
+    frozen_image_side = True
 
     @classmethod
     def templates(cls, cfg) -> list[str]:

@@ -119,6 +119,11 @@ class PromptedCLIP(nn.Module):
         return self
 
     @property
+    def prompts_images(self) -> bool:
+        """Whether the image tower has prompts."""
+        return self.emit().has_vision
+
+    @property
     def class_tensors(self) -> frozenset[str]:
         """Names in a checkpoint of tensors whose rows belong to the classes, one each."""
         return frozenset()
@@ -148,7 +153,13 @@ class PromptedCLIP(nn.Module):
         return self.clip.text(classes, text, deep, position=self.class_position)
 
     def image_features(self, images: Tensor, prompts: Prompts) -> Tensor:
-        """Image features ``[B, E]``, not normalised; frozen unless the method has visual prompts."""
+        """Image features ``[B, E]``, not normalised; frozen unless the method has visual prompts.
+
+        Args:
+            images: ``[B, 3, S, S]``, or ``[B, E]`` that are the frozen tower's features already.
+        """
+        if images.ndim == 2 and not prompts.has_vision:
+            return images
         if prompts.has_vision:
             return self.clip.vision(images, prompts.vision, prompts.vision_deep)
         return self.clip.encode_image(images)

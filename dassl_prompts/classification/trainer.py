@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dassl_prompts.classification.frozen_images import FrozenImages
 from dassl_prompts.classification.union import Union
 from dassl_prompts.engine import (
     PromptTrainer,
@@ -33,7 +34,7 @@ def method_node(cfg, name: str):
         ) from None
 
 
-class ClassificationTrainer(PromptTrainer):
+class ClassificationTrainer(FrozenImages, PromptTrainer):
     """Trains the prompts of a :class:`~dassl_prompts.classification.prompted.PromptedCLIP`.
 
     A method sets ``config_node`` and implements ``build_net``; one that adds terms to cross-entropy gives them in
@@ -71,7 +72,7 @@ class ClassificationTrainer(PromptTrainer):
         """What the method adds to cross-entropy, weighted, by the name that is logged.
 
         Args:
-            images: pixels of the batch. image, text: its normalised features ``[B, E]`` and those of the classes ``[C, E]``.
+            images: pixels of the batch, or its rows where ``frozen_image_side`` holds. image, text: its normalised features ``[B, E]`` and those of the classes ``[C, E]``.
         """
         return {}
 

@@ -38,6 +38,8 @@ ENGINE_DEFAULTS = {
         # draw augmentations per (epoch, image): the same for every NUM_WORKERS; False = stock Dassl's stream
         "SEED_ITEMS": True,
     },
+    # folder that keeps features of frozen towers for all runs ("": the user's cache folder; off: none), and what it may hold
+    "FEATURES": {"DIR": "", "MAX_GB": 10.0},
     "OPTIM": {
         # added to the root of the second moment: adam, amsgrad, adamw
         "ADAM_EPS": 1e-8,

@@ -31,17 +31,18 @@ class PromptDatasetWrapper(DatasetWrapper):
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         if self.epoch_seed is None or not self.is_train:
-            return self._read(idx)
+            return self.read(idx)
         with own_stream(self.epoch_seed + idx):
-            return self._read(idx)
+            return self.read(idx)
 
-    def _read(self, idx: int) -> dict[str, Any]:
+    def read(self, idx: int) -> dict[str, Any]:
+        """The item, augmented from the global generators as they are."""
         if not self.replaces:
-            return super().__getitem__(idx)
+            return super().read(idx)
         broken: list[str] = []
         for candidate in self._same_class(idx):
             try:
-                item = super().__getitem__(candidate)
+                item = super().read(candidate)
             except ImageReadError:
                 broken.append(self.data_source[candidate].impath)
             else:

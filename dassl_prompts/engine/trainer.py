@@ -146,7 +146,11 @@ class PromptTrainer(TrainerX):
         wrapper = getattr(self.dm.train_loader_x, "dataset", None)
         if self.cfg.DATALOADER.SEED_ITEMS and isinstance(wrapper, PromptDatasetWrapper):
             wrapper.epoch_seed = view_seed(self.cfg.SEED, self.epoch)
-        self.run_batches(iter(self.train_loader_x), self._checked_step)
+        self.run_batches(iter(self.epoch_loader()), self._checked_step)
+
+    def epoch_loader(self):
+        """What an epoch's batches come from: ``train_loader_x``, or a loader of as many batches in its place."""
+        return self.train_loader_x
 
     def note_epoch(self) -> None:
         """Add the epoch's mean losses to ``epochs.json``, from which curves are drawn."""

@@ -26,6 +26,7 @@ FREE = {
     "DATASET.NUM_SHOTS",  # runs are grouped by the shots of their job; a distillation takes all images
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.MAX_CORRUPT",
+    "FEATURES.MAX_GB",
     "TRAIN.LOG_TO",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dassl_prompts.engine import ENGINE_NAME, build_evaluator, get_cfg_default
+from dassl_prompts.engine.builtin.evaluation import macro_f1_of
 
 
 def evaluator(tmp_path, **test):
@@ -33,6 +34,16 @@ def macro_f1(predictions, labels):
         tp = sum(p == c == t for p, t in zip(predictions, labels))
         scores.append(2 * tp / (predictions.count(c) + labels.count(c)))
     return 100 * sum(scores) / len(scores)
+
+
+def test_macro_f1_is_scikit_learns_to_the_bit():
+    from sklearn.metrics import f1_score
+
+    draw = np.random.default_rng(0)
+    for classes in (2, 7, 50):
+        true, found = draw.integers(0, classes, 200), draw.integers(0, classes + 3, 200)
+        known = f1_score(true, found, average="macro", labels=np.unique(true))
+        assert macro_f1_of(true.tolist(), found.tolist()) == known
 
 
 def test_values_and_lines(tmp_path, capsys):

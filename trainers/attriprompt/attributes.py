@@ -113,10 +113,27 @@ class AttributeQueries:
 
     def queries(self, outputs: list[Tensor]) -> Tensor:
         """Unit queries ``[B, L, K, Q]`` from the outputs of ``self.blocks``."""
+        return self.block_queries(outputs)[:, self.order]
+
+    def block_queries(self, outputs: list[Tensor]) -> Tensor:
+        """Unit queries of each of ``self.blocks``, ``[B, blocks, K, Q]``."""
         stacked = torch.stack(self.centroids(outputs), dim=1)
         if self.query == "head" and self.space == "layer":
             stacked = self.clip.vision.head(stacked)
-        return normalize(stacked)[:, self.order]
+        return normalize(stacked)
+
+    @torch.no_grad()
+    def rows(self, images: Tensor) -> Tensor:
+        """What a :class:`View` without prompts is made of, ``[B, E + blocks K Q]``: the feature, then each block's queries."""
+        feature, outputs = self.outputs(images)
+        with torch.autocast(feature.device.type, enabled=False):
+            return torch.cat([normalize(feature), self.block_queries(outputs).flatten(1)], dim=1)
+
+    def view_of(self, rows: Tensor) -> View:
+        """The view that :meth:`rows` holds."""
+        feature, queries = rows.split([self.clip.embed_dim, rows.shape[1] - self.clip.embed_dim], dim=1)
+        blocks = queries.unflatten(1, (len(self.blocks), self.clusters, self.width))
+        return View(feature, blocks[:, self.order])
 
     def centroids(self, outputs: list[Tensor]) -> list[Tensor]:
         """Per output the centroids ``[B, K, D]``, larger clusters first."""

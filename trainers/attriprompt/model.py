@@ -104,14 +104,20 @@ class AttriPromptModel(PromptedCLIP):
 
     # -- retrieval and composition ------------------------------------------------------------------------------------
 
+    @property
+    def prompts_images(self) -> bool:
+        return self.options.PROMPT_DEPTH_VISION > 0
+
     def visual_prompts(self) -> Prompts:
         vision, deep = visual_prompts(self, self.options.PROMPT_DEPTH_VISION)
         return Prompts(vision=vision, vision_deep=deep)
 
     def look(self, images: Tensor | View) -> View:
-        """Feature and attribute queries of images; a view from the cache passes through."""
+        """Feature and attribute queries of images, or of the rows ``[B, R]`` that hold them; a view passes through."""
         if isinstance(images, View):
             return images
+        if images.ndim == 2 and self.attributes is not None:
+            return self.attributes.view_of(images)
         if self.attributes is None:
             return View(self.encode_images(images, self.visual_prompts()), None)
         return self.attributes(images, self.visual_prompts())

@@ -122,6 +122,7 @@ def own_class(text: Tensor, labels: Tensor) -> Tensor:
 class AttriPrompt(ClassificationTrainer):
     """L = CE(s <f, T>) + w_d L_second + w_r |T - T0|, see :func:`contrast` and :func:`regulariser`."""
 
+    frozen_image_side = True
     config_node = "ATTRIPROMPT"
     reading_keys = tuple(f"{NODE}.{key}" for key in READING)
 
@@ -178,6 +179,18 @@ class AttriPrompt(ClassificationTrainer):
         if mode == "prompted+plain":
             return F.cross_entropy(self.model.logits(feature, self.model.plain_text()), labels)
         return None
+
+    # -- kept views --------------------------------------------------------------------------------------------------
+
+    def frozen_rows(self, images):
+        attributes = self.model.attributes
+        return super().frozen_rows(images) if attributes is None else attributes.rows(images)
+
+    def rows_are(self):
+        if self.model.attributes is None:
+            return super().rows_are()
+        node, blocks = method_node(self.cfg, self.config_node), self.model.attributes.blocks
+        return f"features and attribute queries of blocks {blocks}, {node.CLUSTER.items()}, {node.RETRIEVAL.QUERY}"
 
     # -- cached views -------------------------------------------------------------------------------------------------
 

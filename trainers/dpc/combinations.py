@@ -46,6 +46,7 @@ __all__ = [
 @register_trainer
 class DPC_CoOp(DPC):
     backbone = CoOp
+    frozen_image_side = True
     official_fill_leaves_out = 1  # CoOp's version of the released code never draws the last class either
 
 
@@ -65,16 +66,19 @@ class DPC_MaPLe(DPC):
 @register_trainer
 class DPC_IVLP(DPC):
     backbone = IVLP
+    frozen_image_side = True
 
 
 @register_trainer
 class DPC_KgCoOp(DPC):
     backbone = KgCoOp
+    frozen_image_side = True
 
 
 @register_trainer
 class DPC_ProGrad(DPC):
     backbone = ProGrad
+    frozen_image_side = True
 
 
 @register_trainer
@@ -82,6 +86,7 @@ class DPC_TCP(DPC):
     """Mixes the context and the class-aware tokens, not the network that makes them."""
 
     backbone = TCP
+    frozen_image_side = True
 
 
 @register_trainer

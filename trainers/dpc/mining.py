@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dassl_prompts.engine import DatasetWrapper, build_dataset, build_transform
-from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, hard_negatives, read_official_json
+from dassl_prompts.trainers.dpc.negatives import ImagePool, MinedLoader, RowPool, hard_negatives, read_official_json
 
 
 class MinesNegatives:
@@ -33,9 +33,15 @@ class MinesNegatives:
         is_train = self.dpc.neg_transform == "train"
         transform = build_transform(self.cfg, is_train=is_train)
         wrapped = DatasetWrapper(self.cfg, items, transform=transform, is_train=is_train)
-        self.pool = ImagePool(wrapped, self.cfg.DATALOADER.NUM_WORKERS)
+        anchors = self.frozen(self.train_loader_x)
+        kept = anchors is not self.train_loader_x and is_train
+        self.pool = (
+            RowPool(wrapped, self.frozen_views(wrapped))
+            if kept
+            else ImagePool(wrapped, self.cfg.DATALOADER.NUM_WORKERS)
+        )
         share = self.dpc.neg_images == "class"
-        return MinedLoader(self.train_loader_x, self.mine, by_class, self.pool, self.cfg.SEED, share_images=share)
+        return MinedLoader(anchors, self.mine, by_class, self.pool, self.cfg.SEED, share_images=share)
 
     def negative_items(self) -> list:
         """Training items of the run's classes that negatives may be drawn from."""

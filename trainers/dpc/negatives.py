@@ -16,6 +16,7 @@ from torch import Tensor
 from dassl_prompts.engine import Datum
 from dassl_prompts.engine.randomness import own_stream, start_stream, view_seed
 from dassl_prompts.engine.reading import read_json
+from dassl_prompts.features.frozen import FrozenViews, epoch_view
 
 
 def hard_negatives(
@@ -129,6 +130,21 @@ class ImagePool:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
+
+
+class RowPool:
+    """:class:`ImagePool` where the image tower is frozen: rows ``[n, R]`` of its features, most of which the anchors left."""
+
+    def __init__(self, dataset, views: FrozenViews):
+        self.dataset, self.views = dataset, views
+
+    def submit(self, indices: Sequence[int], seeds: Sequence[int]) -> Callable[[], Tensor]:
+        """As :meth:`ImagePool.submit`; image i has the seed of its epoch plus i."""
+        wanted = list(zip(indices, seeds))
+        return lambda: self.views.rows(self.dataset, epoch_view(seeds[0] - indices[0]), wanted)[0]
+
+    def close(self) -> None:
+        self.views.flush()
 
 
 @dataclass

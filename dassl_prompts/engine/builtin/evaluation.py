@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +69,11 @@ class Classification(EvaluatorBase):
         """
         if not self._y_true:
             raise ValueError(f"{self.cfg.DATASET.NAME}: nothing to evaluate, the split has no image")
-        from sklearn.metrics import f1_score
-
         total = len(self._y_true)
         correct = sum(t == p for t, p in zip(self._y_true, self._y_pred))
         accuracy = 100.0 * correct / total
         error = 100.0 - accuracy
-        labels = np.unique(self._y_true)
-        macro_f1 = 100.0 * float(f1_score(self._y_true, self._y_pred, average="macro", labels=labels))
+        macro_f1 = 100.0 * macro_f1_of(self._y_true, self._y_pred)
         results = OrderedDict(accuracy=accuracy, error_rate=error, macro_f1=macro_f1)
         print(
             "=> result\n"
@@ -114,6 +112,21 @@ class Classification(EvaluatorBase):
         path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
         write_tensors(torch.from_numpy(confusion_matrix(self._y_true, self._y_pred, normalize="true")), path)
         print(f"Confusion matrix is saved to {path}")
+
+
+def macro_f1_of(true: Sequence[int], predicted: Sequence[int]) -> float:
+    """Mean over the classes that occur in ``true`` of ``2 TP / (2 TP + FP + FN)``.
+
+    scikit-learn's ``f1_score(true, predicted, average="macro", labels=...)``, whose import takes longer than a small evaluation.
+
+    >>> macro_f1_of([0, 0, 1], [0, 1, 1])
+    0.6666666666666666
+    """
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    count = 1 + max(true.max(), predicted.max())
+    hits, there, said = (np.bincount(which, minlength=count) for which in (true[true == predicted], true, predicted))
+    occur = there > 0
+    return float(np.mean(2 * hits[occur] / (there + said)[occur]))
 
 
 def build_evaluator(cfg, **kwargs) -> EvaluatorBase:

@@ -47,6 +47,10 @@ class DatasetWrapper(Dataset):
         return len(self.data_source)
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
+        return self.read(idx)
+
+    def read(self, idx: int) -> dict[str, Any]:
+        """The item, augmented from the global generators as they are."""
         item = self.data_source[idx]
         img0 = read_image(item.impath, self.orientation)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}

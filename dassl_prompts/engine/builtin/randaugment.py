@@ -84,7 +84,14 @@ OPERATIONS = (
 )
 
 
-class RandAugment:
+class Described:
+    """A transform whose ``repr`` is its class and settings, so that what it makes of a picture can be kept."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class RandAugment(Described):
     """``n`` operations, drawn with replacement, at magnitude ``m`` of 30; translations and cut-outs are in pixels.
 
     Args:

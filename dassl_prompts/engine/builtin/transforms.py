@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dassl_prompts.engine.builtin.randaugment import RandAugment
+from dassl_prompts.engine.builtin.randaugment import Described, RandAugment
 from dassl_prompts.engine.images import central_part
 
 AVAILABLE = [
@@ -72,7 +72,7 @@ class Resize:
         return repr(self.whole)
 
 
-class Random2DTranslation:
+class Random2DTranslation(Described):
     """Enlarge to 1.125 times the size and crop at a random place, with probability ``p``; else resize.
 
     Args:
@@ -98,7 +98,7 @@ class Random2DTranslation:
         return F.crop(resized, y1, x1, self.height, self.width)
 
 
-class InstanceNormalization:
+class InstanceNormalization(Described):
     """Zero mean and unit deviation per channel of each image ``[C, H, W]``."""
 
     def __init__(self, eps: float = 1e-8):
@@ -110,7 +110,7 @@ class InstanceNormalization:
         return (img - mean) / (std + self.eps)
 
 
-class Cutout:
+class Cutout(Described):
     """Zero ``n_holes`` squares of side ``length`` in an image ``[C, H, W]``."""
 
     def __init__(self, n_holes: int = 1, length: int = 16):
@@ -129,7 +129,7 @@ class Cutout:
         return img * mask
 
 
-class GaussianNoise:
+class GaussianNoise(Described):
     """Add noise with probability ``p``."""
 
     def __init__(self, mean: float = 0.0, std: float = 0.15, p: float = 0.5):
