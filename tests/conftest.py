@@ -9,9 +9,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the scripts that tests start inherit it
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ["DASSL_PROMPTS_FEATURES"] = (
-    "off"  # runs of tests keep nothing in the user's cache folder unless they say where
-)
+os.environ["DASSL_PROMPTS_FEATURES"] = "off"  # runs of tests keep features only where they say so
 
 ROOT = Path(__file__).resolve().parent.parent
 
