@@ -17,6 +17,7 @@ from dassl_prompts.results.groups import group
 from dassl_prompts.results.notes import mixed
 from dassl_prompts.results.runs import Run, read_run
 from dassl_prompts.results.tables import tables
+from dassl_prompts.run.arguments import add_force
 from dassl_prompts.run.job import TASKS
 from dassl_prompts.run.overview import overview
 from dassl_prompts.run.plan import Node
@@ -127,12 +128,7 @@ def parser() -> argparse.ArgumentParser:
         help="check and list the runs, which are finished, time and disk; start nothing",
     )
     how.add_argument("--commands", action="store_true", help="print the command line of every run, start nothing")
-    how.add_argument(
-        "--force",
-        action="store_true",
-        default=os.environ.get("FORCE", "0") not in ("", "0"),
-        help="repeat finished runs (also FORCE=1)",
-    )
+    add_force(how)
     return p
 
 

@@ -9,7 +9,6 @@ Finished runs are skipped.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -19,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from dassl_prompts.engine.ending import tell
+from dassl_prompts.run.arguments import add_places
 from dassl_prompts.run.composed_tables import last_rows, metric_rows, over_seeds, pvlf_minus_transagg, table
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.job import Job
@@ -302,20 +302,8 @@ def parser() -> argparse.ArgumentParser:
         help="compare: towers that both methods train",
     )
     p.add_argument("--what", default="length", choices=["length", "depth", "tuning"], help="ablate: what varies")
-    p.add_argument(
-        "--root",
-        default=os.environ.get("DATA", "data"),
-        help="folder of the datasets (default $DATA or ./data)",
-    )
-    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
-    p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
+    add_places(p)
     p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
-    p.add_argument(
-        "--force",
-        action="store_true",
-        default=os.environ.get("FORCE", "0") not in ("", "0"),
-        help="repeat finished runs (also FORCE=1)",
-    )
     return p
 
 

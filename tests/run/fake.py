@@ -46,7 +46,7 @@ class FakeStep(Step):
     def config(self):
         from yacs.config import CfgNode
 
-        return CfgNode()
+        return CfgNode({"TRAINER": {"NAME": "Fake"}})
 
 
 def step(root, name, *needs, code=0, seconds=0.0, fails=None):

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
 from dassl_prompts.engine import config_differences, write_json
 from dassl_prompts.engine.resume import flat_config
+from dassl_prompts.run.arguments import add_places
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.protocols import PROTOCOLS, Job
@@ -109,10 +108,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shots", type=int, default=16)
     p.add_argument("--cfg", default="", help="file in configs/trainers/AttriPrompt; default: the protocol's recipe")
     p.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
-    p.add_argument("--root", default=os.environ.get("DATA", "data"))
-    p.add_argument("--output", type=Path, default=Path("output"))
-    p.add_argument("--write", type=Path, default=None, help="Markdown page for the table")
-    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
+    add_places(p)
     p.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="KEY VALUE pairs for every run")
     return p
 

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from dassl_prompts.classification.union import measure
 from dassl_prompts.engine import TRAINER_REGISTRY, DatasetWrapper, build_trainer, build_transform, set_random_seed
+from dassl_prompts.run.arguments import add_places
 from dassl_prompts.run.execute import execute
 from dassl_prompts.run.pages import write_page
 from dassl_prompts.run.protocols import (
@@ -286,8 +286,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", default="emoji")
     p.add_argument("--seed", type=int, nargs="+", default=[1])
     p.add_argument("--shots", type=int, default=16)
-    p.add_argument("--root", default=os.environ.get("DATA", "data"))
-    p.add_argument("--output", type=Path, default=Path("output"))
+    add_places(p)
     p.add_argument(
         "--common",
         nargs=2,
@@ -297,8 +296,6 @@ def parser() -> argparse.ArgumentParser:
         help="configuration of every run, stage 1 included",
     )
     p.add_argument("--split", choices=("test", "val"), default="test", help="what `union` measures on")
-    p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
-    p.add_argument("--force", action="store_true", default=os.environ.get("FORCE", "0") not in ("", "0"))
     return p
 
 

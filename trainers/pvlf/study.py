@@ -8,15 +8,14 @@ the same rows on the embedded data.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dassl_prompts.engine.ending import tell
 from dassl_prompts.results.published import Published, published
 from dassl_prompts.results.statistics import Value
+from dassl_prompts.run.arguments import add_places
 from dassl_prompts.run.composed import ALL_NODES, BASELINE, INVERSIONS, NODES, Plan
 from dassl_prompts.run.composed_tables import last_rows, metric_rows
 from dassl_prompts.run.execute import execute
@@ -240,15 +239,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, nargs="+", default=[1])
     p.add_argument("--repro", action="store_true", help="the _repro recipes: as TransAgg's code runs")
-    p.add_argument("--root", default=os.environ.get("DATA", "data"), help="folder of the datasets")
-    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
-    p.add_argument("--write", type=Path, help="also write the table into this Markdown page")
-    p.add_argument(
-        "--force",
-        action="store_true",
-        default=os.environ.get("FORCE", "0") not in ("", "0"),
-        help="repeat finished runs (also FORCE=1)",
-    )
+    add_places(p)
     return p
 
 
