@@ -18,7 +18,12 @@ def split_scheme(dataset: str) -> tuple[str, str] | None:
         ValueError: nothing stands behind the colon, or a configuration's name has one.
     """
     scheme, colon, place = dataset.partition(":")
-    if not colon or dataset.endswith(".yaml"):
+    if dataset.endswith(".yaml"):
+        return None
+    if not colon and os.sep in dataset:
+        scheme = "csv" if dataset.lower().endswith((".csv", ".tsv", ".txt")) else "folder"
+        raise ValueError(f"dataset {dataset!r}: a path of own pictures is given as {scheme}:{dataset}")
+    if not colon:
         return None
     if scheme not in SCHEMES or not place:
         raise ValueError(

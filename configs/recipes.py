@@ -138,6 +138,6 @@ def config_file(*parts: str) -> str:
     folder = Path(__file__).parent.joinpath(*parts[:-1])
     path = folder / f"{parts[-1]}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml")) if folder.is_dir() else []
+        known = sorted({p.stem for p in folder.glob("*.yaml")} - {*SCHEMES.values()}) if folder.is_dir() else []
         raise ValueError(f"no configuration {path}; known: {', '.join(known) or 'none'}")
     return str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def methods() -> list[dict[str, str]]:
     for name in sorted(TRAINER_REGISTRY.registered_names(), key=str.lower):
         recipes = sorted(path.stem for path in (CONFIGS / "trainers" / name).glob("*.yaml"))
         words = (TRAINER_REGISTRY.get(name).__doc__ or "").strip().split("\n\n")[0]
-        rows.append({"method": name, "recipes": str(len(recipes)), "what it does": " ".join(words.split())[:100]})
+        rows.append({"method": name, "recipes": str(len(recipes)), "what it does": " ".join(words.split())})
     return rows
 
 
@@ -85,6 +86,8 @@ SECTIONS: dict[str, Callable[[], list[dict[str, str]]]] = {
     "protocols": protocols,
     "backbones": backbones,
 }
+#: characters of a cell's line; a lab's own descriptions may be long
+WIDEST = 100
 #: what is shown without a section; recipes are many
 SHOWN = ("methods", "datasets", "protocols", "backbones")
 
@@ -105,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     from tabulate import tabulate
 
     for name in wanted:
-        table = tabulate(SECTIONS[name](), headers="keys", tablefmt="simple", disable_numparse=True)
+        rows = [{key: textwrap.fill(cell, WIDEST) for key, cell in row.items()} for row in SECTIONS[name]()]
+        table = tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
         print(f"{name}\n\n{table}\n")
     return 0
 

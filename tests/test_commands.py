@@ -9,6 +9,7 @@ from dassl_prompts import __main__ as front
 from dassl_prompts.commands import BY_NAME, COMMANDS
 from dassl_prompts.composed.query import BASELINES
 from dassl_prompts.composed.search import QUERIES
+from dassl_prompts.engine import TRAINER_REGISTRY
 
 #: a module finder that ends the process where torch is imported
 NO_TORCH = """
@@ -80,8 +81,19 @@ def test_list_shows_what_is_registered_and_shipped(capsys):
         "folder:PATH",
     ):
         assert word in shown
+    assert "a second prompt for the base classes" in shown
     assert front.main(["list", "recipes"]) == 0
     assert "vit_b16_ep50_ctxv1" in capsys.readouterr().out
+
+
+def test_every_method_is_described_in_a_line_for_people():
+    import dassl_prompts
+    from dassl_prompts.list import WIDEST, methods
+
+    for row in methods():
+        if TRAINER_REGISTRY.get(row["method"]).__module__.startswith(dassl_prompts.__name__):
+            words = row["what it does"]
+            assert 0 < len(words) <= WIDEST and words.endswith(".") and "`" not in words and " = " not in words, row
 
 
 def test_info_names_engine_device_and_data(capsys, monkeypatch, tmp_path):

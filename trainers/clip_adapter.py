@@ -65,7 +65,10 @@ class CLIPAdapterModel(FrozenTextModel):
 
 @register_trainer
 class CLIPAdapter(ClassificationTrainer):
-    """Cross-entropy over s norm(A(v)) w^T; the adapter is learned, both towers are frozen."""
+    """CLIP-Adapter: a bottleneck behind the frozen image tower.
+
+    Cross-entropy over s norm(A(v)) w^T; the adapter is learned, both towers are frozen.
+    """
 
     frozen_image_side = True
     config_node = "CLIP_ADAPTER"

@@ -76,7 +76,10 @@ class CoCoOpModel(PromptedCLIP):
 
 @register_trainer
 class CoCoOp(ClassificationTrainer):
-    """Cross-entropy over ``s V_b T(V_b)^T``; ``ctx`` and the meta-network are learned."""
+    """CoCoOp: context tokens shifted per image by a small network.
+
+    Cross-entropy over ``s V_b T(V_b)^T``; ``ctx`` and the meta-network are learned.
+    """
 
     frozen_image_side = True
     config_node = "COCOOP"

@@ -89,7 +89,10 @@ class CoOpModel(PromptedCLIP):
 
 @register_trainer
 class CoOp(ClassificationTrainer):
-    """Cross-entropy over s V T^T; only ``ctx`` is learned."""
+    """CoOp: learned context tokens in front of the class name.
+
+    Cross-entropy over s V T^T; only ``ctx`` is learned.
+    """
 
     frozen_image_side = True
     config_node = "COOP"

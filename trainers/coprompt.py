@@ -136,7 +136,10 @@ def consistency(learned: Tensor, frozen: Tensor, kind: str) -> Tensor:
 
 @register_trainer
 class CoPrompt(MaPLe):
-    """L = CE + W (d(t, sentence) + d(v(view 1), v_frozen(view 2))); prompts, couplings and adapters are learned."""
+    """CoPrompt: MaPLe with adapters, held consistent with the frozen CLIP.
+
+    L = CE + W (d(t, sentence) + d(v(view 1), v_frozen(view 2))); prompts, couplings and adapters are learned.
+    """
 
     config_node = "CoPrompt"
     reading_keys = ("TRAINER.CoPrompt.CTX_INIT",)

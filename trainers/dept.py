@@ -196,24 +196,30 @@ def dept_folder(name: str) -> str:
 
 @register_trainer
 class DePT_CoOp(DePT, CoOp):
+    """DePT on CoOp: a second head for what is special to the base classes."""
+
     frozen_image_side = True
 
 
 @register_trainer
 class DePT_CoCoOp(DePT, CoCoOp):
+    """DePT on CoCoOp: a second head for what is special to the base classes."""
+
     frozen_image_side = True
 
 
 @register_trainer
 class DePT_KgCoOp(DePT, KgCoOp):
+    """DePT on KgCoOp: a second head for what is special to the base classes."""
+
     frozen_image_side = True
 
 
 @register_trainer
 class DePT_MaPLe(DePT, MaPLe):
-    pass
+    """DePT on MaPLe: a second head for what is special to the base classes."""
 
 
 @register_trainer
 class DePT_PromptSRC(DePT, PromptSRC):
-    pass
+    """DePT on PromptSRC: a second head for what is special to the base classes."""

@@ -75,7 +75,10 @@ def caption_context(text, n_ctx: int, words: str):
 
 @register_trainer
 class ZeroshotITR(RetrievalTrainer):
-    """CLIP on raw captions; evaluation only."""
+    """Zero-shot CLIP for image-text retrieval.
+
+    CLIP on raw captions; evaluation only.
+    """
 
     config_node = "ZEROSHOTITR"
 
@@ -115,7 +118,10 @@ class CoOpCaptions(RetrievalModel):
 
 @register_trainer
 class CoOpITR(RetrievalTrainer):
-    """CoOp with captions for class names."""
+    """CoOp for image-text retrieval.
+
+    CoOp with captions for class names.
+    """
 
     config_node = "COOPITR"
 
@@ -147,7 +153,10 @@ class CLIPAdapter(RetrievalModel):
 
 @register_trainer
 class CLIPAdapterITR(RetrievalTrainer):
-    """CLIP-Adapter with captions for class names; trains on features computed once."""
+    """CLIP-Adapter for image-text retrieval.
+
+    CLIP-Adapter with captions for class names; trains on features computed once.
+    """
 
     config_node = "CLIPADAPTERITR"
     reading_keys = ("TRAINER.CLIPADAPTERITR.RATIO", "TRAINER.CLIPADAPTERITR.REDUCTION")
@@ -184,7 +193,10 @@ class MaPLeCaptions(RetrievalModel):
 
 @register_trainer
 class MaPLeITR(RetrievalTrainer):
-    """MaPLe with captions for class names."""
+    """MaPLe for image-text retrieval.
+
+    MaPLe with captions for class names.
+    """
 
     config_node = "MAPLEITR"
 

@@ -181,7 +181,10 @@ def refuse_unused_prompts(model, state, source: str, keys: str) -> None:
 
 @register_trainer
 class IVLP(ClassificationTrainer):
-    """Cross-entropy over s V T^T; the tokens of both towers are learned."""
+    """IVLP: independent prompts in both towers, shallow or deep; VPT and deep language prompting too.
+
+    Cross-entropy over s V T^T; the tokens of both towers are learned.
+    """
 
     frozen_image_side = True
     config_node = "IVLP"

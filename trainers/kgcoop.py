@@ -47,7 +47,10 @@ class KgCoOpModel(CoOpModel):
 
 @register_trainer
 class KgCoOp(CoOp):
-    """L = CE + W (1 - mean_c cos(t_c, w_c)) over all classes of the run; only ``ctx`` is learned."""
+    """KgCoOp: CoOp held near the hand-written prompt.
+
+    L = CE + W (1 - mean_c cos(t_c, w_c)) over all classes of the run; only ``ctx`` is learned.
+    """
 
     frozen_image_side = True
 

@@ -85,7 +85,10 @@ def step_sizes(features: Tensor, text: Tensor) -> tuple[float, float]:
 
 @register_trainer
 class LinearProbe(ClassBoundTrainer):
-    """Cross-entropy over z; one epoch is one step on all training images."""
+    """LinearProbe: a linear classifier blended with CLIP's text features, in the manner of LP++.
+
+    Cross-entropy over z; one epoch is one step on all training images.
+    """
 
     frozen_image_side = True
     config_node = "LP"

@@ -73,7 +73,10 @@ class MaPLeModel(PromptedCLIP):
 
 @register_trainer
 class MaPLe(ClassificationTrainer):
-    """Cross-entropy over s V T^T; text tokens and couplings are learned."""
+    """MaPLe: deep text prompts, and visual prompts coupled to them by linear maps.
+
+    Cross-entropy over s V T^T; text tokens and couplings are learned.
+    """
 
     config_node = "MAPLE"
     reading_keys = ("TRAINER.MAPLE.CTX_INIT",)

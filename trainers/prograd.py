@@ -97,7 +97,10 @@ class ProGradModel(CoOpModel):
 
 @register_trainer
 class ProGrad(CoOp):
-    """The step of CE where it conflicts with that of L_kl, made orthogonal to it; L_kl itself is never followed."""
+    """ProGrad: CoOp whose steps never go against the hand-written prompt.
+
+    The step of CE where it conflicts with that of L_kl, made orthogonal to it; L_kl itself is never followed.
+    """
 
     frozen_image_side = True
 

@@ -141,7 +141,10 @@ class GaussianAggregation:
 
 @register_trainer
 class PromptSRC(IVLP):
-    """L = CE + 25 |T - T0| + 10 |V - V0| + KL(z0 || z) / BC, then Gaussian prompt aggregation."""
+    """PromptSRC: independent prompts regulated by the frozen CLIP and averaged over epochs.
+
+    L = CE + 25 |T - T0| + 10 |V - V0| + KL(z0 || z) / BC, then Gaussian prompt aggregation.
+    """
 
     config_node = "PROMPTSRC"
     reading_keys = ("TRAINER.PROMPTSRC.CTX_INIT",)

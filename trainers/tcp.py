@@ -110,7 +110,10 @@ class TCPModel(PromptedCLIP):
 
 @register_trainer
 class TCP(ClassificationTrainer):
-    """L = CE + W (1 - mean_c cos(t_c, w_c)); ``ctx`` and the embedding of textual knowledge are learned."""
+    """TCP: context tokens with an embedding of what the hand-written prompt says of the class.
+
+    L = CE + W (1 - mean_c cos(t_c, w_c)); ``ctx`` and the embedding of textual knowledge are learned.
+    """
 
     frozen_image_side = True
     config_node = "COOP"

@@ -179,7 +179,10 @@ class TipAdapterBase(ClassBoundTrainer):
 
 @register_trainer
 class TipAdapter(TipAdapterBase):
-    """Training-free: every epoch adds one augmented view of all training images to the cache."""
+    """Tip-Adapter: the training images as a cache beside zero-shot CLIP, nothing learned.
+
+    Training-free: every epoch adds one augmented view of all training images to the cache.
+    """
 
     frozen_image_side = True
 
@@ -201,7 +204,10 @@ class TipAdapter(TipAdapterBase):
 
 @register_trainer
 class TipAdapterF(TipAdapterBase):
-    """Cross-entropy over z; the keys are learned from the cache that :class:`TipAdapter` builds."""
+    """Tip-Adapter-F: the training images as a cache beside zero-shot CLIP, its keys learned.
+
+    Cross-entropy over z; the keys are learned from the cache that :class:`TipAdapter` builds.
+    """
 
     frozen_image_side = True
     learnable = True

@@ -63,7 +63,10 @@ class FrozenTextModel(ZeroshotModel):
 
 @register_trainer
 class ZeroshotCLIP(ClassificationTrainer):
-    """Evaluation only: one template per dataset."""
+    """Zero-shot CLIP with the dataset's template.
+
+    Evaluation only: one template per dataset.
+    """
 
     frozen_image_side = True
     config_node = "ZSCLIP"
@@ -91,7 +94,10 @@ class ZeroshotCLIP(ClassificationTrainer):
 
 @register_trainer
 class ZeroshotCLIP2(ZeroshotCLIP):
-    """Evaluation only: CoOp's seven selected templates, and the dataset's own where it is not ImageNet's."""
+    """Zero-shot CLIP with an ensemble of templates.
+
+    Evaluation only: CoOp's seven selected templates, and the dataset's own where it is not ImageNet's.
+    """
 
     frozen_image_side = True
 

@@ -47,10 +47,10 @@ def part_of(word: str) -> str:
     return word if word in PARTS else ""
 
 
-def listed(lines: Sequence[str]) -> str:
+def listed(lines: Sequence[str], between: str = ", ") -> str:
     """The first few of ``lines``, and how many there are besides."""
     more = len(lines) - SHOWN
-    return ", ".join(lines[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return between.join(lines[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 # -- folders -------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def read_list(path: str, captions: bool = False) -> list[Picture]:
         caption = cells["caption"] if captions else ""
         pictures.append(Picture(os.path.normpath(place), cells.get("label", "image"), part, caption))
     if problems:
-        raise ValueError(f"{path}: {len(problems)} lines cannot be used: {listed(problems)}")
+        raise ValueError(f"{path}: {len(problems)} lines cannot be used: {listed(problems)}. Mend or remove them")
     if not pictures:
         raise ValueError(f"{path} names no picture: a row each, below the header")
     missing = [picture.path for picture in pictures if not os.path.isfile(picture.path)]
@@ -150,7 +150,9 @@ def read_list(path: str, captions: bool = False) -> list[Picture]:
     times = Counter(picture.path for picture in pictures)
     doubled = [name for name, count in times.items() if count > 1]
     if doubled and not captions:
-        raise ValueError(f"{path} names {len(doubled)} pictures more than once: {listed(doubled)}")
+        raise ValueError(
+            f"{path} names {len(doubled)} pictures more than once: {listed(doubled)}. Keep one line of each"
+        )
     return pictures
 
 
@@ -207,17 +209,22 @@ def check_classes(names: dict[str, str], place: str) -> None:
         ValueError: one class, a name without letters, or names that differ in case and underscores alone.
     """
     if len(names) < 2:
-        raise ValueError(f"{place} has one class, {next(iter(names))!r}: there is nothing to tell apart")
+        raise ValueError(
+            f"{place} has one class, {next(iter(names))!r}: there is nothing to tell apart. Give two or more, a folder or a label each"
+        )
     empty = [folder for folder, name in names.items() if not same_name(name)]
     if empty:
-        raise ValueError(f"{place}: the class {empty[0]!r} has an empty name, which says nothing to a prompt")
+        raise ValueError(
+            f"{place}: the class {empty[0]!r} has an empty name, which says nothing to a prompt: rename it, there or with "
+            "--class-names"
+        )
     seen: dict[str, str] = {}
     for folder, name in names.items():
         other = seen.setdefault(same_name(name), folder)
         if other != folder:
             raise ValueError(
                 f"{place}: the classes {other!r} and {folder!r} have the names {names[other]!r} and {name!r}, which CLIP "
-                "does not tell apart: join the folders, or rename one with --class-names"
+                "does not tell apart: join them, or rename one with --class-names"
             )
 
 

@@ -61,9 +61,9 @@ def check_pictures(paths: Sequence[str], root: str, notes: Path, place: str) -> 
             results = list(pool.map(digest_or_error, fresh))
         broken = [result for result in results if isinstance(result, OSError)]
         if broken:
+            reasons = listed([str(error) for error in broken], "; ")
             raise ValueError(
-                f"{place}: {len(broken)} of {len(state)} pictures cannot be read: {listed([str(e) for e in broken])}. "
-                "Mend or remove them"
+                f"{place}: {len(broken)} of {len(state)} pictures cannot be read: {reasons}. Mend or remove them"
             )
         found |= dict(zip(fresh, results))
         write_json({state[path][0]: [*marks[path], found[path]] for path in state}, notes / PICTURES)

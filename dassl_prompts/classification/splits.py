@@ -12,7 +12,7 @@ import math
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dassl_prompts.classification.split_files import (
     Splits,
@@ -69,7 +69,10 @@ def split_by_class(items: Sequence[Datum], rng: random.Random, p_train: float = 
         same = rng.sample(same, len(same))
         n_train, n_val = round(len(same) * p_train), round(len(same) * p_val)
         if not (n_train and n_val and n_train + n_val < len(same)):
-            raise ValueError(f"class {same[0].classname!r} has {len(same)} images, too few for train, val and test")
+            raise ValueError(
+                f"class {same[0].classname!r} has {len(same)} images, too few for train, val and test: add some, leave the class "
+                "out, or say yourself what is train and test"
+            )
         train += same[:n_train]
         val += same[n_train : n_train + n_val]
         test += same[n_train + n_val :]
@@ -203,12 +206,22 @@ def _draw(train, val, shots: int, rng) -> tuple[list[Datum], list[Datum]]:
 
 
 def _report_small_classes(train: Sequence[Datum], shots: int) -> None:
-    small = [same for same in by_label(train).values() if len(same) < shots]
-    if small:
-        small.sort(key=len)
-        named = ", ".join(f"{same[0].classname!r} {len(same)}" for same in small[:5])
-        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-        print(f"{len(small)} classes have fewer than {shots} training images and give all they have: {named}{more}")
+    if said := small_classes({same[0].classname: len(same) for same in by_label(train).values()}, shots):
+        print(said)
+
+
+def small_classes(counts: Mapping[str, int], shots: int) -> str:
+    """A line that names the classes with fewer training images than a draw asks for; "" if there is none.
+
+    Args:
+        counts: training images by class name.
+    """
+    small = sorted((count, name) for name, count in counts.items() if count < shots)
+    if not small:
+        return ""
+    named = ", ".join(f"{name!r} {count}" for count, name in small[:5])
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    return f"{len(small)} classes have fewer than {shots} training images and give all they have: {named}{more}"
 
 
 def _hash_source(train: Sequence[Datum], val: Sequence[Datum], image_root) -> str:

@@ -171,8 +171,8 @@ def summary(folders: Iterable[Path], root: Path) -> str:
 
 
 def dry_run(nodes: list[Node]) -> tuple[str, bool]:
-    """What would be done, run by run, and whether all of it could start."""
-    lines, finished, fine = [], 0, True
+    """What would be done, run by run, and whether all of it could start; its cost only then."""
+    lines, finished, refused, told = [], 0, 0, set()
     folders = {str(node.step.output.absolute()) for node in nodes}
     for node in nodes:
         what, why = "to do", []
@@ -185,9 +185,16 @@ def dry_run(nodes: list[Node]) -> tuple[str, bool]:
         else:
             why = node.step.problems(folders)
         if why:
-            what, fine = "REFUSED", False
+            what, refused = "REFUSED", refused + 1
+            why = [part for part in why if part not in told] or ["for the same reason"]
+            told.update(why)
         lines.append("\n          ".join([f"{what:<9} {node.step.title} -> {node.step.output}", *why]))
-    return "\n".join([*lines, f"{finished} of {len(nodes)} runs are finished", "", overview(nodes)]), fine
+    lines.append(f"{finished} of {len(nodes)} runs are finished")
+    if refused:
+        lines.append(
+            f"error: {refused} of {len(nodes)} runs are REFUSED, as told above; none would start before that is mended"
+        )
+    return "\n".join([*lines] if refused else [*lines, "", overview(nodes)]), not refused
 
 
 def report_failures(failed: list[Node]) -> None:

@@ -19,9 +19,9 @@ DRAW = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
 
 @dataclass(frozen=True)
 class DataCounts:
-    """Pictures of all classes: of training by class (empty where there are none), in all, and of the test."""
+    """Pictures of all classes: of training by class name (empty where there are none), in all, and of the test."""
 
-    train: tuple[int, ...]
+    train: dict[str, int]
     all_train: int
     test: int
 
@@ -58,7 +58,9 @@ def problems_of(config: Callable, folders: set[str]) -> list[str]:
     except (ValueError, OSError) as error:
         return [str(error)]
     name = cfg.MODEL.BACKBONE.NAME
-    parts = [*missing_folders(cfg, folders), data_problem(cfg)]
+    parts = missing_folders(cfg, folders)
+    if not any(part.startswith("DATASET.") for part in parts):  # which the dataset would only say again
+        parts.append(data_problem(cfg))
     if name:
         from dassl_prompts.models.availability import weights_problem
 
@@ -127,6 +129,6 @@ def build_data(cfg, key: str) -> str:
         return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     train, test = getattr(data, "train_x", None), getattr(data, "test", None)
     if train and test:
-        labels = Counter(item.label for item in train if hasattr(item, "label"))
-        _counts[key] = DataCounts(tuple(labels.values()) if len(labels) > 1 else (), len(train), len(test))
+        classes = Counter(item.classname for item in train if hasattr(item, "label"))
+        _counts[key] = DataCounts(dict(classes) if len(classes) > 1 else {}, len(train), len(test))
     return ""

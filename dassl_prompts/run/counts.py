@@ -100,7 +100,7 @@ def rough_cost(step) -> tuple[float, float] | None:
     seconds = START + test * (READ + size.image / rate) + texts * size.text / rate
     size_of = FILES + PREDICTION * test
     if step.is_training:
-        train = half * sum(min(count, shots) if shots > 0 else count for count in data.train) or data.all_train
+        train = half * sum(min(count, shots) if shots > 0 else count for count in data.train.values()) or data.all_train
         batch = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         if name.startswith("DPC_"):  # every picture brings its hardest classes' with it
             train, batch = train * cfg.TRAINER.DPC.TOPK, batch * cfg.TRAINER.DPC.TOPK

@@ -75,6 +75,10 @@ class Job:
             data_name(dataset)  # refuses a wrong prefix
         if self.class_names and not is_own(self.dataset):
             raise ValueError(f"--class-names renames classes of own data (folder:, csv:), not of {self.dataset}")
+        if self.template and self.template.count("{}") != 1:
+            raise ValueError(
+                f'--template {self.template!r} has to hold {{}} once for the class name, as in "a photo of a {{}}."'
+            )
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}; choose one of {', '.join(TASKS)}")
         if self.epochs and "OPTIM.MAX_EPOCH" in (*self.opts[::2], *self.common[::2]):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from dassl_prompts.configs.own_data import called
 from dassl_prompts.engine.reading import read_json
 from dassl_prompts.run.counts import rough_cost
 from dassl_prompts.run.plan import Node
@@ -127,7 +128,26 @@ def overview(nodes: list[Node], slots: int = 1, finished: set[str] | None = None
             }
         )
     table = tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
-    return f"{table}\n{summary_line(costs, todo, len(nodes), slots)}"
+    return "\n".join([table, *few_pictures(todo), summary_line(costs, todo, len(nodes), slots)])
+
+
+def few_pictures(steps: Iterable[Step]) -> list[str]:
+    """A line for every draw of shots to train on that some classes are too small for."""
+    from dassl_prompts.classification.splits import small_classes
+    from dassl_prompts.run.ahead import data_counts
+
+    found = {}
+    for step in steps:
+        if not step.is_training:
+            continue
+        try:
+            cfg = step.config()
+        except (ValueError, KeyError, OSError):  # told by the checks of the plan
+            continue
+        data = data_counts(cfg)
+        if data and (said := small_classes(data.train, cfg.DATASET.NUM_SHOTS)):
+            found[f"{called(cfg.DATASET.NAME, cfg.DATASET.ROOT)}: {said}"] = None
+    return list(found)
 
 
 def summary_line(costs: Costs, todo: list[Step], total: int, slots: int) -> str:

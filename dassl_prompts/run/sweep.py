@@ -119,7 +119,8 @@ def expand(values: dict[str, Any], root: str, output: Path) -> list[tuple[str, J
     """The combinations of one block."""
     missing = [key for key in MATRIX if not as_list(values.get(key))]
     if missing:
-        raise ValueError(f"no {missing[0]} is given" + ("" if missing[0] == "protocol" else f": use --{missing[0]}"))
+        remedy = f"begin with {' or '.join(PROTOCOLS)}" if missing[0] == "protocol" else f"use --{missing[0]}"
+        raise ValueError(f"no {missing[0]} is given: {remedy} (--help has examples)")
     unknown = [name for name in as_list(values["protocol"]) if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"unknown protocol {unknown[0]!r}; choose one of {', '.join(PROTOCOLS)}")

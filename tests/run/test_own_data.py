@@ -62,6 +62,9 @@ def test_captions_of_a_list_in_the_retrieval_protocol(tmp_path):
         ({"dataset": "folder:"}, "own data is given as folder:PATH, csv:PATH"),
         ({"dataset": "foldr:/x"}, "own data is given as folder:PATH, csv:PATH"),
         ({"dataset": "dtd", "class_names": "x"}, "renames classes of own data"),
+        ({"dataset": "/my/pictures"}, "a path of own pictures is given as folder:/my/pictures"),
+        ({"dataset": "my/labels.csv"}, "a path of own pictures is given as csv:my/labels.csv"),
+        ({"dataset": "dtd", "template": "a photo"}, "--template 'a photo' has to hold {} once for the class name"),
     ],
 )
 def test_what_is_refused(job, message):
@@ -171,3 +174,46 @@ def test_modules_that_packages_announce(monkeypatch, tmp_path, capsys):
 
     assert plugins.announced() == [json]
     assert "entry point broken" in capsys.readouterr().err
+
+
+def plan_of(words, tmp_path, capsys):
+    """Exit code and lines of ``--dry-run``."""
+    code = command.main([*words, "--cfg", "open_tiny", "--output", str(tmp_path / "out"), "--dry-run"])
+    return code, capsys.readouterr().out.splitlines()
+
+
+def test_a_plan_with_refused_runs_ends_with_an_error_and_no_cost(tmp_path, capsys):
+    folders(tmp_path / "pets", ("cat",))
+    words = ["base2new", "--trainer", "CoOp", "--dataset", f"folder:{tmp_path}/pets", "--seed", "1", "2"]
+    code, lines = plan_of(words, tmp_path, capsys)
+    assert code == 2 and [line.split()[0] for line in lines].count("REFUSED") == 4
+    assert sum("has one class, 'cat'" in line for line in lines) == 1 and "? " not in "\n".join(lines)
+    assert lines.count("          for the same reason") == 3
+    assert lines[-1].startswith("error: 4 of 4 runs are REFUSED, as told above")
+
+
+def test_a_plan_names_the_classes_with_fewer_pictures_than_shots(tmp_path, capsys):
+    folders(tmp_path / "pets", ("cat", "cow", "dog"), 10)
+    for n in range(4):
+        (tmp_path / "pets" / "cow" / f"{10 + n:03}.png").unlink()
+    words = ["base2new", "--trainer", "CoOp", "--dataset", f"folder:{tmp_path}/pets", "--shots"]
+    code, lines = plan_of([*words, "4"], tmp_path, capsys)
+    said = "pets: 1 classes have fewer than 4 training images and give all they have: 'cow' 3"
+    assert code == 0 and lines.count(said) == 1
+    code, lines = plan_of([*words, "3"], tmp_path, capsys)
+    assert code == 0 and not any("fewer than" in line for line in lines)
+
+
+def test_class_names_that_are_not_there_are_told_once(tmp_path, capsys):
+    folders(tmp_path / "pets")
+    words = [
+        "fewshot",
+        "--trainer",
+        "CoOp",
+        "--dataset",
+        f"folder:{tmp_path}/pets",
+        "--class-names",
+        f"{tmp_path}/no.yaml",
+    ]
+    code, lines = plan_of(words, tmp_path, capsys)
+    assert code == 2 and sum("no.yaml" in line for line in lines) == 1

@@ -120,7 +120,10 @@ def own_class(text: Tensor, labels: Tensor) -> Tensor:
 
 @register_trainer
 class AttriPrompt(ClassificationTrainer):
-    """L = CE(s <f, T>) + w_d L_second + w_r |T - T0|, see :func:`contrast` and :func:`regulariser`."""
+    """AttriPrompt: text prompts composed per image from clustered visual attributes.
+
+    L = CE(s <f, T>) + w_d L_second + w_r |T - T0|, see :func:`contrast` and :func:`regulariser`.
+    """
 
     frozen_image_side = True
     config_node = "ATTRIPROMPT"

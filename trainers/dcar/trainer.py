@@ -137,7 +137,9 @@ class DCARModel(MaPLeCaptions):
 
 @register_trainer
 class DCAR(RetrievalTrainer):
-    """L = L_con(prompted image, prompted and weighted caption) + lambda L_cate(prompted image, CAA of
+    """DCAR: dual prompts, token re-weighting and category-aware augmentation for image-text retrieval.
+
+    L = L_con(prompted image, prompted and weighted caption) + lambda L_cate(prompted image, CAA of
     captions).
     """
 

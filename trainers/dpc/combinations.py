@@ -45,6 +45,8 @@ __all__ = [
 
 @register_trainer
 class DPC_CoOp(DPC):
+    """DPC on CoOp: a second prompt for the base classes, the first kept for new ones."""
+
     backbone = CoOp
     frozen_image_side = True
     official_fill_leaves_out = 1  # CoOp's version of the released code never draws the last class either
@@ -52,7 +54,10 @@ class DPC_CoOp(DPC):
 
 @register_trainer
 class DPC_MaPLe(DPC):
-    """omega_b 1.0, at which the paper finds MaPLe best, is a weight in the literal readings and a factor 1 in the released one."""
+    """DPC on MaPLe: a second prompt for the base classes, the first kept for new ones.
+
+    omega_b 1.0, at which the paper finds MaPLe best, is a weight in the literal readings and a factor 1 in the released one.
+    """
 
     backbone = MaPLe
     own_keys = frozenset({"MAPLE_MIX"})
@@ -65,25 +70,34 @@ class DPC_MaPLe(DPC):
 
 @register_trainer
 class DPC_IVLP(DPC):
+    """DPC on IVLP: a second prompt for the base classes, the first kept for new ones."""
+
     backbone = IVLP
     frozen_image_side = True
 
 
 @register_trainer
 class DPC_KgCoOp(DPC):
+    """DPC on KgCoOp: a second prompt for the base classes, the first kept for new ones."""
+
     backbone = KgCoOp
     frozen_image_side = True
 
 
 @register_trainer
 class DPC_ProGrad(DPC):
+    """DPC on ProGrad: a second prompt for the base classes, the first kept for new ones."""
+
     backbone = ProGrad
     frozen_image_side = True
 
 
 @register_trainer
 class DPC_TCP(DPC):
-    """Mixes the context and the class-aware tokens, not the network that makes them."""
+    """DPC on TCP: a second prompt for the base classes, the first kept for new ones.
+
+    Mixes the context and the class-aware tokens, not the network that makes them.
+    """
 
     backbone = TCP
     frozen_image_side = True
@@ -91,14 +105,20 @@ class DPC_TCP(DPC):
 
 @register_trainer
 class DPC_CoPrompt(DPC):
-    """The adapters follow P' on base classes and P on new ones."""
+    """DPC on CoPrompt: a second prompt for the base classes, the first kept for new ones.
+
+    The adapters follow P' on base classes and P on new ones.
+    """
 
     backbone = CoPrompt
 
 
 @register_trainer
 class DPC_PromptSRC(DPC):
-    """Keeps PromptSRC's consistency terms on the anchors; averages P' over epochs only with ``GPA``."""
+    """DPC on PromptSRC: a second prompt for the base classes, the first kept for new ones.
+
+    Keeps PromptSRC's consistency terms on the anchors; averages P' over epochs only with ``GPA``.
+    """
 
     backbone = PromptSRC
     default_scl_weight = 1.0
@@ -131,7 +151,10 @@ class DPC_PromptSRC(DPC):
 
 @register_trainer
 class DPC_PromptKD(DPC):
-    """PromptKD has no text prompts: stage 2 starts from the teacher's and learns them for the teacher's text tower."""
+    """DPC on PromptKD: a second prompt for the base classes, the first kept for new ones.
+
+    PromptKD has no text prompts: stage 2 starts from the teacher's and learns them for the teacher's text tower.
+    """
 
     backbone = PromptKD
     own_keys = frozenset({"LOSS.KD_W", "MINER", "PROJECTOR_BN"})

@@ -204,7 +204,10 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
 
 @register_trainer
 class PromptKD(ClassificationTrainer):
-    """KD_WEIGHT * KL between teacher and student on images whose labels are not used."""
+    """PromptKD: a prompted image tower distilled from a larger prompt-tuned CLIP on unlabelled images.
+
+    KD_WEIGHT * KL between teacher and student on images whose labels are not used.
+    """
 
     config_node = "PROMPTKD"
     #: the words that stand fixed in front of the teacher's class names are the student's, too

@@ -152,7 +152,10 @@ def build_composed_model(backbone: str, node, device="cpu", activation: str = ""
 
 @register_trainer
 class PVLF(ComposedTrainer):
-    """Fusion head and, by ``BACKBONE.TUNE``, the towers, trained on triplets with in-batch negatives."""
+    """PVLF: prompted vision-language fusion for composed image retrieval.
+
+    Fusion head and, by ``BACKBONE.TUNE``, the towers, trained on triplets with in-batch negatives.
+    """
 
     config_node = "PVLF"
     #: what shapes the head; rates, losses and dropout shape its training

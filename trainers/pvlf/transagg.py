@@ -47,7 +47,10 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @register_trainer
 class TransAgg(PVLF):
-    """See :class:`~dassl_prompts.trainers.pvlf.trainer.PVLF`."""
+    """TransAgg: transformer fusion with one separator token, for composed image retrieval.
+
+    See :class:`~dassl_prompts.trainers.pvlf.trainer.PVLF`.
+    """
 
     config_node = "TRANSAGG"
     reading_keys = tuple(f"TRAINER.TRANSAGG.{key}" for key in PVLF.reading_leaves)

@@ -105,7 +105,10 @@ class InversionTrainer(ComposedTrainer):
 
 @register_trainer
 class Pic2Word(InversionTrainer):
-    """Trained on the pictures of the triplets; their captions are not used."""
+    """Pic2Word: zero-shot composed retrieval, its inversion network trained on images alone.
+
+    Trained on the pictures of the triplets; their captions are not used.
+    """
 
     config_node, method = "PIC2WORD", "pic2word"
     reading_keys = ("TRAINER.PIC2WORD.HIDDEN", "TRAINER.PIC2WORD.LAYERS")
@@ -149,7 +152,10 @@ def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor | float) -> Tens
 
 @register_trainer
 class LinCIR(InversionTrainer):
-    """Trained on captions; no picture is read before the evaluation."""
+    """LinCIR: zero-shot composed retrieval, its inversion network trained on captions alone.
+
+    Trained on captions; no picture is read before the evaluation.
+    """
 
     config_node, method = "LINCIR", "lincir"
     reading_keys = ("TRAINER.LINCIR.HIDDEN_MULT",)

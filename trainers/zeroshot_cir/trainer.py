@@ -45,7 +45,10 @@ def extend_cfg(cfg):
 
 @register_trainer
 class ZeroshotCIR(ComposedTrainer):
-    """Every baseline of ``TRAINER.ZEROSHOT_CIR.QUERIES`` is one entry of results.json."""
+    """Composed retrieval without training: image alone, text alone, their sums, given inversion networks.
+
+    Every baseline of ``TRAINER.ZEROSHOT_CIR.QUERIES`` is one entry of results.json.
+    """
 
     def check_cfg(self, cfg):
         choices = [*BASELINES, OTI_QUERY]
