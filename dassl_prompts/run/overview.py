@@ -144,7 +144,7 @@ def few_pictures(steps: Iterable[Step]) -> list[str]:
             cfg = step.config()
         except (ValueError, KeyError, OSError):  # told by the checks of the plan
             continue
-        data = data_counts(cfg)
+        data = data_counts(cfg) if cfg.DATASET.NUM_SHOTS > 0 else None
         if data and (said := small_classes(data.train, cfg.DATASET.NUM_SHOTS)):
             found[f"{called(cfg.DATASET.NAME, cfg.DATASET.ROOT)}: {said}"] = None
     return list(found)

@@ -46,7 +46,7 @@ class FakeStep(Step):
     def config(self):
         from yacs.config import CfgNode
 
-        return CfgNode({"TRAINER": {"NAME": "Fake"}})
+        return CfgNode({"TRAINER": {"NAME": "Fake"}, "DATASET": {"NUM_SHOTS": 0}})
 
 
 def step(root, name, *needs, code=0, seconds=0.0, fails=None):
