@@ -1,4 +1,4 @@
-"""Image-text retrieval both ways: recall at K, text-equal recall, per class; features in and out of files."""
+"""Image-text retrieval both ways: recall at K, text-equal recall, categories against attributes, per class; files of features."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch import Tensor
 from dassl_prompts.engine import EvaluatorBase, add_defaults, register_evaluator
 from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.engine.reading import read_npz
-from dassl_prompts.ranking.exact import equal_groups, recall_at, target_ranks, topk
+from dassl_prompts.ranking.exact import category_ranks, equal_groups, recall_at, target_ranks, topk
 
 KS = (1, 5, 10)
 DIRECTIONS = {"i2t": "image-to-text", "t2i": "text-to-image"}
+#: kinds of annotated negative captions, by their number: another category, or the same with other attributes
+NEGATIVE_KINDS = ("category", "attributes")
 #: score of (image index, text index) pairs, both [P] -> [P]
 PairScore = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,6 +38,31 @@ def extend_cfg(cfg) -> None:
 
 
 @dataclass
+class Negatives:
+    """Captions that do not describe an image, annotated for its caption.
+
+    Attributes:
+        text: ``[K, E]`` features. caption: ``[K]`` the caption that each stands against. kind: ``[K]`` index into
+            :data:`NEGATIVE_KINDS`.
+    """
+
+    text: Tensor
+    caption: Tensor
+    kind: Tensor
+
+    def __post_init__(self):
+        self.caption, self.kind = (torch.as_tensor(x).long() for x in (self.caption, self.kind))
+        if self.text.ndim != 2 or not len(self.text) == len(self.caption) == len(self.kind):
+            raise ValueError(
+                f"{len(self.text)} negative captions [K, E] need as many captions that they stand against "
+                f"({len(self.caption)}) and kinds ({len(self.kind)})"
+            )
+        if len(self.kind) and not 0 <= int(self.kind.min()) <= int(self.kind.max()) < len(NEGATIVE_KINDS):
+            raise ValueError("the kind of a negative caption is 0 (another category) or 1 (other attributes)")
+        self.text = torch.nn.functional.normalize(self.text.float(), dim=1)
+
+
+@dataclass
 class Gallery:
     """Features of a test set: N images, M captions.
 
@@ -44,7 +71,8 @@ class Gallery:
         image_of_text: ``[M]`` the image that each caption belongs to; default one caption per image, in
             order.
         captions: M strings, for text-equal recall; may be empty.
-        labels: ``[N]`` class of each image, for the per-class breakdown; may be None.
+        labels: ``[N]`` class of each image, for categories against attributes and per class; may be None.
+        negatives: annotated negative captions; may be None.
     """
 
     image: Tensor
@@ -52,6 +80,7 @@ class Gallery:
     image_of_text: Tensor | None = None
     captions: Sequence[str] = field(default_factory=list)
     labels: Tensor | None = None
+    negatives: Negatives | None = None
 
     def __post_init__(self):
         for side, x in (("image", self.image), ("text", self.text)):
@@ -80,6 +109,13 @@ class Gallery:
             raise ValueError(f"{len(self.captions)} caption texts for {m} caption features")
         if self.labels is not None and len(self.labels) != n:
             raise ValueError(f"{len(self.labels)} labels for {n} images")
+        if self.negatives is not None and len(self.negatives.text):
+            against, width = self.negatives.caption, self.negatives.text.shape[1]
+            if int(against.min()) < 0 or int(against.max()) >= m or width != self.image.shape[1]:
+                raise ValueError(
+                    f"negative captions need a caption index 0 .. {m - 1} each and width {self.image.shape[1]}, they have "
+                    f"{int(against.min())} .. {int(against.max())} and width {width}"
+                )
         self.image, self.text = (torch.nn.functional.normalize(x.float(), dim=1) for x in (self.image, self.text))
 
     def targets(self, text_equal: bool = False) -> dict[str, Tensor]:
@@ -107,6 +143,67 @@ def _pad(rows: list[list[int]]) -> Tensor:
 # -- ranks ---------------------------------------------------------------------------------------------------
 
 
+class Ranking:
+    """One direction of a gallery: where right answers stand among all candidates.
+
+    Args:
+        gallery: features. direction: of :data:`DIRECTIONS`. chunk: queries at a time.
+        rerank: ``(R, score)``: the first R candidates of every query are ordered anew by ``score(images, texts)``; those
+            further back keep their rank.
+    """
+
+    def __init__(
+        self, gallery: Gallery, direction: str, chunk: int | None = None, rerank: tuple[int, PairScore] | None = None
+    ):
+        sides = (gallery.image, gallery.text)
+        self.queries, self.candidates = sides if direction == "i2t" else sides[::-1]
+        self.chunk, self.found = chunk, None
+        if rerank:
+            size, score = rerank
+            _, self.found = topk(self.queries, self.candidates, min(size, len(self.candidates)), chunk=chunk)
+            query = torch.arange(len(self.queries), device=self.found.device)[:, None].expand_as(self.found)
+            pair = (query, self.found) if direction == "i2t" else (self.found, query)
+            self.scores = score(pair[0].flatten(), pair[1].flatten()).reshape(self.found.shape)
+
+    def ranks(self, target: Tensor) -> Tensor:
+        """Rank ``[Q]`` of the best right answer of every query; ``target [Q, *]`` is padded with -1."""
+        return self._reranked(
+            target_ranks(self.queries, self.candidates, target, chunk=self.chunk), self._among(target)
+        )
+
+    def category_ranks(self, target: Tensor, query_labels: Tensor, candidate_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranks ``[Q]`` of the first candidate of the query's category, and of the best right answer among these."""
+        labels = [labels.to(self.candidates.device) for labels in (query_labels, candidate_labels)]
+        nearest, within = category_ranks(self.queries, self.candidates, target, *labels, chunk=self.chunk)
+        if self.found is None:
+            return nearest, within
+        same = labels[1][self.found] == labels[0][:, None]
+        return self._reranked(nearest, same), self._reranked(within, self._among(target), same)
+
+    def _among(self, target: Tensor) -> Tensor | None:
+        """Which of the first candidates ``[Q, R]`` are right."""
+        if self.found is None:
+            return None
+        return (self.found[:, :, None] == target.to(self.found.device)[:, None, :]).any(2)
+
+    def _reranked(self, ranks: Tensor, right: Tensor | None, among: Tensor | None = None) -> Tensor:
+        """Ranks in the new order, counted among the candidates that ``among [Q, R]`` marks (default all)."""
+        if right is None:
+            return ranks
+        found, scores = self.found, self.scores
+        best = scores.masked_fill(~right, -torch.inf).max(1, keepdim=True).values
+        first = found.masked_fill(~right | (scores < best), len(self.candidates)).min(1, keepdim=True).values
+        before = (scores > best) | ((scores == best) & (found < first))
+        return torch.where(right.any(1), 1 + (before if among is None else before & among).sum(1), ranks)
+
+
+def rankings(
+    gallery: Gallery, *, chunk: int | None = None, rerank: tuple[int, PairScore] | None = None
+) -> dict[str, Ranking]:
+    """Both directions of a gallery, ready to be asked for ranks; see :class:`Ranking`."""
+    return {direction: Ranking(gallery, direction, chunk, rerank) for direction in DIRECTIONS}
+
+
 def retrieval_ranks(
     gallery: Gallery,
     *,
@@ -119,34 +216,10 @@ def retrieval_ranks(
     Args:
         gallery: features and pairing.
         text_equal: captions with equal texts are equally right.
-        chunk: queries at a time.
-        rerank: ``(R, score)``: the first R candidates of every query are ordered anew by ``score(images,
-            texts)``.
+        chunk, rerank: as in :class:`Ranking`.
     """
-    sides = {"i2t": (gallery.image, gallery.text), "t2i": (gallery.text, gallery.image)}
-    ranks = {}
-    for direction, target in gallery.targets(text_equal).items():
-        queries, candidates = sides[direction]
-        ranks[direction] = target_ranks(queries, candidates, target, chunk=chunk)
-        if rerank:
-            ranks[direction] = _reranked(direction, queries, candidates, target, ranks[direction], chunk, *rerank)
-    return ranks
-
-
-def _reranked(direction, queries, candidates, target, ranks, chunk, size: int, score: PairScore) -> Tensor:
-    """Ranks after the first ``size`` candidates were ordered by ``score``; targets further back keep their
-    rank.
-    """
-    size = min(size, len(candidates))
-    _, found = topk(queries, candidates, size, chunk=chunk)
-    query = torch.arange(len(queries), device=found.device)[:, None].expand_as(found)
-    pair = (query, found) if direction == "i2t" else (found, query)
-    scores = score(pair[0].flatten(), pair[1].flatten()).reshape(found.shape)
-    right = (found[:, :, None] == target.to(found.device)[:, None, :]).any(2)
-    best = scores.masked_fill(~right, -torch.inf).max(1, keepdim=True).values
-    first = found.masked_fill(~right | (scores < best), len(candidates)).min(1, keepdim=True).values
-    new = 1 + (scores > best).sum(1) + ((scores == best) & (found < first)).sum(1)
-    return torch.where(right.any(1), new, ranks)
+    ways, targets = rankings(gallery, chunk=chunk, rerank=rerank), gallery.targets(text_equal)
+    return {direction: way.ranks(targets[direction]) for direction, way in ways.items()}
 
 
 def summarise(ranks: dict[str, Tensor], ks: Sequence[int] = KS) -> OrderedDict[str, float]:
@@ -166,6 +239,70 @@ def per_class(ranks: dict[str, Tensor], gallery: Gallery, k: int = 1) -> dict[in
     return found
 
 
+def categories(
+    ways: dict[str, Ranking], gallery: Gallery, ranks: dict[str, Tensor], ks: Sequence[int] = KS
+) -> OrderedDict[str, float]:
+    """Categories against attributes, in percent of the queries; empty where the gallery has not two categories.
+
+    ``<direction>_wrong_category`` and ``_wrong_attributes``: the first answer is of another category, or of the right one
+    and yet wrong; with R@1 they are 100. ``_category_r<k>``: one of the first k is of the query's category.
+    ``_within_r<k>``: recall of the right answer among the candidates of its category.
+
+    Args:
+        ways: of :func:`rankings`. gallery: with labels. ranks: of the right answers, by direction.
+    """
+    results: OrderedDict[str, float] = OrderedDict()
+    if gallery.labels is None or len(set(torch.as_tensor(gallery.labels).tolist())) < 2:
+        return results
+    image = torch.as_tensor(gallery.labels).cpu()
+    labels, targets = (image, image[gallery.image_of_text.cpu()]), gallery.targets()
+    for direction, way in ways.items():
+        sides = labels if direction == "i2t" else labels[::-1]
+        nearest, within = way.category_ranks(targets[direction], *sides)
+        wrong = {"category": nearest > 1, "attributes": (nearest == 1) & (ranks[direction] > 1)}
+        results.update({f"{direction}_wrong_{kind}": 100.0 * int(x.sum()) / len(x) for kind, x in wrong.items()})
+        for name, found in (("category", nearest), ("within", within)):
+            results.update({f"{direction}_{name}_r{k}": v for k, v in recall_at(found, ks).items()})
+    return results
+
+
+def negative_accuracy(gallery: Gallery) -> OrderedDict[str, float]:
+    """``negatives_category`` and ``negatives_attributes``: of the captions with annotated negatives of the kind, the percentage
+    that scores higher with their image than each of them does; a tie is wrong.
+    """
+    results: OrderedDict[str, float] = OrderedDict()
+    negatives = gallery.negatives
+    if negatives is None:
+        return results
+    image = gallery.image[gallery.image_of_text.to(gallery.image.device)]
+    own, caption = (image * gallery.text).sum(1), negatives.caption.to(image.device)
+    beaten = own[caption] > (image[caption] * negatives.text).sum(1)
+    for number, kind in enumerate(NEGATIVE_KINDS):
+        chosen = negatives.kind.to(image.device) == number
+        asked, wrong = caption[chosen].unique(), caption[chosen & ~beaten].unique()
+        if len(asked):
+            results[f"negatives_{kind}"] = 100.0 * (len(asked) - len(wrong)) / len(asked)
+    return results
+
+
+def categories_table(results: dict[str, float], ks: Sequence[int] = KS) -> str:
+    """Lines of :func:`categories` and :func:`negative_accuracy`, of what ``results`` holds."""
+    lines = []
+    for direction, name in DIRECTIONS.items():
+        if f"{direction}_wrong_category" in results:
+            lines.append(
+                f"* {name:<14}  first answer of another category {results[f'{direction}_wrong_category']:6.2f}%"
+                f"  of the category and wrong {results[f'{direction}_wrong_attributes']:6.2f}%"
+            )
+            for key, what in (("category", "any of the category"), ("within", "among the category")):
+                recalls = "".join(f"  R@{k} {results[f'{direction}_{key}_r{k}']:6.2f}%" for k in ks)
+                lines.append(f"* {'':<14}  {what}{recalls}")
+    for kind in NEGATIVE_KINDS:
+        if f"negatives_{kind}" in results:
+            lines.append(f"* above all annotated negatives ({kind}): {results[f'negatives_{kind}']:.2f}%")
+    return "\n".join(lines)
+
+
 def table(results: dict[str, float], ks: Sequence[int] = KS, prefix: str = "") -> str:
     """The two lines that a user reads."""
     return "\n".join(
@@ -176,16 +313,23 @@ def table(results: dict[str, float], ks: Sequence[int] = KS, prefix: str = "") -
 
 # -- files of features ---------------------------------------------------------------------------------------
 
+#: arrays of a feature file that make :class:`Negatives`
+NEGATIVE_ARRAYS = ("negative", "negative_caption", "negative_kind")
+
 
 def save_features(gallery: Gallery, path: str | os.PathLike) -> None:
-    """Write an ``.npz`` with ``image``, ``text``, ``image_of_text`` and, where known, ``captions`` and
-    ``labels``.
+    """Write an ``.npz`` with ``image``, ``text``, ``image_of_text`` and, where known, ``captions``, ``labels`` and negative
+    captions (``negative``, ``negative_caption``, ``negative_kind``, see :class:`Negatives`).
     """
     import numpy as np
 
     arrays = {"image": gallery.image, "text": gallery.text, "image_of_text": gallery.image_of_text}
     if gallery.labels is not None:
         arrays["labels"] = torch.as_tensor(gallery.labels)
+    if gallery.negatives is not None:
+        arrays |= dict(
+            zip(NEGATIVE_ARRAYS, (gallery.negatives.text, gallery.negatives.caption, gallery.negatives.kind))
+        )
     arrays = {name: value.cpu().numpy() for name, value in arrays.items()}
     if gallery.captions:
         arrays["captions"] = np.array(list(gallery.captions))
@@ -206,7 +350,9 @@ def load_features(path: str | os.PathLike) -> Gallery:
         raise ValueError(
             f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays)}): image [N, E] and text [M, E]"
         )
-    labels = arrays.get("labels")
+    labels, given = arrays.get("labels"), [name for name in NEGATIVE_ARRAYS if name in arrays]
+    if given and len(given) < len(NEGATIVE_ARRAYS):
+        raise ValueError(f"{path} has {' and '.join(given)}: negative captions need {', '.join(NEGATIVE_ARRAYS)}")
     try:
         return Gallery(
             torch.from_numpy(arrays["image"]),
@@ -214,6 +360,7 @@ def load_features(path: str | os.PathLike) -> Gallery:
             arrays.get("image_of_text"),
             [str(c) for c in arrays.get("captions", ())],
             None if labels is None else torch.from_numpy(labels),
+            Negatives(*(torch.from_numpy(arrays[name]) for name in NEGATIVE_ARRAYS)) if given else None,
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -231,14 +378,19 @@ def evaluate(
     class_names: dict[int, str] | None = None,
 ) -> OrderedDict[str, float]:
     """Rank, print, return all results in percent; ``class_names`` asks for the per-class lines."""
-    ranks = retrieval_ranks(gallery, chunk=chunk, rerank=rerank)
+    ways, targets = rankings(gallery, chunk=chunk, rerank=rerank), gallery.targets()
+    ranks = {direction: way.ranks(targets[direction]) for direction, way in ways.items()}
     results = summarise(ranks)
     print(
         f"=> result\n* images: {len(gallery.image):,}  captions: {len(gallery.text):,}\n{table(results)}\n"
         f"* mean R@1: {results['mean_r1']:.2f}%"
     )
+    results.update({**categories(ways, gallery, ranks), **negative_accuracy(gallery)})
+    if lines := categories_table(results):
+        print(f"=> categories against attributes\n{lines}")
     if text_equal:
-        equal = summarise(retrieval_ranks(gallery, text_equal=True, chunk=chunk, rerank=rerank))
+        targets = gallery.targets(text_equal=True)
+        equal = summarise({direction: way.ranks(targets[direction]) for direction, way in ways.items()})
         results.update({f"text_equal_{name}": value for name, value in equal.items()})
         print(f"=> captions with equal texts count\n{table(results, prefix='text_equal_')}")
     if class_names is not None:
@@ -258,7 +410,8 @@ class Retrieval(EvaluatorBase):
     ``process(features, truth)`` may come in parts: ``features`` holds ``image [B, E]`` and ``text [B, E]``,
     ``truth`` the ``label [B]`` and ``caption`` (strings) of the same pairs. Where images have several captions,
     image features and labels come once per image, and ``truth["image"]`` holds the image of every caption,
-    counted from 0 in each part. ``rerank`` is an optional attribute, see :func:`retrieval_ranks`.
+    counted from 0 in each part. Annotated negative captions: ``features["negative"] [K, E]``, with ``truth["negative_caption"]``,
+    ``truth["negative_kind"]`` as in :class:`Negatives`, captions counted from 0 in each part. ``rerank`` is an optional attribute, see :func:`retrieval_ranks`.
     """
 
     def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):
@@ -271,6 +424,7 @@ class Retrieval(EvaluatorBase):
     def reset(self) -> None:
         """Forget everything."""
         self._image, self._text, self._labels, self._captions, self._owner = [], [], [], [], []
+        self._negatives: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rerank: tuple[int, PairScore] | None = None
 
     def process(self, mo: dict[str, Tensor], gt: dict) -> None:
@@ -283,6 +437,9 @@ class Retrieval(EvaluatorBase):
         counts = [len(mo["image"]), len(gt["label"]), len(mo["text"]), len(gt["caption"]), len(owner)]
         if counts[0] != counts[1] or len(set(counts[2:])) != 1:
             raise ValueError(f"images, captions and labels of a batch differ in number: {sorted(set(counts))}")
+        if "negative" in mo:
+            against = torch.as_tensor(gt["negative_caption"]).cpu() + len(self._captions)
+            self._negatives.append((mo["negative"], against, torch.as_tensor(gt["negative_kind"]).cpu()))
         self._owner.append(torch.as_tensor(owner).cpu() + sum(map(len, self._image)))
         self._image.append(mo["image"])
         self._text.append(mo["text"])
@@ -298,7 +455,8 @@ class Retrieval(EvaluatorBase):
         if not self._image:
             raise ValueError(f"{self.cfg.DATASET.NAME}: nothing to evaluate, the split has no image")
         image, text, labels = (torch.cat(parts) for parts in (self._image, self._text, self._labels))
-        return Gallery(image, text, torch.cat(self._owner), self._captions, labels)
+        negatives = Negatives(*map(torch.cat, zip(*self._negatives))) if self._negatives else None
+        return Gallery(image, text, torch.cat(self._owner), self._captions, labels, negatives)
 
     def evaluate(self) -> OrderedDict[str, float]:
         node = self.cfg.TEST.RETRIEVAL

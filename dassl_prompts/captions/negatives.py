@@ -199,13 +199,18 @@ def _collect(caption: str, offers: Iterable[tuple[str, int]], limit: int, found:
 def given_negatives(
     caption: str, negatives: Sequence[str], own: int, classnames: Sequence[str]
 ) -> list[tuple[str, int]]:
-    """Negatives of a file with the label that each describes: the class whose name it has and the caption has
-    not, else ``own``.
+    """Negatives of a file with the label that each describes: ``own`` where it names the own class as often as the caption,
+    else the class whose name it has and the caption has not, else any other that it names, else ``own``.
     """
-    pairs = []
+    pairs, own_name = [], name_pattern(classnames[own])
+    times = len(own_name.findall(caption))
+    in_caption = {c for c, name in enumerate(classnames) if name_pattern(name).search(caption)}
     for text in usable_negatives(caption, negatives):
-        named = [c for c, name in enumerate(classnames) if name_pattern(name).search(text)]
-        new = [c for c in named if not name_pattern(classnames[c]).search(caption)]
+        named = [c for c, name in enumerate(classnames) if c != own and name_pattern(name).search(text)]
+        new = [c for c in named if c not in in_caption]
+        if times and len(own_name.findall(text)) >= times:
+            # "dark blue" for "blue" leaves the own name standing in it; other names belong to the attributes
+            new = named = [c for c in new if own_name.search(classnames[c])]
         # "dark blue" also contains "blue": the longest name is meant
-        pairs.append((text, max(new, key=lambda c: len(classnames[c])) if new else own))
+        pairs.append((text, max(new or named, key=lambda c: len(classnames[c]), default=own)))
     return pairs

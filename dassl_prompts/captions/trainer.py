@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dassl_prompts.captions.data import CaptionDatum, CaptionWrapper
-from dassl_prompts.captions.evaluation import Retrieval
+from dassl_prompts.captions.evaluation import NEGATIVE_KINDS, Retrieval
 from dassl_prompts.captions.features import encode_sorted
 from dassl_prompts.captions.losses import DIRECTIONS, contrastive
+from dassl_prompts.captions.negatives import given_negatives
 from dassl_prompts.classification.prompted import normalize
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
 from dassl_prompts.engine import DataManager, build_transform
@@ -21,7 +22,21 @@ from dassl_prompts.engine import DataManager, build_transform
 FIXED_TRANSFORMS = ("normalize", "center_crop", "instance_norm")
 
 
-class Captions:
+class CaptionTexts:
+    """Texts, and their token ids behind the prompt slots (``prompts``) and without them (``raw``).
+
+    Args:
+        texts: captions.
+        model: whose :meth:`tokenize` counts the slots.
+    """
+
+    def __init__(self, texts: list[str], model):
+        self.texts = texts
+        self.prompts = model.tokenize(texts)
+        self.raw = model.clip.text.prompts_from_texts(texts, truncate=True) if model.n_ctx else self.prompts
+
+
+class Captions(CaptionTexts):
     """The captions of one split: texts, token ids behind the prompt slots, ids of pairs that match, labels, images.
 
     ``image [M]`` counts the distinct images from 0, ``first [N]`` is the first caption of each. ``groups [M]`` are
@@ -34,16 +49,33 @@ class Captions:
     """
 
     def __init__(self, items: list[CaptionDatum], model, device):
-        self.texts = [item.caption for item in items]
+        super().__init__([item.caption for item in items], model)
         self.labels = torch.tensor([item.label for item in items], device=device)
-        self.prompts = model.tokenize(self.texts)
-        self.raw = model.clip.text.prompts_from_texts(self.texts, truncate=True) if model.n_ctx else self.prompts
         paths = [item.impath for item in items]
         number = {path: i for i, path in enumerate(dict.fromkeys(paths))}
         self.image = torch.tensor([number[path] for path in paths], device=device)
         first = {path: i for i, path in reversed(list(enumerate(paths)))}
         self.first = torch.tensor([first[path] for path in number], device=device)
         self.groups = torch.tensor(linked(self.texts, paths), device=device)
+
+
+class AnnotatedNegatives(CaptionTexts):
+    """The negative captions of a split's records: distinct texts, and what each pair of captions is.
+
+    ``place [K]`` is a negative's text, ``caption [K]`` the item that it stands against, ``kind [K]`` an index into
+    ``NEGATIVE_KINDS``: another category where it names a class that the caption does not, else other attributes.
+    """
+
+    def __init__(self, items: list[CaptionDatum], classnames: Sequence[str], model):
+        own, place, caption, kind = (NEGATIVE_KINDS.index("attributes"), [], [], [])
+        number: dict[str, int] = {}
+        for index, item in enumerate(items):
+            for text, label in given_negatives(item.caption, item.negatives, item.label, classnames):
+                place.append(number.setdefault(text, len(number)))
+                caption.append(index)
+                kind.append(own if label == item.label else NEGATIVE_KINDS.index("category"))
+        super().__init__(list(number), model)
+        self.place, self.caption, self.kind = (torch.tensor(x) for x in (place, caption, kind))
 
 
 def linked(*keys: Sequence[str]) -> list[int]:
@@ -104,10 +136,11 @@ class RetrievalTrainer(ClassificationTrainer):
     def build_model(self):
         super().build_model()
         data = self.dm.dataset
-        self.captions = {
-            split: Captions(items, self.model, self.device)
-            for split, items in (("train", data.train_x), ("val", data.val), ("test", data.test))
-            if items
+        self.items = {
+            split: items for split, items in (("train", data.train_x), ("val", data.val), ("test", data.test)) if items
+        }
+        self.captions: dict[str, CaptionTexts] = {
+            split: Captions(items, self.model, self.device) for split, items in self.items.items()
         }
         for split, captions in self.captions.items():
             if captions.prompts.truncated:
@@ -221,6 +254,20 @@ class RetrievalTrainer(ClassificationTrainer):
             return self.frozen_captions(split)
         return self.encode_sorted(captions.eot, lambda i: model.encode_captions(captions.select(i), prompts))
 
+    def negatives(self, split: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features of the split's annotated negative captions and what they are, as the evaluator takes them; nothing where
+        the records have none.
+        """
+        items, name = self.items[split], f"{split} negatives"
+        if not any(item.negatives for item in items):
+            return {}, {}
+        if name not in self.captions:  # captions like others to text_features and the store of frozen features
+            names = self.dm.dataset.lab2cname
+            self.captions[name] = AnnotatedNegatives(items, [names[i] for i in sorted(names)], self.model)
+        found = self.captions[name]
+        features = self.text_features(name)[found.place.to(self.device)]
+        return {"negative": features}, {"negative_caption": found.caption, "negative_kind": found.kind}
+
     def reranker(self, split: str, images: Tensor):
         """``(R, score)`` to order the first R candidates anew, or None."""
         return None
@@ -240,7 +287,8 @@ class RetrievalTrainer(ClassificationTrainer):
             self.set_model_mode("eval")
             split, _ = self.choose_split(split)
             print(f"Evaluate on the *{split}* set")
-            features = {"image": self.image_features(split), "text": self.text_features(split)}
+            negatives, against = self.negatives(split)
+            features = {"image": self.image_features(split), "text": self.text_features(split), **negatives}
             for side, values in features.items():
                 if values.isnan().any():
                     raise FloatingPointError(f"NaN among the {side} features of the {split} set")
@@ -249,7 +297,7 @@ class RetrievalTrainer(ClassificationTrainer):
             first = captions.first  # an image that has several captions is one of the gallery
             self.evaluator.process(
                 {**features, "image": features["image"][first]},
-                {"label": captions.labels[first], "caption": captions.texts, "image": captions.image},
+                {"label": captions.labels[first], "caption": captions.texts, "image": captions.image, **against},
             )
             if rerank := self.reranker(split, features["image"]):
                 size, score = rerank

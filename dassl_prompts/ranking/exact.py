@@ -64,6 +64,48 @@ def target_ranks(
     return torch.cat(ranks) if ranks else target.new_zeros(0)
 
 
+def category_ranks(
+    queries: Tensor,
+    gallery: Tensor,
+    target: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    *,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ranks that tell a wrong category from a wrong item of the right one.
+
+    Args:
+        queries, gallery, target, chunk: as in :func:`target_ranks`.
+        query_labels, gallery_labels: category of each query ``[Q]`` and of each item ``[G]``; a target has its query's.
+
+    Returns:
+        ``[Q]`` rank of the first item of the query's category among all items, and ``[Q]`` rank of the best target among the
+        items of the category; ties as in :func:`target_ranks`.
+
+    Raises:
+        ValueError: as :func:`target_ranks`, labels do not fit, or a target is of another category than its query.
+    """
+    target = _index(target, queries, gallery, "target")
+    query_labels, gallery_labels = (torch.as_tensor(x, device=gallery.device) for x in (query_labels, gallery_labels))
+    if len(query_labels) != len(queries) or len(gallery_labels) != len(gallery):
+        raise ValueError(
+            f"{len(query_labels)} labels for {len(queries)} queries, {len(gallery_labels)} for {len(gallery)} gallery items"
+        )
+    if bool(((gallery_labels[target.clamp(min=0)] != query_labels[:, None]) & (target >= 0)).any()):
+        raise ValueError("target: a right answer is of another category than its query")
+    index = torch.arange(len(gallery), device=gallery.device)
+    nearest, within = [], []
+    for rows, scores in score_blocks(queries, gallery, chunk=chunk):
+        inside = scores.masked_fill(query_labels[rows, None] != gallery_labels, -torch.inf)
+        best = inside.max(1, keepdim=True).values
+        first = torch.where(inside == best, index, len(gallery)).min(1, keepdim=True).values
+        own, position = _best_target(scores, target[rows])
+        for ranks, among, value, place in ((nearest, scores, best, first), (within, inside, own, position)):
+            ranks.append(1 + (among > value).sum(1) + ((among == value) & (index < place)).sum(1))
+    return tuple(torch.cat(ranks) if ranks else target.new_zeros(0) for ranks in (nearest, within))
+
+
 def topk(
     queries: Tensor,
     gallery: Tensor,

@@ -53,6 +53,17 @@ ABLATION = {
 COLUMNS = {f"{d}_r{k}": f"{n} R@{k}" for d, n in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)} | {
     "mean_r1": "mean R@1"
 }
+#: columns of the second table: what the first answers were that are wrong, and how the annotated negatives fared
+CATEGORY_COLUMNS = {
+    f"{d}_{key}": f"{n} {title}"
+    for d, n in (("i2t", "I2T"), ("t2i", "T2I"))
+    for key, title in (
+        ("wrong_category", "wrong category"),
+        ("wrong_attributes", "wrong attributes"),
+        ("category_r5", "category R@5"),
+        ("within_r1", "R@1 in category"),
+    )
+} | {"negatives_category": "category negatives", "negatives_attributes": "attribute negatives"}
 #: FDRD's domains by the name of their file in configs/datasets, without fdrd_
 DOMAIN_FILES = {
     "Caltech101": "caltech101",
@@ -138,11 +149,15 @@ Values = dict[str, dict[str, list[float]]]
 
 
 def values_of(steps_of: dict[str, list[Step]]) -> Values:
-    """What the runs of a table measured; training recalls are there where every run has them."""
+    """What the runs of a table measured; training recalls, categories and negatives are there where every run has them."""
     values = {}
     for name, steps in steps_of.items():
         results = [step.results() for step in steps]
         values[name] = {title: [r["test"][key] for r in results] for key, title in COLUMNS.items()}
+        for key, title in CATEGORY_COLUMNS.items():
+            found = [r["test"][key] for r in results if key in r["test"]]
+            if len(found) == len(results):
+                values[name][title] = found
         for way in ("on", "off"):
             found = [r["train"][key] for r in results if (key := f"mean_r1_weights_{way}") in r.get("train", {})]
             if len(found) == len(results):
@@ -163,9 +178,17 @@ def mean_over_domains(domains: Sequence[Values]) -> Values:
     }
 
 
-def rows_of(values: Values) -> list[dict[str, str]]:
-    """Cells as text: the mean over seeds, with the standard deviation where there are several."""
-    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+def rows_of(values: Values, second: bool = False) -> list[dict[str, str]]:
+    """Cells as text: the mean over seeds, with the standard deviation where there are several.
+
+    Args:
+        values: what was measured. second: the columns of the second table, categories against attributes; none where no
+            row has them.
+    """
+    of_second = CATEGORY_COLUMNS.values()
+    columns = list(dict.fromkeys(c for row in values.values() for c in row if (c in of_second) == second))
+    if not columns:
+        return []
     return [
         {
             "method": name,
@@ -208,7 +231,7 @@ def run_domains(tables: dict[str, dict[str, list[Step]]], args) -> tuple[dict[st
 
 
 def report(finished: dict[str, Values]) -> str:
-    """A table per domain and, from two domains on, their mean; below each the differences to DCAR."""
+    """Two tables per domain and, from two domains on, of their mean; below each the differences to DCAR."""
     parts = [(domain, values) for domain, values in finished.items()]
     if len(parts) > 1:
         named = f"mean of {len(parts)} domains, unweighted: {', '.join(finished)}"
@@ -216,6 +239,8 @@ def report(finished: dict[str, Values]) -> str:
     texts = []
     for title, values in parts:
         texts += [title, table(rows_of(values))]
+        if categories := rows_of(values, second=True):
+            texts += [f"{title}: categories against attributes", table(categories)]
         differences = differences_of(values, METHODS["DCAR"]) if METHODS["DCAR"] in values else []
         if differences:
             texts += [f"{title}: minus DCAR, seed by seed", table(differences)]

@@ -92,8 +92,8 @@ def test_ablation_shares_the_full_run_and_switches_parts_off(tmp_path):
     assert branch.config().DATASET == full.config().DATASET
 
 
-def finish(step, value, train=None):
-    test = {f"{d}_r{k}": value + k for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"mean_r1": value}
+def finish(step, value, train=None, more=None):
+    test = {f"{d}_r{k}": value + k for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"mean_r1": value, **(more or {})}
     step.output.mkdir(parents=True)
     (step.output / "results.json").write_text(
         json.dumps({"finished": True, "test": test, **({"train": train} if train else {})})
@@ -116,6 +116,20 @@ def test_rows_hold_mean_and_deviation(tmp_path):
     assert "train R@1, weights on" in markdown([first, second])
     alone = values_of({"CoOp": table["CoOp"]})
     assert "train" not in markdown(rows_of(alone))
+
+
+def test_categories_stand_in_a_table_of_their_own(tmp_path):
+    steps = compare(Runs("emoji", output=tmp_path), [1, 2], ["CoOpITR", "DCAR"])
+    for value, (a, b) in zip((10.0, 20.0), zip(*steps.values())):
+        finish(a, value)
+        finish(b, value, more={"i2t_wrong_category": value + 30, "negatives_attributes": value + 60})
+    text = retrieval.report({"emoji": values_of(steps)})
+    first, rest = text.split("emoji: categories against attributes")
+    second, differences = rest.split("minus DCAR")
+    assert cells(second, "DCAR", "I2T wrong category") == ["45.00 ± 7.07"]
+    assert cells(second, "DCAR", "attribute negatives") == ["75.00 ± 7.07"]
+    assert cells(second, "CoOp", "attribute negatives") == [""]
+    assert "wrong" not in first + differences and "R@1 |" not in second
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dassl_prompts.captions.model import RetrievalModel
-from dassl_prompts.captions.trainer import linked
+from dassl_prompts.captions.trainer import AnnotatedNegatives, CaptionTexts, linked
+from dassl_prompts.datasets.fdrd import emoji_pairs, to_data
 from dassl_prompts.trainers.itr import CLIPAdapter, CoOpCaptions, MaPLeCaptions, caption_context
 from tests.trainers import plain
 from tests.trainers.retrieval_tree import make_trainer, make_tree
@@ -121,7 +122,46 @@ def test_frozen_towers_run_once(tree, clip_file, tmp_path, monkeypatch):
     monkeypatch.setattr(type(clip), "encode_image", count("image", encode_image))
     monkeypatch.setattr(type(clip.text), "forward", count("text", forward))
     trainer.train()
-    assert counts == {"image": 24, "text": 24}, "12 training and 12 test pairs, once each"
+    # the eight negatives of the test records that differ from their captions come on top
+    assert counts == {"image": 24, "text": 24 + 8}, "12 training and 12 test pairs, once each"
+
+
+@pytest.mark.parametrize("name", ["CLIPAdapterITR", "DCAR"])
+def test_negatives_are_encoded_like_captions_and_stored(name, tree, clip_file, tmp_path):
+    keys = {"TRAINER.DCAR.TEST.BRANCH": "sum"} if name == "DCAR" else {}
+    trainer = make_trainer(tree, clip_file, tmp_path, name, **keys)
+    trainer.train()
+    items, images = trainer.dm.dataset.test, trainer.image_features("test")
+    texts = [(i, d.caption, [n for n in d.negatives if n != d.caption]) for i, d in enumerate(items)]
+    asked = [(i, [caption, *negatives]) for i, caption, negatives in texts if negatives]
+    won = 0
+    for i, captions in asked:
+        trainer.captions["asked"] = CaptionTexts(captions, trainer.model)
+        trainer._frozen.pop("captions asked", None)
+        own, *others = (trainer.text_features("asked") @ images[i]).tolist()
+        won += own > max(others)
+    stored = json.loads((tmp_path / "results.json").read_text())["test"]
+    assert len(asked) == 8 and stored["negatives_category"] == pytest.approx(100 * won / 8, abs=1e-9)
+    assert "negatives_attributes" not in stored
+    assert stored["i2t_r1"] + stored["i2t_wrong_category"] + stored["i2t_wrong_attributes"] == pytest.approx(100)
+    with torch.no_grad():
+        scores = images @ trainer.text_features("test").t()
+    label = [d.label for d in items]
+    other = [label[int(row.argmax())] != label[i] for i, row in enumerate(scores)]
+    assert stored["i2t_wrong_category"] == pytest.approx(100 * sum(other) / len(items), abs=1e-9)
+
+
+def test_emoji_negatives_are_told_apart(clip):
+    """Two swaps of the category, then two of attributes; a class name that a concept repeats ("person golfing") hides three."""
+    _, data = emoji_pairs()
+    names = list(dict.fromkeys(name for _, name, _ in data))
+    items = [d for record, name, path in data for d in to_data(record, name, path, names.index(name))]
+    found = AnnotatedNegatives(items, names, RetrievalModel(clip))
+    kinds: dict[int, list[int]] = {}
+    for caption, kind in zip(found.caption.tolist(), found.kind.tolist()):
+        kinds.setdefault(caption, []).append(kind)
+    assert len(kinds) == len(items)
+    assert sum(mine != wanted for row in kinds.values() for mine, wanted in zip(row, (0, 0, 1, 1))) == 3
 
 
 def test_augmented_images_are_encoded_anew(tree, clip_file, tmp_path):
