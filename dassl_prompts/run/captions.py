@@ -50,6 +50,24 @@ ABLATION = {
     "without category-aware augmentation": ("no-caa", NO_CAA),
     "with neither (dual prompts)": ("no-dtr-caa", NO_DTR + NO_CAA),
 }
+#: the same of DCAR with prompts of one tower, and with other numbers of negatives per caption; as in the default mix one is of
+#: the attributes, fewer or more where the number asks for it
+PROMPT_ROWS = {
+    f"{tower} prompts only": (f"prompts-{tower}", ("TRAINER.DCAR.PROMPTS", tower)) for tower in ("text", "image")
+}
+NEGATIVE_ROWS = {
+    "no negatives": ABLATION["without category-aware augmentation"],
+    **{
+        f"{n} negative{'s' if n > 1 else ''}": (
+            f"neg{n}",
+            ("TRAINER.DCAR.CAA.N_NEG", str(n), "TRAINER.DCAR.CAA.N_ATTR", str(n_attr)),
+        )
+        for n, n_attr in ((1, 0), (2, 1))
+    },
+    "4 negatives": ABLATION["DCAR"],
+    "8 negatives": ("neg8", ("TRAINER.DCAR.CAA.N_NEG", "8", "TRAINER.DCAR.CAA.N_ATTR", "2")),
+}
+FAMILIES = {"parts": ABLATION, "prompts": PROMPT_ROWS, "negatives": NEGATIVE_ROWS}
 COLUMNS = {f"{d}_r{k}": f"{n} R@{k}" for d, n in (("i2t", "I2T"), ("t2i", "T2I")) for k in (1, 5, 10)} | {
     "mean_r1": "mean R@1"
 }
@@ -90,6 +108,7 @@ class Runs:
     opts: tuple[str, ...] = ()
     epochs: int = 0
     imports: tuple[str, ...] = ()
+    tag: str = ""
 
     @property
     def dataset(self) -> str:
@@ -110,6 +129,7 @@ class Runs:
     def job(self, trainer: str, seed: int, tag: str = "", opts: tuple[str, ...] = ()) -> Job:
         cfg = self.cfg or ("emoji_tiny" if self.domain == "emoji" else "vit_b32_fdrd")
         own = select(self.opts, trainer.upper())
+        tag = "-".join(part for part in (self.tag, tag) if part)
         more = {"epochs": 0 if trainer == ZERO_SHOT else self.epochs, "imports": self.imports}
         return Job(trainer, self.dataset, seed, self.shots, cfg, self.root, self.output, tag, (*own, *opts), **more)
 
@@ -136,9 +156,14 @@ def compare(runs: Runs, seeds: Sequence[int], methods: Sequence[str]) -> dict[st
     return {METHODS[m]: [runs.step(m, s) for s in (seeds[:1] if m == ZERO_SHOT else seeds)] for m in methods}
 
 
-def ablate(runs: Runs, seeds: Sequence[int], methods: Sequence[str] = ()) -> dict[str, list[Step]]:
-    """Steps of every row of the ablation."""
-    steps = {name: [runs.step("DCAR", s, tag, opts) for s in seeds] for name, (tag, opts) in ABLATION.items()}
+def ablate(
+    runs: Runs, seeds: Sequence[int], methods: Sequence[str] = (), families: Sequence[str] = ("parts",)
+) -> dict[str, list[Step]]:
+    """Steps of every row of the ablation: the full method, then those of the :data:`FAMILIES` asked for."""
+    rows = {"DCAR": ABLATION["DCAR"]} | {name: row for family in families for name, row in FAMILIES[family].items()}
+    steps = {name: [runs.step("DCAR", s, tag, opts) for s in seeds] for name, (tag, opts) in rows.items()}
+    if "parts" not in families:
+        return steps
     again = [runs.evaluate(run, "DCAR", s, BRANCH_TAG, PROMPT_BRANCH) for run, s in zip(steps["DCAR"], seeds)]
     first, *rest = steps.items()
     return dict([first, (BRANCH_ROW, again), *rest])
@@ -261,6 +286,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, nargs="+", default=[1], help="one or several seeds (default 1)")
     p.add_argument("--shots", type=int, default=16, help="training pairs per class (default 16)")
+    p.add_argument(
+        "--rows", nargs="+", default=["parts"], choices=FAMILIES, help="ablate: families of rows (default parts)"
+    )
+    p.add_argument("--tag", default="", help="suffix that keeps a variant's folders apart")
     p.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS, help="compare: methods (default all)")
     p.add_argument(
         "--cfg",
@@ -291,9 +320,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         methods = args.method if args.command == "compare" else ["DCAR"]
         check_options(opts, {method: method.upper() for method in methods})
-        build = compare if args.command == "compare" else ablate
+        build = compare if args.command == "compare" else partial(ablate, families=args.rows)
         tables = {
-            domain: build(Runs(domain, args.shots, args.cfg, args.root, args.output, opts), args.seed, args.method)
+            domain: build(
+                Runs(domain, args.shots, args.cfg, args.root, args.output, opts, tag=args.tag), args.seed, args.method
+            )
             for domain in args.domain
         }
     except (Exception, KeyboardInterrupt) as error:
@@ -322,7 +353,8 @@ def write(args, argv: Sequence[str], text: str, failed: Sequence[str]) -> None:
     Raises:
         ValueError: the markers of the page do not fit.
     """
-    words = f"{args.command} {' '.join(args.domain)}"
+    families = [] if args.rows == ["parts"] else args.rows
+    words = " ".join([args.command, *args.domain, *families, *filter(None, [args.tag])])
     title = f"Image-text retrieval: {words}, {args.shots} shots, seeds {' '.join(map(str, args.seed))}"
     lacking = f"\n\nNot finished: {', '.join(failed)}." if failed else ""
     command = f"python -m dassl_prompts.run.captions {shlex.join(argv)}"

@@ -206,8 +206,8 @@ def test_real_annotations_equal_brute_force(shared_data, name):
     path = shared_data / "fdrd" / "test" / f"{name}.json"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    domain, records = get_domain("pets" if name == "pets_test" else "Flowers102"), read_records(path)[::20]
-    classes = sorted({domain.class_of(r) for r in records})
+    domain, records = get_domain("pets" if name == "pets_test" else "Flowers102"), read_records(path)
+    classes, records = sorted({domain.class_of(r) for r in records}), records[::20]
     labels = [classes.index(domain.class_of(r)) for r in records]
     pairs = [
         (i, int(said == labels[i]))

@@ -92,6 +92,31 @@ def test_ablation_shares_the_full_run_and_switches_parts_off(tmp_path):
     assert branch.config().DATASET == full.config().DATASET
 
 
+def test_families_of_rows_share_runs_and_a_tag_keeps_them_apart(tmp_path):
+    table = ablate(Runs("emoji", output=tmp_path), [1], families=["prompts", "negatives"])
+    nodes = {name: steps[0].config().TRAINER.DCAR for name, steps in table.items()}
+    assert [
+        (name, node.PROMPTS, node.CAA.ENABLED and node.CAA.N_NEG, node.CAA.N_ATTR) for name, node in nodes.items()
+    ] == [
+        ("DCAR", "dual", 4, 1),
+        ("text prompts only", "text", 4, 1),
+        ("image prompts only", "image", 4, 1),
+        ("no negatives", "dual", False, 1),
+        ("1 negative", "dual", 1, 0),
+        ("2 negatives", "dual", 2, 1),
+        ("4 negatives", "dual", 4, 1),
+        ("8 negatives", "dual", 8, 2),
+    ]
+    assert table["4 negatives"] == table["DCAR"]
+    parts = ablate(Runs("emoji", output=tmp_path), [1])
+    assert table["no negatives"] == parts["without category-aware augmentation"]
+    assert len({steps[0].output for steps in table.values()}) == 7
+    tagged = ablate(Runs("emoji", output=tmp_path, tag="mine"), [1], families=["prompts", "parts"])
+    folders = {str(steps[0].output) for steps in tagged.values()}
+    assert len(folders) == 7 and all("mine" in folder for folder in folders)
+    assert BRANCH_ROW in tagged and any("mine-prompts-text" in folder for folder in folders)
+
+
 def finish(step, value, train=None, more=None):
     test = {f"{d}_r{k}": value + k for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"mean_r1": value, **(more or {})}
     step.output.mkdir(parents=True)

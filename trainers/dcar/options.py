@@ -8,6 +8,7 @@ from dassl_prompts.trainers.dcar.reweighting import BLANKS, IMAGE_FEATS, NORMS
 
 #: closed choices, by key
 CHOICES = {
+    "PROMPTS": ("dual", "text", "image"),
     "COUPLING": ("linear", "mlp", "independent"),
     "DTR.TOKEN_FEAT": ("context", "isolated"),
     "DTR.IMAGE_FEAT": IMAGE_FEATS,
@@ -44,7 +45,15 @@ def check_node(node) -> None:
     refuse_pairs(
         node,
         "TRAINER.DCAR",
-        [(not_meta, "CAA.META_FILE", "CAA.SWAP" if caa.SWAP != "meta" else "CAA.NEG_SOURCE", unread)],
+        [
+            (not_meta, "CAA.META_FILE", "CAA.SWAP" if caa.SWAP != "meta" else "CAA.NEG_SOURCE", unread),
+            (
+                node.PROMPTS == "text" and node.COUPLING != "linear",
+                "COUPLING",
+                "PROMPTS",
+                "leave it at linear: there are no image prompts to make",
+            ),
+        ],
     )
     if not 0 <= node.DTR.PROB <= 1:
         raise ValueError(f"TRAINER.DCAR.DTR.PROB is {node.DTR.PROB}; it is a share between 0 and 1")

@@ -8,6 +8,8 @@ with the key that switches each.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -40,6 +42,7 @@ def extend_cfg(cfg):
             "N_CTX": 4,  # k, prompt vectors per layer in either tower
             "CTX_INIT": "a photo of a",  # words that start the text prompt
             "PROMPT_DEPTH": 1,  # layers with own prompts
+            "PROMPTS": "dual",  # towers that have prompts: dual, text (semantic only) or image (visual only)
             "COUPLING": "linear",  # image prompt from the text prompt: linear, mlp; or independent
             "PREC": "amp",  # fp16, fp32, amp
             "DTR": {  # dynamic token re-weighting
@@ -90,24 +93,28 @@ def extend_cfg(cfg):
 
 
 class IndependentPrompts(nn.Module):
-    """Prompts of both towers that do not know of each other: ``[k, d_t]`` and ``[k, d_v]`` per layer."""
+    """Prompts of the towers that do not know of each other: ``[k, d_t]`` and ``[k, d_v]`` per layer; ``towers`` as ``PROMPTS``."""
 
-    def __init__(self, ctx: Tensor, depth: int, vision_width: int):
+    def __init__(self, ctx: Tensor, depth: int, vision_width: int, towers: str = "dual"):
         super().__init__()
         n_ctx, width = ctx.shape
-        self.ctx = nn.Parameter(ctx.clone().float())
-        self.text = nn.ParameterList(nn.Parameter(random_tokens(n_ctx, width)) for _ in range(depth - 1))
-        self.vision = nn.ParameterList(nn.Parameter(random_tokens(n_ctx, vision_width)) for _ in range(depth))
+        of_text, of_vision = (0 if towers == other else depth for other in ("image", "text"))
+        self.ctx = nn.Parameter(ctx.clone().float()) if of_text else None
+        self.text = nn.ParameterList(nn.Parameter(random_tokens(n_ctx, width)) for _ in range(of_text - 1))
+        self.vision = nn.ParameterList(nn.Parameter(random_tokens(n_ctx, vision_width)) for _ in range(of_vision))
 
     def forward(self) -> Prompts:
-        first, *deep = self.vision
-        return Prompts(self.ctx, tuple(self.text), first, tuple(deep))
+        first, deep = (self.vision[0], tuple(self.vision[1:])) if len(self.vision) else (None, ())
+        return Prompts(self.ctx, tuple(self.text), first, deep)
 
 
-def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str) -> nn.Module:
-    """Text prompts and what makes image prompts of them; "linear" is MaPLe's learner."""
-    if coupling == "independent":
-        return IndependentPrompts(ctx, depth, vision_width)
+def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str, towers: str = "dual") -> nn.Module:
+    """Text prompts and what makes image prompts of them; "linear" is MaPLe's learner.
+
+    With ``towers`` "image" coupled image prompts are still made of text vectors, which then stand in front of no caption.
+    """
+    if coupling == "independent" or towers == "text":
+        return IndependentPrompts(ctx, depth, vision_width, towers)
     learner = MultiModalPromptLearner(ctx, depth, vision_width)
     if coupling == "mlp":
         width = ctx.shape[1]
@@ -119,17 +126,27 @@ def coupled_prompts(ctx: Tensor, depth: int, vision_width: int, coupling: str) -
 
 
 class DCARModel(MaPLeCaptions):
-    """Dual prompts, and the CAA module for un-prompted captions."""
+    """Dual prompts (or those of one tower), and the CAA module for un-prompted captions."""
 
     checkpoint_name = "dcar"
 
     def __init__(self, clip, node):
         super().__init__(clip, node.N_CTX, node.CTX_INIT, node.PROMPT_DEPTH, node="DCAR")
         ctx = self.prompt_learner.ctx.detach()
-        self.prompt_learner = coupled_prompts(ctx, node.PROMPT_DEPTH, clip.vision.width, node.COUPLING)
+        self.towers = node.PROMPTS
+        self.prompt_learner = coupled_prompts(ctx, node.PROMPT_DEPTH, clip.vision.width, node.COUPLING, self.towers)
+        self.n_ctx = 0 if self.towers == "image" else self.n_ctx
         self.caa = (
             caa_module(clip.embed_dim, node.CAA.MODULE, node.CAA.HIDDEN, node.CAA.RATIO) if node.CAA.ENABLED else None
         )
+
+    @property
+    def image_side_is_frozen(self):
+        return self.towers == "text"
+
+    def emit(self) -> Prompts:
+        prompts = super().emit()
+        return replace(prompts, text=None, text_deep=()) if self.towers == "image" else prompts
 
 
 # -- trainer -------------------------------------------------------------------------------------------------
@@ -145,7 +162,7 @@ class DCAR(RetrievalTrainer):
 
     config_node = "DCAR"
     reading_keys = (
-        *(f"TRAINER.DCAR.{key}" for key in ("N_CTX", "PROMPT_DEPTH", "COUPLING")),
+        *(f"TRAINER.DCAR.{key}" for key in ("N_CTX", "PROMPT_DEPTH", "PROMPTS", "COUPLING")),
         *(f"TRAINER.DCAR.CAA.{key}" for key in ("ENABLED", "MODULE", "HIDDEN", "RATIO")),
     )
 
@@ -160,6 +177,10 @@ class DCAR(RetrievalTrainer):
     def build_model(self):
         super().build_model()
         self.node = self.cfg.TRAINER.DCAR
+        dtr = self.node.DTR
+        if dtr.ENABLED and (dtr.SOURCE == "prompted" or not (dtr.CACHE or dtr.SCOPE == "vocab")):
+            # weights of every step look at its images, also where their features stay as they are
+            self.trains_on_features, self.train_loader_x.dataset.load_images = False, True
         self.reweighter = TokenReweighter(
             self.model.clip, self.node.DTR, self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD
         )

@@ -212,6 +212,9 @@ SWITCHES = [
     {"DTR.GROUP_WORDS": True},
     {"COUPLING": "mlp"},
     {"COUPLING": "independent"},
+    {"PROMPTS": "text"},
+    {"PROMPTS": "image"},
+    {"PROMPTS": "image", "COUPLING": "independent"},
     {"PROMPT_DEPTH": 2},
     {"N_CTX": 3},
     {"CTX_INIT": ""},
@@ -373,6 +376,56 @@ def test_weights_from_prompted_towers_follow_the_prompts_outside_training_too(ma
         torch.testing.assert_close(score(image, text), (images[image] * z).sum(1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("towers", "coupling", "learned"),
+    [
+        ("text", "linear", {"ctx", "text.0"}),
+        ("image", "independent", {"vision.0", "vision.1"}),
+        ("image", "linear", {"ctx", "compound_prompts_text.0", "proj", "compound_prompt_projections.0"}),
+    ],
+)
+def test_prompts_of_one_tower_leave_the_other_as_it_is(clip, state, images, towers, coupling, learned):
+    keys = {"PROMPTS": towers, "COUPLING": coupling, "PROMPT_DEPTH": 2, "CAA.ENABLED": False, "N_CTX": 2}
+    model = DCARModel(
+        clip, config("", "", "", "DCAR", **{f"TRAINER.DCAR.{k}": v for k, v in keys.items()}).TRAINER.DCAR
+    )
+    names = {n.removesuffix(".weight").removesuffix(".bias") for n, _ in model.prompt_learner.named_parameters()}
+    assert names == learned
+    with torch.no_grad():
+        for p in model.prompt_learner.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    captions = ["a small owl sits.", "red fox in the snow"]
+    u, z = model(images, model.tokenize(captions))
+    raw_u, raw_z = plain.image_features(state, images), plain.text_features(state, clip.tokenize(captions))
+    prompts, close = model.emit(), {"rtol": 1e-4, "atol": 1e-5}
+    if towers == "text":
+        slots = clip.tokenize([f"x x {c}" for c in captions])
+        torch.testing.assert_close(u, raw_u, **close)
+        torch.testing.assert_close(z, plain.text_features(state, slots, prompts.text, list(prompts.text_deep)), **close)
+        assert not torch.allclose(z, raw_z, atol=1e-3) and not prompts.has_vision
+    else:
+        wanted = plain.image_features(state, images, prompts.vision, list(prompts.vision_deep))
+        torch.testing.assert_close(u, wanted, **close)
+        torch.testing.assert_close(z, raw_z, **close)
+        assert not torch.allclose(u, raw_u, atol=1e-3) and prompts.text is None
+    (u.sum() + z.sum()).backward()
+    assert all(p.grad is not None for p in model.prompt_learner.parameters())
+
+
+@pytest.mark.parametrize("towers", ["text", "image"])
+def test_runs_with_prompts_of_one_tower_reload(make, towers, tmp_path):
+    result = make(PROMPTS=towers).train()
+    again = make("again", PROMPTS=towers)
+    again.load_model(str(tmp_path / "run"))
+    assert again.test() == result
+
+
+def test_weights_of_the_step_see_images_where_their_features_are_fixed(make):
+    assert make("features", PROMPTS="text").trains_on_features
+    cached, anew = (first_loss(make(f"c{x}", PROMPTS="text", **{"DTR.CACHE": x}))[0]["loss"] for x in (True, False))
+    torch.testing.assert_close(cached, anew, rtol=1e-4, atol=1e-5)
+
+
 # -- configuration, runs -------------------------------------------------------------------------------------
 
 
@@ -401,6 +454,8 @@ def test_contradictions_are_refused():
 
     with pytest.raises(ValueError, match="SCOPE vocab"):
         check_node(node(**{"DTR.SCOPE": "vocab", "DTR.SOURCE": "prompted"}))
+    with pytest.raises(ValueError, match="PROMPTS"):
+        check_node(node(PROMPTS="text", COUPLING="mlp"))
     with pytest.raises(ValueError, match="TEST.BRANCH sum needs"):
         check_node(node(**{"CAA.ENABLED": False, "TEST.BRANCH": "sum"}))
 
