@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dassl_prompts.captions.data import CaptionDatum, CaptionWrapper
-from dassl_prompts.captions.evaluation import NEGATIVE_KINDS, Retrieval
+from dassl_prompts.captions.evaluation import Retrieval
 from dassl_prompts.captions.features import encode_sorted
+from dassl_prompts.captions.gallery import NEGATIVE_KINDS
 from dassl_prompts.captions.losses import DIRECTIONS, contrastive
 from dassl_prompts.captions.negatives import given_negatives
 from dassl_prompts.classification.prompted import normalize

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from dassl_prompts.captions.evaluation import (
-    Gallery,
-    Negatives,
     Retrieval,
     evaluate,
     extend_cfg,
@@ -18,6 +16,7 @@ from dassl_prompts.captions.evaluation import (
     save_features,
     summarise,
 )
+from dassl_prompts.captions.gallery import Gallery, Negatives
 from dassl_prompts.captions.negatives import given_negatives
 from dassl_prompts.captions.records import read_records
 from dassl_prompts.engine import get_cfg_default, merge_opts
