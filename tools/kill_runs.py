@@ -258,8 +258,9 @@ def kill(task: Callable[[Path], int | None], folder: Path, after: float) -> floa
 
 
 def names(out: Path) -> set[str]:
-    """Files below a folder; a log that was set aside has a time in its name."""
+    """Files below a folder; a log that was set aside and tensorboard's events have time and process in their names."""
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    found = {re.sub(r"(events\.out\.tfevents)\..*", r"\1", name) for name in found}
     return {name for name in found if not re.search(r"log\.txt-\d|told\.txt", name)}
 
 
