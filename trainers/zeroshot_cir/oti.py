@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dassl_prompts.engine.reading import read_json
 from dassl_prompts.models.clip_tokens import ClipTokens
+from dassl_prompts.ranking.exact import ordered_topk
 from dassl_prompts.trainers.zeroshot_cir.textual_inversion import encode_with_word
 
 #: sentences around the word; SEARLE draws from a longer list of the same kind
@@ -94,7 +95,8 @@ class OTI:
         if not names:
             return []
         known = F.normalize(self.feature([f"a photo of a {name}" for name in names]), dim=-1)
-        found = (F.normalize(features, dim=-1) @ known.T).topk(min(self.concepts, len(names)), dim=1).indices
+        scores = F.normalize(features, dim=-1) @ known.T
+        _, found = ordered_topk(scores, min(self.concepts, len(names)))
         return [[names[i] for i in row] for row in found.tolist()]
 
     def draw_phrase(self, concepts: Sequence[str], draw: torch.Generator) -> tuple[str, str]:

@@ -638,7 +638,7 @@ def test_projector_statistics(make_cfg, train, teacher_file, teacher_clip, tmp_p
 
 
 def test_any_classification_trainer_can_be_a_backbone():
-    from dassl_prompts.trainers.dpc.combinations import DPC_IVLP
+    from dassl_prompts.trainers.dpc.combinations import DPC_IVLP, DPC_CoPrompt
 
-    own = {k for k in vars(DPC_IVLP) if not k.startswith("_")}
-    assert issubclass(DPC_IVLP, DPC) and own == {"backbone"}
+    for trainer, own in ((DPC_CoPrompt, {"backbone"}), (DPC_IVLP, {"backbone", "frozen_image_side"})):
+        assert issubclass(trainer, DPC) and {k for k in vars(trainer) if not k.startswith("_")} == own
