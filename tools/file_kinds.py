@@ -341,6 +341,26 @@ def read_views(path: Path) -> Any:
     return np.array(found.features), np.array(found.queries), np.array(found.labels)
 
 
+def stored(folder: Path) -> dict[bytes, np.ndarray]:
+    """The rows of a small store of frozen features, which is filled up first."""
+    from dassl_prompts.features.store import KEY, Store
+
+    store = Store(folder / "store", {"weights": "w"}, 3, 1e9)
+    keys = [bytes([number]) * KEY for number in range(4)]
+    missing = [key for key in keys if key not in store.load("plain")]
+    store.add("plain", missing, np.array([[key[0], 0.5, -1.0] for key in missing], np.float32))
+    return store.load("plain")
+
+
+def store_file(folder: Path) -> Path:
+    stored(folder)
+    return next((folder / "store").rglob("*.npy"))
+
+
+def read_store(path: Path) -> Any:
+    return {key: np.array(row) for key, row in stored(path.parents[3]).items()}
+
+
 def index_file(part: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         from dassl_prompts.composed.index import MANIFEST, ImageIndex
@@ -433,6 +453,7 @@ KINDS = [
     Kind("feature cache (npy)", cache_file(".npy"), read_cache, digest=True),
     Kind("feature cache (manifest)", cache_file(".json"), read_cache, digest=True),
     Kind("view cache (npy)", view_file, read_views, digest=True),
+    Kind("store of features (npy)", store_file, read_store, digest=True),
     Kind("index (manifest)", index_file("manifest"), read_index, digest=True),
     Kind("index (features)", index_file("features"), read_index, digest=True),
     Kind("index (copies)", index_file("copies"), read_index, digest=True),

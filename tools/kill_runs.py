@@ -98,6 +98,7 @@ def features(folder: Path) -> None:
     from types import SimpleNamespace
 
     from dassl_prompts.features import feature_cache
+    from dassl_prompts.features.store import KEY, Store
     from dassl_prompts.features.view_cache import ViewCache
 
     feature_cache.BATCHES_PER_NOTE = 2
@@ -110,6 +111,11 @@ def features(folder: Path) -> None:
             yield SimpleNamespace(feature=torch.ones(100, 64), queries=torch.ones(100, 64)), labels
 
     ViewCache.create(folder / "out" / "views", [view, view], 2000)
+    store = Store(folder / "out" / "store", {"weights": "w"}, 64, 1e9)
+    for epoch in range(20):
+        keys = [bytes([number]) * KEY for number in range(100)]
+        if not store.load(str(epoch)):
+            store.add(str(epoch), keys, np.full((100, 64), epoch, np.float32))
 
 
 def runs_to_report(folder: Path) -> None:
