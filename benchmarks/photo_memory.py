@@ -76,7 +76,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--photos", type=int, default=64)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--threads", type=int, default=4)
+    p.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1), help="default: what predict takes here")
     p.add_argument("--rounds", type=int, default=1, help="how often each way is measured")
     p.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     p.add_argument("--folder", type=Path, help="photos that are there already")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,11 +70,12 @@ class TrainedRun:
             return error
 
     def predict(
-        self, paths: Iterable[str], batch_size: int = 64, threads: int = 4, orientation: str = "camera"
+        self, paths: Iterable[str], batch_size: int = 64, threads: int = 0, orientation: str = "camera"
     ) -> Iterator[tuple[str, Any]]:
         """Score image files one batch after the other; memory does not grow with their number.
 
-        The threads that read also transform: of pictures in full size there are never more than ``threads``.
+        The threads that read also transform: of pictures in full size there are never more than ``threads`` (0: one per core, at
+        most 4).
         ``orientation`` says how pictures are turned, see :func:`~dassl_prompts.images.read_image`.
 
         Yields:
@@ -82,7 +84,7 @@ class TrainedRun:
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
             for batch in batches(paths, batch_size):
                 read = list(pool.map(partial(self.pixels, orientation=orientation), batch))
                 good = [image for image in read if not isinstance(image, OSError)]
