@@ -7,7 +7,6 @@ give means and standard deviations, several domains their unweighted mean as wel
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import statistics
 import sys
@@ -20,6 +19,7 @@ from dassl_prompts.configs.own_data import data_name, is_own
 from dassl_prompts.engine.ending import tell
 from dassl_prompts.fdrd.domains import get_domain
 from dassl_prompts.results.statistics import Value, paired
+from dassl_prompts.run.arguments import add_places
 from dassl_prompts.run.execute import check, execute
 from dassl_prompts.run.job import Job, eval_step, train_step
 from dassl_prompts.run.options import check_options, select
@@ -296,20 +296,8 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="file in configs/trainers/<trainer> (default vit_b32_fdrd; emoji_tiny for emoji)",
     )
-    p.add_argument(
-        "--root",
-        default=os.environ.get("DATA", "data"),
-        help="folder of the datasets (default $DATA or ./data)",
-    )
-    p.add_argument("--output", type=Path, default=Path("output"), help="root of the output tree (default ./output)")
-    p.add_argument("--write", type=Path, help="also write the tables into this Markdown page")
+    add_places(p)
     p.add_argument("--quiet", action="store_true", help="what the runs print goes to console.txt in their folders")
-    p.add_argument(
-        "--force",
-        action="store_true",
-        default=os.environ.get("FORCE", "0") not in ("", "0"),
-        help="repeat finished runs (also FORCE=1)",
-    )
     return p
 
 
