@@ -10,6 +10,7 @@ REGISTER = {
     "CTX_INIT": "a photo of a",
     "PROMPT_DEPTH": 1,
     "COUPLING": "linear",
+    "PROMPTS": "dual",
     "PREC": "amp",
     "DTR": {
         "ENABLED": True,
