@@ -65,6 +65,25 @@ class ComposedTrainer(PromptTrainer):
             )
         )
 
+    def use_net(self) -> None:
+        """Build the method's net, and start from the tensors of ``MODEL.INIT_WEIGHTS`` where they are given."""
+        self.model = self.build_net(self.cfg, self.device)
+        self.query = self.model.query
+        self.use_encoder(self.model.encoder)
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
+
+    def use_encoder(self, encoder) -> None:
+        """Take the towers that references, captions and galleries are encoded with.
+
+        Raises:
+            ValueError: pictures of another size than theirs.
+        """
+        self.encoder = encoder
+        self.tell_activation()
+        self.backbone_digest = encoder.digest
+        self.check_size()
+
     def tell_activation(self) -> None:
         if self.encoder.activation:
             print(f"Activation: {self.encoder.activation} ({self.encoder.activation_source})")

@@ -1,6 +1,6 @@
 """What a run will roughly take where none of its kind has finished: counts of pictures, steps and operations over a measured speed.
 
-Good to a factor of two or three, which is what a reader wants to know before a night of runs; tables mark it with ``~``.
+Rough, which is what a reader wants to know before a night of runs; tables mark it with ``~``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import math
 import time
 from dataclasses import dataclass
 
-#: seconds that a process takes to start, load a backbone and write its files; reading and transforming a picture
-START, READ = 3.0, 0.004
+#: seconds that a process takes to start, load a backbone and write its files; reading and transforming a picture, per pixel of S x S
+START, READ = 3.0, 1.2e-7
 #: tokens of a class prompt that are computed: context, name, both ends
 TOKENS = 24
 #: forward and backward, in forward passes
@@ -84,7 +84,8 @@ def rough_cost(step) -> tuple[float, float] | None:
 
     try:
         cfg = step.config()
-        if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), ComposedTrainer):
+        trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+        if issubclass(trainer, ComposedTrainer):
             return None
     except (ValueError, KeyError, OSError):
         return None
@@ -95,18 +96,20 @@ def rough_cost(step) -> tuple[float, float] | None:
     half = 0.5 if cfg.DATASET.SUBSAMPLE_CLASSES in ("base", "new") else 1.0
     classes, shots = math.ceil(half * len(data.train)), cfg.DATASET.NUM_SHOTS
     per_image = any(word in name for word in PER_IMAGE)
-    test = half * data.test
+    test, read = half * data.test, READ * math.prod(cfg.INPUT.SIZE)
     texts = (test if per_image else 1) * (classes or 1) if data.train else test
-    seconds = START + test * (READ + size.image / rate) + texts * size.text / rate
+    seconds = START + test * (read + size.image / rate) + texts * size.text / rate
     size_of = FILES + PREDICTION * test
     if step.is_training:
         train = half * sum(min(count, shots) if shots > 0 else count for count in data.train.values()) or data.all_train
         batch = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        if name.startswith("DPC_"):  # every picture brings its hardest classes' with it
-            train, batch = train * cfg.TRAINER.DPC.TOPK, batch * cfg.TRAINER.DPC.TOPK
+        if name.startswith("DPC_"):  # a picture brings its hardest classes' with it, of each class one in a step
+            shown = max(batch, min(batch * cfg.TRAINER.DPC.TOPK, classes))
+            train, batch = train / batch * shown, shown
         encoded = train * classes if per_image else train / batch * min(classes, batch) if data.train else train
-        operations = train * STEP * size.image + encoded * STEP * size.text
-        seconds += cfg.OPTIM.MAX_EPOCH * (train * READ + operations / rate)
+        passes = 1 if vars(trainer).get("frozen_image_side") else STEP
+        operations = train * passes * size.image + encoded * STEP * size.text
+        seconds += cfg.OPTIM.MAX_EPOCH * (train * read + operations / rate)
         learned = 16 * size.text_width
         if any(word in name for word in COUPLED):
             learned += 9 * size.text_width * size.vision_width

@@ -158,7 +158,7 @@ def summary_line(costs: Costs, todo: list[Step], total: int, slots: int) -> str:
         more = sum(not like for like in known)
         rest = f", without {more} of a kind that has not run yet" if more else ""
         rough = any(cost.rough for like in known for cost in like)
-        how = ", ~ from counts of pictures, rough and rather too long" if rough else ""
+        how = ", ~ from counts of pictures, rough" if rough else ""
         parts.append(f"about {clock(seconds / slots)} and {megabytes(size)}{rest}{how}")
     elif todo:
         parts.append("time and disk are known after the first of a kind")

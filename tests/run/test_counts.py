@@ -41,8 +41,18 @@ def test_pictures_are_those_of_the_dataset(tmp_path, monkeypatch):
     data = data_counts(step.config())
     assert data == DataCounts(dict.fromkeys(data.train, 20), 1340, 1072) and len(data.train) == 67
     seconds, size = counts.rough_cost(step)
-    assert seconds == pytest.approx(counts.START + counts.READ * (1072 + 10 * 4 * 67))
+    assert seconds == pytest.approx(counts.START + counts.READ * 64 * 64 * (1072 + 10 * 4 * 67))
     assert size > 1072 * counts.PREDICTION
+
+
+def test_a_step_of_dpc_shows_a_class_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(counts, "speed", lambda: math.inf)
+    *_, step = steps(tmp_path, "DPC_CoOp", "OPTIM.MAX_EPOCH", "10")
+    cfg = step.config()
+    batch, topk = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.TRAINER.DPC.TOPK
+    pictures = 4 * 67 / batch * min(batch * topk, 67)
+    wanted = counts.START + counts.READ * 64 * 64 * (1072 + 10 * pictures)
+    assert counts.rough_cost(step)[0] == pytest.approx(wanted)
 
 
 def test_a_plan_without_finished_runs_is_estimated_and_says_so(tmp_path, capsys, monkeypatch):

@@ -210,13 +210,7 @@ class PVLF(ComposedTrainer):
     def build_model(self):
         node = self.node
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
-        self.model = self.build_net(self.cfg, self.device)
-        self.encoder, self.query = self.model.encoder, self.model.query
-        self.tell_activation()
-        self.backbone_digest = self.encoder.digest
-        self.check_size()
-        if self.cfg.MODEL.INIT_WEIGHTS:
-            self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
+        self.use_net()
 
         amp = resolve_precision(node.PREC, self.device) == "amp"
         self.autocast_dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None

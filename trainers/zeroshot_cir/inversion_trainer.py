@@ -81,13 +81,7 @@ class InversionTrainer(ComposedTrainer):
 
     def build_model(self):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
-        self.model = self.build_net(self.cfg, self.device)
-        self.encoder, self.query = self.model.encoder, self.model.query
-        self.tell_activation()
-        self.backbone_digest = self.encoder.digest
-        self.check_size()
-        if self.cfg.MODEL.INIT_WEIGHTS:
-            self.load_init_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
+        self.use_net()
         self.optim = build_optimizer(self.model, self.cfg.OPTIM, param_groups=self.param_groups())
         self.sched = self.build_schedule()
         print(f"{sum(p.numel() for p in self.model.network.parameters()):,} trained parameters, towers: none")

@@ -59,10 +59,8 @@ class ZeroshotCIR(ComposedTrainer):
     def build_model(self):
         print(f"Loading the backbone {self.cfg.MODEL.BACKBONE.NAME}")
         backbone = self.cfg.MODEL.BACKBONE
-        self.encoder = load_token_encoder(backbone.NAME, self.device, activation=backbone.get("ACTIVATION", ""))
-        self.tell_activation()
-        self.backbone_digest = self.encoder.digest
-        self.check_size()
+        activation = backbone.get("ACTIVATION", "")
+        self.use_encoder(load_token_encoder(backbone.NAME, self.device, activation=activation))
         self.register_model("composed", self.encoder, None, None)
 
     def before_train(self):
