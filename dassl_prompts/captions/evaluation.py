@@ -179,7 +179,8 @@ class Retrieval(EvaluatorBase):
     ``truth`` the ``label [B]`` and ``caption`` (strings) of the same pairs. Where images have several captions,
     image features and labels come once per image, and ``truth["image"]`` holds the image of every caption,
     counted from 0 in each part. Annotated negative captions: ``features["negative"] [K, E]``, with ``truth["negative_caption"]``,
-    ``truth["negative_kind"]`` as in :class:`Negatives`, captions counted from 0 in each part. ``rerank`` is an optional attribute, see :func:`retrieval_ranks`.
+    ``truth["negative_kind"]`` as in :class:`Negatives`, captions counted from 0 in each part. ``rerank`` is an optional
+    attribute, see :func:`retrieval_ranks`.
     """
 
     def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):

@@ -72,7 +72,8 @@ class ClassificationTrainer(FrozenImages, PromptTrainer):
         """What the method adds to cross-entropy, weighted, by the name that is logged.
 
         Args:
-            images: pixels of the batch, or its rows where ``frozen_image_side`` holds. image, text: its normalised features ``[B, E]`` and those of the classes ``[C, E]``.
+            images: pixels of the batch, or its rows where ``frozen_image_side`` holds. image, text: its normalised features
+                ``[B, E]`` and those of the classes ``[C, E]``.
         """
         return {}
 
