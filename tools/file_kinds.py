@@ -361,12 +361,21 @@ def read_store(path: Path) -> Any:
     return {key: np.array(row) for key, row in stored(path.parents[3]).items()}
 
 
+def made_index(folder: Path, faiss: str = "") -> Any:
+    from dassl_prompts.composed.index_table import start_of
+    from dassl_prompts.composed.index_update import update_index
+
+    pictures_of(folder)
+    files = {start_of(str(folder / "images")): [f"{number}.png" for number in range(4)]}
+    options = {"weights": "w", "width": 2, "model": {"backbone": "toy"}, "faiss": faiss}
+    return update_index(folder / "index", files, encode, to_tensor_named, **options)[0]
+
+
 def index_file(part: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        from dassl_prompts.composed.index import MANIFEST, ImageIndex
+        from dassl_prompts.composed.index_table import MANIFEST
 
-        options = {"weights": "w", "width": 2, "model": {"backbone": "toy"}, "faiss": "Flat" if part == "faiss" else ""}
-        index = ImageIndex.build(folder / "index", pictures_of(folder), encode, to_tensor_named, **options)
+        index = made_index(folder, "Flat" if part == "faiss" else "")
         return folder / "index" / MANIFEST if part == "manifest" else index.file(part)
 
     return make
@@ -375,7 +384,28 @@ def index_file(part: str) -> Callable[[Path], Path]:
 def read_index(path: Path) -> Any:
     from dassl_prompts.composed.index import ImageIndex
 
-    return ImageIndex.open(path.parent).search(torch.eye(2), 3)
+    index = ImageIndex.open(path.parent)
+    return [[(index.table.path(row), score) for row, score in found] for found in index.search(torch.eye(2), 3)]
+
+
+def index_part(folder: Path) -> Path:
+    """Features that an interrupted run left."""
+    from dassl_prompts.composed.index_files import Parts
+
+    parts = Parts(folder / "parts-0", 2)
+    parts.add([bytes([number] * 16) for number in range(3)], np.arange(6, dtype=np.float16).reshape(3, 2))
+    parts.flush()
+    return next((folder / "parts-0").iterdir())
+
+
+def read_part(path: Path) -> Any:
+    """What is damaged is encoded again: no rows, or those that were written."""
+    from dassl_prompts.composed.index_files import Parts
+
+    found = {key: np.array(row) for key, row in Parts(path.parent, 2).rows.items()}
+    if not found:
+        index_part(path.parent.parent)
+    return found or {key: np.array(row) for key, row in Parts(path.parent, 2).rows.items()}
 
 
 def read_picture(path: Path) -> Any:
@@ -456,6 +486,9 @@ KINDS = [
     Kind("store of features (npy)", store_file, read_store, digest=True),
     Kind("index (manifest)", index_file("manifest"), read_index, digest=True),
     Kind("index (features)", index_file("features"), read_index, digest=True),
+    Kind("index (names)", index_file("names"), read_index, digest=True),
+    Kind("index (places)", index_file("places"), read_index, digest=True),
+    Kind("index (part of an unfinished one)", index_part, read_part, digest=True),
     Kind("index (copies)", index_file("copies"), read_index, digest=True),
     Kind("index (FAISS)", index_file("faiss"), read_index, digest=True),
     Kind("picture (PNG)", lambda folder: picture(folder / "a.png"), read_picture),

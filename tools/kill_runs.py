@@ -88,10 +88,16 @@ def list_pictures(folder: Path) -> list[str]:
 
 
 def index(folder: Path) -> None:
-    from dassl_prompts.composed.index import ImageIndex
+    """Makes an index, then takes a picture out and two in."""
+    from dassl_prompts.composed import index_files, index_update
+    from dassl_prompts.composed.index_table import start_of
 
+    index_files.PART_IMAGES = 8
     options = {"weights": "w", "width": 2, "model": {"backbone": "toy"}, "faiss": "Flat", "batch_size": 4}
-    ImageIndex.build(folder / "out", list_pictures(folder), encode, to_tensor_named, **options)
+    names = [Path(path).name for path in list_pictures(folder)]
+    for some in (names[:-2], names[1:]):
+        files = {start_of(str(folder / "images")): some}
+        index_update.update_index(folder / "out", files, encode, to_tensor_named, **options)
 
 
 def features(folder: Path) -> None:
@@ -264,8 +270,14 @@ def kill(task: Callable[[Path], int | None], folder: Path, after: float) -> floa
 
 
 def names(out: Path) -> set[str]:
-    """Files below a folder; a log that was set aside and tensorboard's events have time and process in their names."""
-    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    """Files below a folder; a log that was set aside and tensorboard's events have time and process in their names.
+
+    The files of an index have the number of its generation, which kills change: it is left out of the first of them.
+    """
+    found: set[str] = set()
+    for name in sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()):
+        one = re.sub(r"^(features|names|places|copies|faiss)-\d+", r"\1", name)
+        found.add(name if one in found else one)
     found = {re.sub(r"(events\.out\.tfevents)\..*", r"\1", name) for name in found}
     return {name for name in found if not re.search(r"log\.txt-\d|told\.txt", name)}
 

@@ -1,8 +1,8 @@
 """Search a folder of images with an image and a sentence.
 
-``python -m dassl_prompts.composed.search index FOLDER --index INDEX`` encodes a folder once; ``... ask INDEX
---image X --text "in red"`` prints the best images and writes a contact sheet. ``--run`` asks with a trained
-PVLF or TransAgg, else image and text features are added.
+``python -m dassl_prompts.composed.search index FOLDER --index INDEX`` encodes a folder, the next time what has changed in it;
+``... add FOLDER2 --index INDEX`` has both in it; ``... ask INDEX --image X --text "in red"`` prints the best images and writes a
+contact sheet. ``--run`` asks with a trained PVLF or TransAgg, else image and text features are added.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dassl_prompts.composed.index_table import list_root, place_of, read_manifest, start_of
 from dassl_prompts.engine.ending import ending
+from dassl_prompts.engine.reading import DamagedFile
 from dassl_prompts.images import ORIENTATIONS, describe_left_out, read_image
 
 if TYPE_CHECKING:
@@ -100,11 +102,7 @@ def transform_of(encoder: TokenEncoder, ratio: float) -> TargetPadTransform:
 
 
 def index(args) -> None:
-    import torch
-
-    from dassl_prompts.composed.index import ImageIndex, list_folder
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Make an index of folders, or bring it up to date."""
     # absolute, so that the index can be asked from another working directory
     if args.run:
         model = {"run": os.path.abspath(args.run)}
@@ -115,28 +113,66 @@ def index(args) -> None:
             "query": args.query,
             **({"activation": args.activation} if args.activation else {}),
         }
+    starts = starts_of(args.folder)
+    there = known_starts(args.index)
+    if there and set(there) != set(starts) and not args.replace:
+        raise ValueError(
+            f"{args.index} is an index of {' and '.join(map(place_of, there))}: give --replace to index "
+            f"{' and '.join(args.folder)} in its place, or use `search add` to have both in it"
+        )
+    write_index(args, starts, model, args.faiss, args.orientation)
+
+
+def add(args) -> None:
+    """Add folders to an index, and bring it up to date."""
+    manifest = read_manifest(Path(args.index))
+    starts = [*manifest["starts"], *starts_of(args.folder)]
+    write_index(
+        args, list(dict.fromkeys(starts)), manifest["model"], manifest["faiss"], manifest["settings"]["orientation"]
+    )
+
+
+def starts_of(folders: list[str]) -> list[str]:
+    """See :func:`~dassl_prompts.composed.index_table.start_of`; each once."""
+    return list(dict.fromkeys(map(start_of, folders)))
+
+
+def known_starts(folder: str) -> list[str]:
+    """Of the index that is in a folder; none where it cannot be read."""
+    try:
+        return read_manifest(Path(folder))["starts"]
+    except (FileNotFoundError, DamagedFile):
+        return []
+
+
+def write_index(args, starts: list[str], model: dict, faiss: str, orientation: str) -> None:
+    import torch
+
+    from dassl_prompts.composed.index_update import update_index
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     left_out: Counter = Counter()
-    paths = list_folder(args.folder, left_out)
+    files = {start: list_root(place_of(start), left_out) for start in starts}
     encoder, _, ratio = load_model(model, device)
-    built = ImageIndex.build(
+    built, done = update_index(
         args.index,
-        paths,
+        files,
         torch.no_grad()(encoder.image_features),
         transform_of(encoder, ratio),
         weights=encoder.image_fingerprint(),
         width=encoder.width,
         model=model,
-        faiss=args.faiss,
-        orientation=args.orientation,
+        faiss=faiss,
+        orientation=orientation,
         batch_size=args.batch_size,
         workers=args.workers,
         device=device,
     )
-    bad = [paths[i] for i in built.manifest["unreadable"]]
-    print(f"Indexed {len(paths) - len(bad):,} images of {args.folder} in {args.index}")
+    told = f"{done.encoded:,} encoded, {done.kept:,} kept, {done.removed:,} removed"
+    print(f"Indexed {len(built):,} images of {', '.join(map(place_of, starts))} in {args.index}: {told}")
     if left_out:
         print(describe_left_out(left_out).capitalize())
-    if bad:
+    if bad := done.unreadable:
         print(f"Left out {len(bad)} unreadable images: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}")
 
 
@@ -148,12 +184,12 @@ def ask(args) -> None:
     opened = ImageIndex.open(args.index)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = dict(opened.manifest["model"])
-    orientation = opened.manifest.get("orientation", "stored")  # as older indexes were made
+    orientation = opened.manifest["settings"]["orientation"]
     if not (args.image and args.text):
         if model.get("run") or "+" in model["query"]:
             model = only_one_part(model, "image" if args.image else "text")
     encoder, query, ratio = load_model(model, device)
-    if encoder.image_fingerprint() != opened.manifest["weights"]:
+    if encoder.image_fingerprint() != opened.manifest["settings"]["weights"]:
         raise ValueError(
             f"{args.index} was made with other weights than {model.get('run') or model['backbone']} has now: index again"
         )
@@ -163,16 +199,19 @@ def ask(args) -> None:
     else:
         images = torch.zeros(1, 1, encoder.width, device=device)
     features = query([args.text], images).float().cpu()
-    exclude = [args.image] if args.image and not args.keep_query else []
-    found = opened.search(features, args.k, exclude)[0]
-    for rank, (path, score) in enumerate(found, 1):
+    own = opened.table.find(os.path.abspath(args.image)) if args.image and not args.keep_query else None
+    found = opened.search(features, args.k, [] if own is None else [own])[0]
+    paths = [opened.table.path(row) for row, _ in found]
+    for rank, (path, (_, score)) in enumerate(zip(paths, found), 1):
         print(f"{rank:3d}  {score:.4f}  {path}")
     if not args.no_sheet:
-        from dassl_prompts.ranking.sheet import Row, contact_sheet
+        from dassl_prompts.ranking.sheet import Row, contact_sheet, shorten_path
 
-        labels = [f"{i}. {Path(path).name}" for i, (path, _) in enumerate(found, 1)]
+        labels = [
+            f"{i}. {score:.3f}\n{shorten_path(opened.table.shown(row))}" for i, (row, score) in enumerate(found, 1)
+        ]
         try:
-            contact_sheet([Row(args.image, args.text, [path for path, _ in found], labels)], args.sheet, orientation)
+            contact_sheet([Row(args.image, args.text, paths, labels)], args.sheet, orientation)
         except PermissionError as error:
             raise PermissionError(f"cannot write {args.sheet}: {error}; give --sheet FILE, or --no-sheet") from error
         print(f"Contact sheet: {args.sheet}")
@@ -192,9 +231,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 2 wrong input, 6 the disk is full, 9 not enough memory, 130 interrupted.",
     )
     sub = p.add_subparsers(dest="command", required=True)
-    i = sub.add_parser("index", help="encode a folder of images")
-    i.add_argument("folder", help="images, also in sub-folders")
-    i.add_argument("--index", required=True, help="folder of the index to write")
+    i = sub.add_parser("index", help="encode folders of images, or what has changed in them")
+    add_files(i)
+    i.add_argument("--replace", action="store_true", help="also where INDEX is one of other folders, which leave it")
     i.add_argument("--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco")
     i.add_argument(
         "--activation",
@@ -221,9 +260,10 @@ def parser() -> argparse.ArgumentParser:
         choices=ORIENTATIONS,
         help="turn pictures upright as EXIF says, or leave them as they are stored (default camera; `ask` follows)",
     )
-    i.add_argument("--batch-size", type=int, default=64)
-    i.add_argument("--workers", type=int, default=0, help="processes that read images")
     i.set_defaults(run_command=index)
+    more = sub.add_parser("add", help="add folders to an index")
+    add_files(more)
+    more.set_defaults(run_command=add)
     a = sub.add_parser("ask", help="search an index")
     a.add_argument("index", help="folder of the index")
     a.add_argument("--image", default="", help="reference image")
@@ -237,6 +277,14 @@ def parser() -> argparse.ArgumentParser:
     a.add_argument("--keep-query", action="store_true", help="the reference itself may be among the results")
     a.set_defaults(run_command=ask)
     return p
+
+
+def add_files(p: argparse.ArgumentParser) -> None:
+    """The arguments of what encodes images."""
+    p.add_argument("folder", nargs="+", help="images, also in sub-folders, or a zip archive of them")
+    p.add_argument("--index", required=True, help="folder of the index to write")
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--workers", type=int, default=0, help="processes that read images")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,7 +58,7 @@ class ImageList(Dataset):
             return str(error)
 
 
-def image_batches(images: ImageList, batch_size: int, workers: int = 0) -> Iterator[list[Tensor | str]]:
+def image_batches(images: Dataset, batch_size: int, workers: int = 0) -> Iterator[list]:
     """Batches as plain lists, in order; a run draws the same random numbers whether they are read or found in a cache."""
     own = torch.Generator()
     yield from DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=list, generator=own)
@@ -275,14 +275,20 @@ def cached_features(
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Keep other processes out of the block while it runs; without POSIX locks there is no waiting."""
+def exclusive(
+    path: Path, what: str = "cache folder", hint: str = "choose another one with CIR.CACHE_DIR"
+) -> Iterator[None]:
+    """Keep other processes out of the block while it runs; without POSIX locks there is no waiting.
+
+    Args:
+        path: a file in the folder that is kept. what, hint: for the message where it cannot be written.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    require_writable(path.parent, "cache folder", hint="choose another one with CIR.CACHE_DIR")
+    require_writable(path.parent, what, hint)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from dassl_prompts.engine.files import atomic_path
 from dassl_prompts.images import read_image
 
-TILE, GAP, TEXT_HEIGHT, CAPTION_WIDTH = 128, 8, 30, 190
+TILE, GAP, LINE_HEIGHT, CAPTION_WIDTH = 128, 8, 16, 190
 RIGHT, WRONG, PLAIN = (0, 140, 60), (150, 150, 150), (60, 60, 60)
 
 
 @dataclass(frozen=True)
 class Row:
     """One query. ``image`` may be "" (text only); ``right`` are the wanted images' paths, which get a green
-    frame."""
+    frame; labels may have several lines."""
 
     image: str
     caption: str
@@ -41,7 +41,8 @@ def contact_sheet(rows: Sequence[Row], path: str | Path, orientation: str = "sto
     if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"cannot write a contact sheet as {path}: end its name with .png or .jpg")
     columns = max(len(row.found) for row in rows)
-    line = TILE + TEXT_HEIGHT + GAP
+    label_lines = max((label.count("\n") + 1 for row in rows for label in row.labels), default=1)
+    line = TILE + 14 + label_lines * LINE_HEIGHT + GAP
     sheet = Image.new("RGB", (CAPTION_WIDTH + (columns + 1) * (TILE + GAP) + 2 * GAP, len(rows) * line + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
@@ -54,7 +55,8 @@ def contact_sheet(rows: Sequence[Row], path: str | Path, orientation: str = "sto
             left = CAPTION_WIDTH + GAP + (column + 1) * (TILE + GAP)
             colour = (RIGHT if image in row.right else WRONG) if row.right else PLAIN
             paste(sheet, image, left, top, colour, orientation)
-            draw.text((left, top + TILE + 6), shorten(label), fill=colour, font=font)
+            text = "\n".join(map(shorten, label.split("\n")))
+            draw.multiline_text((left, top + TILE + 6), text, fill=colour, font=font, spacing=3)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])
 
@@ -72,3 +74,8 @@ def paste(
 
 def shorten(text: str, length: int = 19) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def shorten_path(path: str, length: int = 19) -> str:
+    """A path with its end, which is what tells pictures apart."""
+    return path if len(path) <= length else "…" + path[1 - length :]

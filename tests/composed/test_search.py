@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dassl_prompts.composed import search
-from dassl_prompts.composed.index import ImageIndex, chunked_topk, list_folder
+from dassl_prompts.composed.index import ImageIndex, chunked_topk
+from dassl_prompts.composed.index_table import NUMBER, list_root
 from dassl_prompts.ranking.sheet import Row, contact_sheet
 from tests.datasets.cir_trees import picture
 from tests.models.test_blip import write_tiny_blip
@@ -21,6 +21,16 @@ from tests.models.test_blip import write_tiny_blip
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory):
     return str(write_tiny_blip(tmp_path_factory.mktemp("blip")))
+
+
+def answers(index, queries, k, exclude=()):
+    """Paths and scores."""
+    hidden = [index.table.find(path) for path in exclude]
+    return [[(index.table.path(row), s) for row, s in found] for found in index.search(queries, k, hidden)]
+
+
+def paths_of(index):
+    return list(map(index.table.path, range(len(index.table))))
 
 
 def full_sort(queries, gallery, k):
@@ -88,7 +98,7 @@ def test_index_and_ask(folder, blip, tmp_path, capsys):
 
     encoder, ask, ratio = search.load_model({"backbone": blip, "query": "image+text"})
     transform = search.transform_of(encoder, ratio)
-    paths = [p for p in list_folder(folder) if "broken" not in p and p != query]
+    paths = [p for p in map(str, sorted(folder.rglob("*.png"))) if p != query]
     with torch.no_grad():
         features = {p: F.normalize(encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] for p in paths}
         wanted = ask(["a red dog"], encoder.image_tokens(transform(Image.open(query))[None]))[0]
@@ -186,7 +196,7 @@ def test_index_is_asked_from_another_folder(folder, blip, tmp_path, monkeypatch,
 def test_index_of_other_weights(folder, blip, tmp_path, capsys):
     search.main(["index", str(folder), "--index", str(tmp_path / "index"), "--backbone", blip])
     opened = ImageIndex.open(tmp_path / "index")
-    opened.manifest["weights"] = "other"
+    opened.manifest["settings"]["weights"] = "other"
     from dassl_prompts.engine.files import write_sealed
 
     write_sealed(opened.manifest, tmp_path / "index" / "index.json")
@@ -197,7 +207,7 @@ def test_index_of_other_weights(folder, blip, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (["index", "nowhere", "--index", "i"], "no folder nowhere"),
+        (["index", "nowhere", "--index", "i"], "there is no folder"),
         (["ask", "nowhere", "--text", "x"], "not an index"),
         (["ask", "nowhere"], "--image, --text, or both"),
         (["ask", "nowhere", "--text", "x", "-k", "0"], "-k is 0"),
@@ -211,7 +221,7 @@ def test_command_line_errors(args, match, capsys, tmp_path, monkeypatch):
 
 def test_empty_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no images"):
-        list_folder(tmp_path)
+        list_root(tmp_path)
 
 
 def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
@@ -219,7 +229,7 @@ def test_faiss_finds_what_exact_search_finds(folder, blip, tmp_path):
     search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
     search.main(["index", str(folder), "--index", str(tmp_path / "b"), "--backbone", blip, "--faiss", "HNSW16"])
     queries = F.normalize(torch.randn(3, 16), dim=-1)
-    exact, approximate = (ImageIndex.open(tmp_path / name).search(queries, 5) for name in "ab")
+    exact, approximate = (answers(ImageIndex.open(tmp_path / name), queries, 5) for name in "ab")
     assert [[p for p, _ in row] for row in exact] == [[p for p, _ in row] for row in approximate]
 
 
@@ -250,16 +260,16 @@ def test_copies_of_a_picture_come_in_the_order_of_the_folder(repeated, factory, 
     features = torch.from_numpy(np.array(index.features)).float()
     queries = F.normalize(features[[1, 0, 9]] + 0.01 * torch.randn(3, 16), dim=-1).to(dtype)
     first, kinds = {}, []  # pictures with equal pixels have equal scores
-    for path in index.manifest["paths"]:
+    for path in paths_of(index):
         kinds.append(first.setdefault(Path(path).read_bytes(), len(kinds)))
     assert sorted(map(kinds.count, set(kinds)))[-2:] > [10, 150]
     scores = (queries.double() @ features.double().t())[:, kinds]
-    wanted = [[index.manifest["paths"][i] for i in row[:30]] for row in full_sort_of(scores)]
+    wanted = [[paths_of(index)[i] for i in row[:30]] for row in full_sort_of(scores)]
     for k in (1, 5, 10, 30):
-        found = index.search(queries, k)
+        found = answers(index, queries, k)
         assert [[path for path, _ in row] for row in found] == [row[:k] for row in wanted]
         assert len({score for _, score in found[0]}) == 1  # one score for all copies
-    shown = index.search(queries, 5, exclude=wanted[0][:1])
+    shown = answers(index, queries, 5, exclude=wanted[0][:1])
     assert [path for path, _ in shown[0]] == wanted[0][1:6]
 
 
@@ -274,46 +284,48 @@ def test_a_damaged_index_is_named_and_made_again_by_the_same_command(folder, bli
     assert search.main(command) == 0
     queries = F.normalize(torch.randn(3, 16), dim=-1)
     found = ImageIndex.open(place).search(queries, 5)
-    asked = [path for path in place.iterdir() if path.name != ".lock" and not path.name.startswith("images-")]
-    for path in [*asked, *place.glob("images-*.npy")]:
-        whole = path.read_bytes()
-        for content in (
-            whole[:-1],
-            whole + b"0",
-            whole[:-3] + b"xyz",
-            b"",
-            whole[: len(whole) // 2] + b"#" + whole[len(whole) // 2 + 1 :],
+    names = {path.name for path in place.iterdir()} - {".lock"}
+    assert names == {"index.json", "faiss-1", *(f"{p}-1.npy" for p in ("features", "names", "places", "copies"))}
+    for part in ("index.json", "features", "names", "places", "copies", "faiss"):
+        for change in (
+            lambda whole: whole[:-1],
+            lambda whole: whole + b"0",
+            lambda whole: whole[:-3] + b"xyz",
+            lambda whole: b"",
+            lambda whole: whole[: len(whole) // 2] + b"#" + whole[len(whole) // 2 + 1 :],
         ):
-            path.write_bytes(content)
+            path = place / part if part == "index.json" else ImageIndex.open(place).file(part)
+            path.write_bytes(change(path.read_bytes()))
             with pytest.raises(
                 ValueError, match=f"{path.name} is .*: index the images again|{path.name}.*; index the images again"
             ):
-                ImageIndex.open(place)
-        assert search.main(command) == 0
-        assert ImageIndex.open(place).search(queries, 5) == found
+                ImageIndex.open(place).search(queries, 5)
+            assert search.main(command) == 0
+            assert ImageIndex.open(place).search(queries, 5) == found
+    path = ImageIndex.open(place).file("names")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks its file {path.name}: index the images again"):
         ImageIndex.open(place)
+    assert search.main(command) == 0
 
 
 def test_the_files_of_an_earlier_index_of_the_folder_go(folder, blip, tmp_path):
     command = ["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip]
     search.main(command)
-    before = {path.name for path in (tmp_path / "a").iterdir()}
-    for name in ("copies.npy", "faiss.index.tmp", "images-0123456789abcdef.partial.npy"):
+    for name in ("copies.npy", "faiss.index.tmp", "images-0123456789abcdef.partial.npy", "names-7.npy", "faiss-7"):
         (tmp_path / "a" / name).write_bytes(b"of an earlier version, or a killed run")
     (tmp_path / "a" / "notes.npy").write_bytes(b"somebody's own")
     picture(folder / "new.png", 1)
     search.main(command)
-    after = {path.name for path in (tmp_path / "a").iterdir()}
-    assert len(after) == len(before) + 1 and after & before == {".lock", "index.json"} and "notes.npy" in after
+    own = {f"{part}-2.npy" for part in ("features", "names", "places", "copies")}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == own | {".lock", "index.json", "notes.npy"}
 
 
 def test_faiss_that_finds_too_few(folder, blip, tmp_path, monkeypatch):
     """FAISS fills up with -1; nothing is made up for it."""
     search.main(["index", str(folder), "--index", str(tmp_path / "a"), "--backbone", blip])
     index = ImageIndex.open(tmp_path / "a")
-    index.manifest["faiss"] = index.manifest["files"]["faiss"] = "HNSW16"
+    index.manifest["faiss"] = "HNSW16"
 
     class Few:
         ntotal = 10
@@ -323,10 +335,11 @@ def test_faiss_that_finds_too_few(folder, blip, tmp_path, monkeypatch):
             found[0, :2], found[1, :3] = [4, 3], [1, 2, 7]
             return None, found
 
-    fake = SimpleNamespace(read_index=lambda path: Few())
-    monkeypatch.setattr("dassl_prompts.composed.index.import_faiss", lambda: fake)
+    index.faiss_index = Few()
     queries = F.normalize(torch.randn(2, 16), dim=-1)
-    paths, rows = index.manifest["paths"], index.search(queries, 4)
+    numbers = index.table.places[:, NUMBER].tolist()
+    paths = {number: index.table.path(row) for row, number in enumerate(numbers)}
+    rows = answers(index, queries, 4)
     assert [{p for p, _ in row} for row in rows] == [{paths[4], paths[3]}, {paths[1], paths[2], paths[7]}]
 
 
