@@ -165,19 +165,28 @@ def read_image(path: str | os.PathLike, orientation: str = "stored") -> Image.Im
         FileNotFoundError: the file, archive or member does not exist.
         ImageReadError: it is there but corrupt, truncated, too large, or of a kind that is not read.
     """
+    return decode_image(None, os.fspath(path), orientation)
+
+
+def decode_image(
+    content: bytes | None, path: str, orientation: str = "stored", max_pixels: int | None = None
+) -> Image.Image:
+    """:func:`read_image` of a file's content, of which no more than ``max_pixels`` are decoded; ``path`` is for messages."""
     check_orientation(orientation, "orientation")
-    path = os.fspath(path)
-    image, turn = _decode(path)
+    image, turn = _decode(path, None if content is None else io.BytesIO(content), max_pixels)
     image = _to_rgb(image, path)
     return image.transpose(_TURN[turn]) if orientation == "camera" and turn in _TURN else image
 
 
-def _decode(path: str) -> tuple[Image.Image, int]:
+def _decode(path: str, source: io.BytesIO | None = None, max_pixels: int | None = None) -> tuple[Image.Image, int]:
     """The picture with its pixels as they are stored, and its EXIF orientation."""
-    archive_path, member = split_member(path)
-    source = path if member is None else io.BytesIO(_read_member(path, archive_path, member))
+    if source is None:
+        archive_path, member = split_member(path)
+        source = path if member is None else io.BytesIO(_read_member(path, archive_path, member))
     try:
         with Image.open(source, formats=FORMATS) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError
             image.load()
             return image, _exif_orientation(image)
     except UnidentifiedImageError:
@@ -186,7 +195,7 @@ def _decode(path: str) -> tuple[Image.Image, int]:
             path, f"it is none of {known}", "the file is corrupt, or has to be converted to one of them"
         ) from None
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        limit = max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise _unreadable(path, f"it has more than {limit:,} pixels, the limit", "scale it down") from None
     except Exception as error:  # decoders let every kind of exception through on damaged files
         if _is_the_systems(error):

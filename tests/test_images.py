@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 
@@ -203,7 +204,12 @@ def test_eight_bits_are_converted_to_the_bit_as_pillow_does(tmp_path, mode, orie
     suffix = "tif" if mode in ("PA", "RGBX", "CMYK", "YCbCr") else "png"
     stored.save(tmp_path / f"x.{suffix}")
     with Image.open(tmp_path / f"x.{suffix}") as image:
-        expected = np.asarray(image.convert("RGB"))
+        try:
+            expected = np.asarray(image.convert("RGB"))
+        except OSError:
+            if mode != "YCbCr" or not PIL.__version__.startswith("12."):
+                raise
+            pytest.skip("Pillow 12 does not read the YCbCr TIFF that it writes")
     assert np.array_equal(np.asarray(read_image(tmp_path / f"x.{suffix}", orientation)), expected)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +25,29 @@ def text_only(encoder: TokenEncoder) -> QueryFunction:
     return lambda captions, images: F.normalize(encoder.text_tokens(captions).features.float(), dim=-1)
 
 
-def image_text_sum(encoder: TokenEncoder, normalize_first: bool = False) -> QueryFunction:
+def image_text_sum(encoder: TokenEncoder, normalize_first: bool = False, weight: float = 0.5) -> QueryFunction:
     """Sum of both features, of the un-normalised ones (CLIP4Cir, SEARLE's authors) or the normalised ones
-    (Pic2Word)."""
+    (Pic2Word).
+
+    Args:
+        weight: share of the text, 0 to 1; at one half it is the plain sum, to the bit.
+    """
 
     def query(captions: Sequence[str], images: Tensor) -> Tensor:
         text, image = encoder.text_tokens(captions).features.float(), images[:, 0].float()
         if normalize_first:
             text, image = F.normalize(text, dim=-1), F.normalize(image, dim=-1)
-        return F.normalize(text + image, dim=-1)
+        return F.normalize(2 * weight * text + 2 * (1 - weight) * image, dim=-1)
 
     return query
 
 
+#: the sums, whose parts may be weighted, and whether these are normalised first
+SUMS = {"image+text": False, "image+text, normalised": True}
 BASELINES: dict[str, Callable[[TokenEncoder], QueryFunction]] = {
     "image": image_only,
     "text": text_only,
-    "image+text": image_text_sum,
-    "image+text, normalised": lambda encoder: image_text_sum(encoder, normalize_first=True),
+    **{name: partial(image_text_sum, normalize_first=first) for name, first in SUMS.items()},
 }
 
 

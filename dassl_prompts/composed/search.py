@@ -8,97 +8,18 @@ contact sheet. ``--run`` asks with a trained PVLF or TransAgg, else image and te
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dassl_prompts.composed.index_table import list_root, place_of, read_manifest, start_of
 from dassl_prompts.engine.ending import ending
 from dassl_prompts.engine.reading import DamagedFile
-from dassl_prompts.images import ORIENTATIONS, describe_left_out, read_image
-
-if TYPE_CHECKING:
-    from dassl_prompts.composed.query import QueryFunction
-    from dassl_prompts.composed.target_pad import TargetPadTransform
-    from dassl_prompts.composed.trainer import ComposedTrainer
-    from dassl_prompts.models.tokens import TokenEncoder
+from dassl_prompts.images import ORIENTATIONS, describe_left_out
 
 #: how image and sentence are combined without a trained model; composed/query.py has the functions
 QUERIES = ("image", "text", "image+text", "image+text, normalised")
-
-
-def load_model(model: dict, device="cpu") -> tuple[TokenEncoder, QueryFunction, float]:
-    """Encoder, query function and padding ratio.
-
-    Args:
-        model: ``{"run": folder}`` of a trained PVLF or TransAgg, or ``{"backbone": name, "query": a
-            baseline}``.
-    """
-    if model.get("run"):
-        return load_run(model["run"], device)
-    from dassl_prompts.composed.query import BASELINES
-    from dassl_prompts.models.backbones import load_token_encoder
-
-    encoder = load_token_encoder(model["backbone"], device, activation=model.get("activation", ""), key="--activation")
-    return encoder, BASELINES[model["query"]](encoder), 1.25
-
-
-def trained_methods() -> dict[str, type[ComposedTrainer]]:
-    """The registered methods of composed retrieval that are trained, by name."""
-    from dassl_prompts.composed.trainer import ComposedTrainer
-    from dassl_prompts.engine import TRAINER_REGISTRY
-
-    known = {name: TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()}
-    return {k: v for k, v in known.items() if issubclass(v, ComposedTrainer) and v.config_node}
-
-
-def load_run(run: str, device="cpu") -> tuple[TokenEncoder, QueryFunction, float]:
-    """The trained model of a run folder, from its results.json and newest (or best) checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: not a finished run of PVLF or TransAgg.
-    """
-    from dassl_prompts import extend_cfg
-    from dassl_prompts.engine import PromptTrainer, get_cfg_default, load_checkpoint, load_learned_tensors
-    from dassl_prompts.engine.config import assign_flat
-    from dassl_prompts.engine.origin import Origin, Reader
-    from dassl_prompts.engine.trainer import find_checkpoint
-
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    results, methods = PromptTrainer.read_run(run), trained_methods()
-    if results.get("trainer") not in methods:
-        raise ValueError(
-            f"{run} is not a run of {' or '.join(methods)} (its results.json says {results.get('trainer')})"
-        )
-    method = methods[results["trainer"]]
-    node = f"TRAINER.{method.config_node}."
-    wanted = {
-        k: v
-        for k, v in results["config"].items()
-        if k.startswith((node, "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.ACTIVATION", "CIR.TARGETPAD_RATIO"))
-    }
-    assign_flat(cfg, wanted)
-    model = method.build_net(cfg, device)
-    Origin.of(run, run).check(
-        Reader(
-            results["trainer"],
-            cfg.MODEL.BACKBONE.NAME,
-            {},
-            frozen={"backbone": model.encoder.digest, "activation": model.encoder.activation},
-        )
-    )
-    path = find_checkpoint(Path(run) / "composed", None)
-    load_learned_tensors(model, load_checkpoint(path)["state_dict"], source=str(path))
-    return model.eval().encoder, model.query, cfg.CIR.TARGETPAD_RATIO
-
-
-def transform_of(encoder: TokenEncoder, ratio: float) -> TargetPadTransform:
-    from dassl_prompts.composed.target_pad import TargetPadTransform
-    from dassl_prompts.models.tokens import MEAN, STD
-
-    return TargetPadTransform(encoder.image_size, MEAN, STD, ratio)
 
 
 def index(args) -> None:
@@ -148,6 +69,7 @@ def known_starts(folder: str) -> list[str]:
 def write_index(args, starts: list[str], model: dict, faiss: str, orientation: str) -> None:
     import torch
 
+    from dassl_prompts.composed.asked_models import load_model, transform_of
     from dassl_prompts.composed.index_update import update_index
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,51 +99,32 @@ def write_index(args, starts: list[str], model: dict, faiss: str, orientation: s
 
 
 def ask(args) -> None:
-    import torch
+    """Answer a question: on the screen and as a contact sheet, or as JSON."""
+    from dassl_prompts.composed.answers import Answerer, Question
 
-    from dassl_prompts.composed.index import ImageIndex
-
-    opened = ImageIndex.open(args.index)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = dict(opened.manifest["model"])
-    orientation = opened.manifest["settings"]["orientation"]
-    if not (args.image and args.text):
-        if model.get("run") or "+" in model["query"]:
-            model = only_one_part(model, "image" if args.image else "text")
-    encoder, query, ratio = load_model(model, device)
-    if encoder.image_fingerprint() != opened.manifest["settings"]["weights"]:
-        raise ValueError(
-            f"{args.index} was made with other weights than {model.get('run') or model['backbone']} has now: index again"
-        )
-    if args.image:
-        picture = transform_of(encoder, ratio)(read_image(args.image, orientation))
-        images = encoder.image_tokens(picture[None].to(device)).float()
-    else:
-        images = torch.zeros(1, 1, encoder.width, device=device)
-    features = query([args.text], images).float().cpu()
-    own = opened.table.find(os.path.abspath(args.image)) if args.image and not args.keep_query else None
-    found = opened.search(features, args.k, [] if own is None else [own])[0]
-    paths = [opened.table.path(row) for row, _ in found]
+    answerer = Answerer.open(args.index, [args.run] if args.run else [])
+    reference = answerer.reference_of_file(args.image) if args.image else None
+    question = Question(reference, args.text, args.query, args.weight, args.k, args.keep_query)
+    answer = answerer.answer(question)
+    if args.json:
+        print(json.dumps(answer.data, ensure_ascii=False, indent=2))
+        return
+    method = answer.data["question"]["method"]
+    if answer.column != "composed" and method not in QUERIES:
+        raise ValueError(f"{method} is a trained model, which needs both --image and --text")
+    table, found = answerer.index.table, answer.rows[answer.column]
+    paths = [table.path(row) for row, _ in found]
     for rank, (path, (_, score)) in enumerate(zip(paths, found), 1):
         print(f"{rank:3d}  {score:.4f}  {path}")
     if not args.no_sheet:
         from dassl_prompts.ranking.sheet import Row, contact_sheet, shorten_path
 
-        labels = [
-            f"{i}. {score:.3f}\n{shorten_path(opened.table.shown(row))}" for i, (row, score) in enumerate(found, 1)
-        ]
+        labels = [f"{i}. {score:.3f}\n{shorten_path(table.shown(row))}" for i, (row, score) in enumerate(found, 1)]
         try:
-            contact_sheet([Row(args.image, args.text, paths, labels)], args.sheet, orientation)
+            contact_sheet([Row(args.image, args.text, paths, labels)], args.sheet, answerer.orientation)
         except PermissionError as error:
             raise PermissionError(f"cannot write {args.sheet}: {error}; give --sheet FILE, or --no-sheet") from error
         print(f"Contact sheet: {args.sheet}")
-
-
-def only_one_part(model: dict, query: str) -> dict:
-    """The baseline to ask with when only an image or only a sentence is given."""
-    if "backbone" in model:
-        return {**model, "query": query}
-    raise ValueError("a trained model needs both --image and --text")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -268,12 +171,18 @@ def parser() -> argparse.ArgumentParser:
     a.add_argument("index", help="folder of the index")
     a.add_argument("--image", default="", help="reference image")
     a.add_argument("--text", default="", help="what should be different")
+    a.add_argument(
+        "--query", default="", choices=QUERIES, help="how image and sentence are combined (default: as at `index`)"
+    )
+    a.add_argument("--run", default="", help="folder of a run with the towers of the index, to ask with it")
+    a.add_argument("--weight", type=float, default=0.5, help="share of the sentence in a sum, 0 to 1 (default 0.5)")
     a.add_argument("-k", type=int, default=10, help="number of results (default 10)")
     sheet = a.add_mutually_exclusive_group()
     sheet.add_argument(
         "--sheet", default="found.png", metavar="FILE", help="where the contact sheet goes (default ./found.png)"
     )
     sheet.add_argument("--no-sheet", action="store_true", help="only print the paths")
+    sheet.add_argument("--json", action="store_true", help="print the answer of `dassl-prompts demo`'s /search instead")
     a.add_argument("--keep-query", action="store_true", help="the reference itself may be among the results")
     a.set_defaults(run_command=ask)
     return p
@@ -297,6 +206,8 @@ def work(args: argparse.Namespace) -> None:
         raise ValueError("give --image, --text, or both")
     if args.command == "ask" and args.k < 1:
         raise ValueError(f"-k is {args.k}; ask for at least one result")
+    if args.command == "ask" and args.run and args.query:
+        raise ValueError("give --query or --run, not both")
     import torch
 
     with torch.no_grad():

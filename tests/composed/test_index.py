@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_prompts.composed import index_files, index_update, search
+from dassl_prompts.composed import asked_models, index_files, index_update, search
 from dassl_prompts.composed.index import ImageIndex
 from dassl_prompts.composed.index_table import NUMBER, Row, Table, list_root, start_of
 from dassl_prompts.composed.index_update import update_index
@@ -270,8 +270,8 @@ def command(monkeypatch, tmp_path, capsys):
     from types import SimpleNamespace
 
     encoder = SimpleNamespace(image_features=Encoder(), image_fingerprint=lambda: "w", width=5)
-    monkeypatch.setattr(search, "load_model", lambda model, device: (encoder, None, 0))
-    monkeypatch.setattr(search, "transform_of", lambda encoder, ratio: Named())
+    monkeypatch.setattr(asked_models, "load_model", lambda model, device: (encoder, None, 0))
+    monkeypatch.setattr(asked_models, "transform_of", lambda encoder, ratio: Named())
 
     def run(*words):
         code = search.main(list(map(str, words)))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dassl_prompts.composed import search
+from dassl_prompts.composed.asked_models import load_model, transform_of
 from dassl_prompts.composed.index import ImageIndex, chunked_topk
 from dassl_prompts.composed.index_table import NUMBER, list_root
 from dassl_prompts.ranking.sheet import Row, contact_sheet
@@ -96,8 +97,8 @@ def test_index_and_ask(folder, blip, tmp_path, capsys):
     assert len(found) == 4 and query not in found
     assert Image.open(sheet).size[0] > 4 * 128
 
-    encoder, ask, ratio = search.load_model({"backbone": blip, "query": "image+text"})
-    transform = search.transform_of(encoder, ratio)
+    encoder, ask, ratio = load_model({"backbone": blip, "query": "image+text"})
+    transform = transform_of(encoder, ratio)
     paths = [p for p in map(str, sorted(folder.rglob("*.png"))) if p != query]
     with torch.no_grad():
         features = {p: F.normalize(encoder.image_features(transform(Image.open(p))[None]), dim=-1)[0] for p in paths}
