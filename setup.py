@@ -35,7 +35,7 @@ setup(
     packages=find_packages(include=["dassl_prompts", "dassl_prompts.*"]) + MAPPED_PACKAGES,
     package_dir=MAPPED,
     package_data={
-        "dassl_prompts": ["VERSION", "assets/**/*"],
+        "dassl_prompts": ["VERSION", "assets/**/*", "demo/*.css"],
         "dassl_prompts.configs": CONFIG_FILES,
     },
     # torch and torchvision are listed side by side so that pip resolves them as a matching pair. The lower bounds are those
@@ -60,6 +60,9 @@ setup(
         "faiss": ["faiss-cpu"],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
+        # gradio 6.20 takes every argument of the page; it needs Pillow below 13
+        "demo": ["gradio>=6.20,<7", "fastapi", "uvicorn"],
+        "demo-tests": ["playwright", "httpx", "httpx2"],
         "emoji-build": ["resvg-py"],
         # onnx and onnxscript write what onnxruntime checks and runs
         "onnx": ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"],

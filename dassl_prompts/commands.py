@@ -33,12 +33,13 @@ class Command:
 
 
 #: commands that are packages, hence run by their ``__main__``
-PACKAGES = ("run", "report", "predict", "prepare", "emoji")
+PACKAGES = ("run", "report", "predict", "prepare", "emoji", "demo")
 COMMANDS = (
     Command("run", "train and test methods on datasets, seeds and shots", "base2new --trainer CoOp --dataset emoji"),
     Command("report", "tables, published numbers and plots of finished runs", "output"),
     Command("predict", "label pictures with a trained run, or export it", "RUN_DIR pictures/ --classes cat dog"),
     Command("search", "search a folder of pictures with a picture and a sentence", "index pictures/ --index photos"),
+    Command("demo", "search, classify and look at results in the browser", "--index photos --classify RUN_DIR"),
     Command("prepare", "fetch, lay out and check datasets", "dtd eurosat --root data"),
     Command("train", "one run with CoOp's flags", "--trainer CoOp --dataset-config-file ... --config-file ..."),
     Command("list", "methods, recipes, datasets, protocols, backbones", "datasets"),

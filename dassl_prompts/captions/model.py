@@ -42,6 +42,7 @@ class RetrievalModel(nn.Module):
 
     #: captions are no classes: no tensor belongs to one
     class_tensors: frozenset[str] = frozenset()
+    classnames: tuple[str, ...] = ()
 
     def frozen_digests(self) -> dict[str, str]:
         """What the frozen networks are that the learned tensors belong to, by name."""

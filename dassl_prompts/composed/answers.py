@@ -160,8 +160,7 @@ class Answerer:
             KeyError: the index has no such picture.
         """
         row = self.row_of(shown)
-        path = self.index.table.path(row)
-        return self._reference(read_bytes(path), path, row)
+        return self._reference(read_bytes(self.index.table.path(row)), shown, row)
 
     def row_of(self, shown: str) -> int:
         """The row of a picture by the path that answers have.
