@@ -16,11 +16,11 @@ mkdir -p "$PAGES"
 "$PYTHON" -m dassl_prompts.report "$OUTPUT" --format markdown --seeds $SEEDS --plots "$OUTPUT/plots" \
     --trainer CoOp IVLP MaPLe PromptSRC PromptKD DPC_CoOp DPC_IVLP DPC_MaPLe DPC_PromptSRC DPC_PromptKD --write "$PAGES/dpc_base2new.md"
 for study in ablation omega channels; do
-    "$PYTHON" -m dassl_prompts.trainers.dpc.study $study --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
+    "$PYTHON" -m dassl_prompts.trainers.dpc.study $study --dataset $DATASETS --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
 done
 for backbone in CoOp MaPLe PromptSRC PromptKD IVLP; do
     for study in readings short union; do
-        "$PYTHON" -m dassl_prompts.trainers.dpc.study $study --backbone $backbone --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
+        "$PYTHON" -m dassl_prompts.trainers.dpc.study $study --backbone $backbone --dataset $DATASETS --seed $SEEDS --output "$OUTPUT" --write "$PAGES/dpc_$study.md"
     done
 done
 for study in compare ablate; do

@@ -17,7 +17,7 @@ from dassl_prompts.results.statistics import (
     paired_hm,
 )
 
-__all__ = ["harmonic_mean", "mean_over_seeds", "paired_differences", "study_text", "table"]
+__all__ = ["harmonic_mean", "mean_over_seeds", "over_sets", "paired_differences", "study_text", "table"]
 
 #: what HM is made of
 SIDES = ("Base", "New")
@@ -61,6 +61,18 @@ def groups(rows: Sequence[dict], keys: Sequence[str]) -> dict[tuple, list[dict]]
 def measured(row: dict, keys: Sequence[str]) -> list[str]:
     """The columns that hold measurements."""
     return [column for column in row if column != "seed" and column not in keys]
+
+
+def over_sets(rows: Sequence[dict], key: str) -> list[dict]:
+    """Rows of a ``dataset`` each, averaged over the sets seed by seed, as the papers do; HM is that of the averages."""
+    out = []
+    for (name, seed), same in groups(rows, (key, "seed")).items():
+        mean = {c: sum(row[c] for row in same) / len(same) for c in measured(same[0], [key, "dataset"])}
+        for suffix in ("", " in all"):
+            if f"HM{suffix}" in mean:
+                mean[f"HM{suffix}"] = harmonic_mean(*(mean[side + suffix] for side in SIDES))
+        out.append({"seed": seed, key: name, **mean})
+    return out
 
 
 def mean_over_seeds(rows: Sequence[dict], *keys: str) -> list[dict]:

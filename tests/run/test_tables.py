@@ -2,7 +2,7 @@
 
 import pytest
 
-from dassl_prompts.run.tables import mean_over_seeds, paired_differences, study_text, table
+from dassl_prompts.run.tables import mean_over_seeds, over_sets, paired_differences, study_text, table
 
 ROWS = [
     {"variant": name, "seed": seed, "Base": base, "New": new, "HM": 0.0}
@@ -53,3 +53,17 @@ def test_the_text_of_a_study_says_what_its_numbers_are():
 @pytest.mark.parametrize("word", ["83.10", "1234e56", "007", "1e5", "inf", "0x10", "1_000"])
 def test_words_that_look_like_numbers_stay_words(word):
     assert lines(table([{"class": word, "accuracy": 83.1}]))[-1] == [word, "83.10"]
+
+
+def test_sets_are_averaged_seed_by_seed_and_hm_is_that_of_the_averages():
+    rows = [
+        {"dataset": name, "seed": seed, "row": "a", "Base": base + seed, "New": 50.0, "HM": 1.0, "HM in all": 2.0}
+        | {"Base in all": base, "New in all": 20.0}
+        for name, base in (("one", 40.0), ("two", 80.0))
+        for seed in (1, 2)
+    ]
+    first, second = over_sets(rows, "row")
+    assert (first["seed"], first["row"], first["Base"], first["New"]) == (1, "a", 61.0, 50.0)
+    assert first["HM"] == pytest.approx(2 * 61 * 50 / 111) and second["HM"] == pytest.approx(2 * 62 * 50 / 112)
+    assert first["HM in all"] == pytest.approx(2 * 60 * 20 / 80)
+    assert mean_over_seeds([first, second], "row")[0]["Base"].mean == 61.5

@@ -7,7 +7,8 @@
 ``python -m dassl_prompts.trainers.dpc.study short    --backbone CoOp --dataset emoji --seed 1 2 3``  5 + 5 epochs
 ``python -m dassl_prompts.trainers.dpc.study union    --backbone CoOp --dataset emoji --seed 1 2 3``  the task unknown
 
-A trained stage 2 serves every omega and every way of joining scores, so each needs training once and is then only evaluated.
+Of several data sets (``--dataset emoji icon_park``) every seed's average over them is shown, as the papers do. A trained stage 2
+serves every omega and every way of joining scores, so each needs training once and is then only evaluated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import shlex
 import sys
@@ -46,7 +48,7 @@ from dassl_prompts.run.protocols import (
 )
 from dassl_prompts.run.steps import Step, StepFailed
 from dassl_prompts.run.sweep import split_opts
-from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, study_text
+from dassl_prompts.run.tables import harmonic_mean, mean_over_seeds, over_sets, study_text
 from dassl_prompts.trainers.dpc import calibration
 from dassl_prompts.trainers.dpc.settings import PRESETS
 
@@ -283,7 +285,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m dassl_prompts.trainers.dpc.study", description=__doc__.splitlines()[0])
     p.add_argument("study", choices=STUDIES)
     p.add_argument("--backbone", default="CoOp", help="CoOp, MaPLe, PromptSRC, PromptKD or IVLP")
-    p.add_argument("--dataset", default="emoji")
+    p.add_argument("--dataset", nargs="+", default=["emoji"], help="several: their average, seed by seed")
     p.add_argument("--seed", type=int, nargs="+", default=[1])
     p.add_argument("--shots", type=int, default=16)
     add_places(p)
@@ -307,10 +309,10 @@ def main(argv: list[str] | None = None) -> int:
     study = STUDIES[args.study]
     rows = []
     try:
-        for seed in args.seed:
+        for dataset, seed in itertools.product(args.dataset, args.seed):
             job = Job(
                 f"DPC_{args.backbone}",
-                args.dataset,
+                dataset,
                 seed,
                 args.shots,
                 root=args.root,
@@ -318,27 +320,30 @@ def main(argv: list[str] | None = None) -> int:
                 opts=tuple(opts),
                 common=common,
             )
-            rows += study.rows(job, args.force, *([args.split] if args.study == "union" else []))
+            found = study.rows(job, args.force, *([args.split] if args.study == "union" else []))
+            rows += [{"dataset": dataset, **row} for row in found]
     except (StepFailed, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StepFailed) else 2
-    folder = args.output / "studies" / f"dpc_{args.backbone}_{args.dataset}_shots{args.shots}"
+    sets = " ".join(args.dataset)
+    folder = args.output / "studies" / f"dpc_{args.backbone}_{'+'.join(args.dataset)}_shots{args.shots}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{args.study}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    rows = over_sets(rows, study.key)
     named = study.reference.format(args.backbone) if isinstance(study.reference, str) else study.reference
     text = study_text(rows, study.key, named)
     print(text)
     if args.write:
-        title = f"DPC on {args.backbone}, {args.dataset}, {args.shots} shots: {args.study}"
+        title = f"DPC on {args.backbone}, {sets}, {args.shots} shots: {args.study}"
         command = f"python -m dassl_prompts.trainers.dpc.study {shlex.join(argv)}"
         try:
-            write_page(args.write, f"run.dpc_study {args.study} {args.backbone} {args.dataset}", title, command, text)
+            write_page(args.write, f"run.dpc_study {args.study} {args.backbone} {sets}", title, command, text)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
     if args.study == "omega":
         picture = folder / "omega.png"
-        plot_omega(rows, picture, f"DPC on {args.backbone}, {args.dataset}, seeds {', '.join(map(str, args.seed))}")
+        plot_omega(rows, picture, f"DPC on {args.backbone}, {sets}, seeds {', '.join(map(str, args.seed))}")
         print(f"plot: {picture}")
     return 0
 
