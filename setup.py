@@ -63,6 +63,7 @@ setup(
         # gradio 6.20 takes every argument of the page; it needs Pillow below 13
         "demo": ["gradio>=6.20,<7", "fastapi", "uvicorn"],
         "demo-tests": ["playwright", "httpx", "httpx2"],
+        "slurm": ["submitit>=1.5"],
         "emoji-build": ["resvg-py"],
         # onnx and onnxscript write what onnxruntime checks and runs
         "onnx": ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"],
@@ -78,6 +79,7 @@ setup(
             "ruff",
             "import-linter",
             "wandb",
+            "submitit",
             "onnx",
             "onnxscript",
             "onnxruntime",

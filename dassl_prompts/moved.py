@@ -71,6 +71,7 @@ MOVED = {
     f"{P}.run.attriprompt_study": f"{P}.trainers.attriprompt.study",
     f"{P}.run.dpc_study": f"{P}.trainers.dpc.study",
     f"{P}.run.retrieval": f"{P}.run.captions",
+    f"{P}.run.scheduler": f"{P}.run.launchers.local",
     f"{P}.teacher": f"{P}.trainers.promptkd.teacher",
     f"{P}.templates": f"{P}.classification.templates",
     f"{P}.trainer": f"{P}.classification.trainer",

@@ -117,6 +117,25 @@ class RunFolder:
         write_json(merged, self.path / RESULTS)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process holds the lock of a run folder."""
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    try:
+        import fcntl
+    except ImportError:  # Windows: the file's existence is the lock
+        return True
+    try:
+        with open(path, "r+b") as handle:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 def _plain(value: Any) -> Any:
     """A value of the identity; a backbone's file may move."""
     return plain_name(value) if isinstance(value, str) else value

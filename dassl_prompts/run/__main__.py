@@ -19,11 +19,12 @@ from dassl_prompts.results.runs import Run, read_run
 from dassl_prompts.results.tables import tables
 from dassl_prompts.run.arguments import add_force
 from dassl_prompts.run.job import TASKS
+from dassl_prompts.run.launchers import choose, slurm
 from dassl_prompts.run.overview import overview
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.protocols import PROTOCOLS
-from dassl_prompts.run.scheduler import Scheduler, make_slots
+from dassl_prompts.run.resources import RESOURCES
 from dassl_prompts.run.sweep import MATRIX, Sweep, build, read_file, split_opts
 
 EPILOG = """\
@@ -36,9 +37,12 @@ examples:
   python -m dassl_prompts.run fewshot --trainer CoOp --dataset dtd --shots 1 2 4 8 16 TRAINER.COOP.N_CTX 4
   python -m dassl_prompts.run fewshot --trainer DPC_CoOp --dataset folder:~/pictures --shots 8
   python -m dassl_prompts.run --file sweep.yaml --jobs 2
+  python -m dassl_prompts.run --file sweep.yaml --launcher slurm --parallel 20 --gpus 1 --cpus 4 --mem 16G
+  python -m dassl_prompts.run status --output output         what the cluster has of these runs; cancel ends them
 
 A sweep file (YAML) has the same words as keys: protocol, trainer, dataset, shots, seed (one value or a list),
-cfg, tag, epochs, task, targets, template, class_names, import, opts (KEY: VALUE), common, root, output, jobs, devices, retry; under 'runs' a list of blocks that
+cfg, tag, epochs, task, targets, template, class_names, import, opts (KEY: VALUE), common, root, output, jobs, devices, retry, launcher,
+parallel and a run's gpus, cpus, mem, time, partition, account, slurm; under 'runs' a list of blocks that
 differ from the rest. Flags win over the file. Finished runs are skipped, so the same command continues after
 an interruption and tries failed runs again.
 
@@ -46,17 +50,24 @@ exit codes: 0 all done, 1 a run failed, 2 wrong input (nothing was started), 130
 """
 
 
+#: words that stand in the place of a protocol
+CLUSTER = {"status": slurm.status, "cancel": slurm.cancel}
+
+
 def parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:<10} {protocol.help}" for name, protocol in PROTOCOLS.items())
     p = argparse.ArgumentParser(
         prog="python -m dassl_prompts.run",
         usage="%(prog)s PROTOCOL --trainer NAME... --dataset NAME... [options] [KEY VALUE ...]\n"
-        "       %(prog)s --file sweep.yaml [options]",
+        "       %(prog)s --file sweep.yaml [options]\n"
+        "       %(prog)s status|cancel --output DIR",
         description="Run methods on datasets with seeds and shots, every combination, and print the table.",
         epilog=EPILOG.format(protocols=listed),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("protocol", nargs="?", metavar="PROTOCOL", help=f"one of {', '.join(PROTOCOLS)} (below)")
+    p.add_argument(
+        "protocol", nargs="?", metavar="PROTOCOL", help=f"one of {', '.join(PROTOCOLS)} (below); or status, cancel"
+    )
     p.add_argument("--file", help="YAML file that lists the runs")
     what = p.add_argument_group("what to run")
     what.add_argument("--trainer", nargs="+", metavar="NAME", help="methods, e.g. CoOp MaPLe DPC_CoOp ZeroshotCLIP")
@@ -129,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--commands", action="store_true", help="print the command line of every run, start nothing")
     add_force(how)
+    choose.add_arguments(p)
     return p
 
 
@@ -140,18 +152,36 @@ def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
         "jobs": 1,
         "devices": [],
         "retry": 0,
+        "launcher": "local",
+        "parallel": 0,
     }
+    launcher = args.launcher or content.get("launcher", "local")
+    if launcher not in choose.LAUNCHERS:
+        raise ValueError(f"launcher is {launcher!r}; choose one of {', '.join(choose.LAUNCHERS)}")
+    choose.check(args, launcher)
     for key, value in defaults.items():
         if getattr(args, key) is None:
             setattr(args, key, content.get(key, value))
     args.output = Path(args.output)
     args.devices = [str(d) for d in (args.devices if isinstance(args.devices, list) else [args.devices])]
-    for key, least in (("jobs", 1), ("retry", 0)):
+    for key, least in (("jobs", 1), ("retry", 0), ("parallel", 0)):
         if not isinstance(getattr(args, key), int) or getattr(args, key) < least:
             raise ValueError(f"--{key} is {getattr(args, key)!r}; it has to be a number from {least} on")
     given = {
         key: getattr(args, key)
-        for key in (*MATRIX, "cfg", "tag", "epochs", "task", "targets", "template", "class_names", "import")
+        for key in (
+            *MATRIX,
+            "cfg",
+            "tag",
+            "epochs",
+            "task",
+            "targets",
+            "template",
+            "class_names",
+            "import",
+            "slurm",
+            *RESOURCES,
+        )
     }
     given["opts"] = opts or None
     given["common"] = [word for pair in args.common for word in pair] if args.common else None
@@ -207,7 +237,11 @@ def report_failures(failed: list[Node]) -> None:
 def run(argv: list[str]) -> int:
     words, opts = split_opts(argv)
     args = parser().parse_args(words)
-    sweep = settle(args, read_file(args.file) if args.file else {}, opts)
+    content = read_file(args.file) if args.file else {}
+    if args.protocol in CLUSTER:
+        print(CLUSTER[args.protocol](Path(args.output or content.get("output", "output"))))
+        return 0
+    sweep = settle(args, content, opts)
     plugins.load(name for _, job in sweep.jobs for name in job.imports)
     dassl_prompts.register_all("replace")  # as train.py does, so that the digests are those of its datasets
     nodes = sweep.nodes()
@@ -218,11 +252,10 @@ def run(argv: list[str]) -> int:
         text, fine = dry_run(nodes)
         print(text)
         return 0 if fine else 2
-    slots = make_slots(args.devices, args.jobs)
-    scheduler = Scheduler(
-        nodes, slots, force=args.force, stream=args.stream, stop=args.stop, retry=args.retry, table=True
-    )
-    failed = scheduler.run()
+    launcher = choose.make(args, nodes)
+    failed = launcher.run()
+    if not launcher.watches:
+        return 0
     complete = {str(node.step.output) for node in nodes if node.done}
     jobs = [[step.output for step in PROTOCOLS[p].steps(job)] for p, job in sweep.jobs]
     folders = dict.fromkeys(folder for job in jobs if {str(f) for f in job} <= complete for folder in job)

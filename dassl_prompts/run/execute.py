@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dassl_prompts.run.launchers.local import Scheduler
 from dassl_prompts.run.plan import plan
-from dassl_prompts.run.scheduler import Scheduler
 from dassl_prompts.run.steps import Step, StepFailed
 
 

@@ -50,7 +50,7 @@ class Job:
         a teacher that other jobs share. epochs: of this method and of its first stage, not of a teacher;
         0 = as the recipes say. task: "unknown" also tests base and new classes together. targets: what xd and dg test on; () = as
         the protocol says. template: hand-written prompt of the dataset. class_names: YAML file that renames classes of own data.
-        imports: modules to import first, that register more.
+        imports: modules to import first, that register more. resources: of its runs, see :class:`Step`.
     """
 
     trainer: str
@@ -69,6 +69,7 @@ class Job:
     template: str = ""
     class_names: str = ""
     imports: tuple[str, ...] = ()
+    resources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         for dataset in (self.dataset, *self.targets):

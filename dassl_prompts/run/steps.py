@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl_prompts.engine.reading import DamagedFile, read_json
@@ -25,11 +25,13 @@ class Step:
         title: what the user sees.
         output: the run's folder.
         args: command line without ``--output-dir``.
+        resources: what it asks of a batch system, by the names of :data:`dassl_prompts.run.resources.RESOURCES`.
     """
 
     title: str
     output: Path
     args: tuple[str, ...]
+    resources: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
 
     def results(self) -> dict | None:
         """The finished result, or None.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,23 @@ from dassl_prompts.engine.config import read_yaml_file
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.plan import Node, plan
 from dassl_prompts.run.protocols import PROTOCOLS
+from dassl_prompts.run.resources import RESOURCES, settle
 
 #: what a file may say once for all runs or for each of its blocks; lists are combined with each other
 MATRIX = ("protocol", "trainer", "dataset", "shots", "seed")
-SETTINGS = ("cfg", "tag", "opts", "common", "epochs", "task", "targets", "template", "class_names")
+SETTINGS = ("cfg", "tag", "opts", "common", "epochs", "task", "targets", "template", "class_names", *RESOURCES, "slurm")
 #: what a file may say once
-PLACES = ("root", "output", "jobs", "devices", "retry", "import")
+PLACES = ("root", "output", "jobs", "devices", "retry", "import", "launcher", "parallel")
 DEFAULTS = {
     "shots": [16],
     "seed": [1],
     **{"cfg": "", "tag": "", "opts": [], "common": [], "epochs": 0, "task": "known"},
-    **{"targets": [], "template": "", "class_names": "", "import": []},
+    **{"targets": [], "template": "", "class_names": "", "import": [], "slurm": []},
 }
 #: a config key among the words of a command line: has a dot, or is one of the root's values
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+|USE_CUDA|VERBOSE|SEED|OUTPUT_DIR|RESUME")
 #: flags that take no value: what follows them belongs to nothing
-SWITCHES = ("--", "--stop", "--stream", "--no-stream", "--dry-run", "--commands", "--force")
+SWITCHES = ("--", "--stop", "--stream", "--no-stream", "--dry-run", "--commands", "--force", "--no-wait")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class Sweep:
             ValueError: an unknown recipe or dataset, or two jobs that want one folder with different
             settings.
         """
-        return plan(PROTOCOLS[protocol].steps(job) for protocol, job in self.jobs)
+        return plan(
+            [replace(step, resources=job.resources) for step in PROTOCOLS[protocol].steps(job)]
+            for protocol, job in self.jobs
+        )
 
 
 def split_opts(words: list[str]) -> tuple[list[str], list[str]]:
@@ -136,6 +140,7 @@ def expand(values: dict[str, Any], root: str, output: Path) -> list[tuple[str, J
         "template": str(values["template"] or ""),
         "class_names": str(values["class_names"] or ""),
         "imports": tuple(map(str, as_list(values["import"]))),
+        "resources": settle(values, values["slurm"]),
     }
     told = [name for name in as_list(values["protocol"]) if name != "base2new"]
     if settings["task"] == "unknown" and told:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -45,11 +46,13 @@ class WarmRun:
         command: as for a subprocess, see :func:`available`.
         env: all environment variables of the run.
         console: file that its output is appended to; None: the screen.
+        method: "fork" forks it from this process, for one that starts a single run and no thread.
     """
 
-    def __init__(self, command: list[str], env: Mapping[str, str], console: Path | None):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dassl_prompts.run.preload"])
+    def __init__(self, command: list[str], env: Mapping[str, str], console: Path | None, method: str = "forkserver"):
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(["dassl_prompts.run.preload"])
         handle = open(console, "ab") if console else None
         try:
             out, err = (handle.fileno(), handle.fileno()) if handle else (1, 2)
@@ -96,6 +99,8 @@ def train(argv: list[str], env: dict[str, str], out: Stream, err: Stream) -> Non
         stream.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(env)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a batch system's warning, for the process above
     from dassl_prompts.run.preload import torch
 
     if threads := env.get("OMP_NUM_THREADS"):  # torch read it when it was imported, from another environment

@@ -18,7 +18,7 @@ def forgetful(monkeypatch):
 def nothing_starts(monkeypatch):
     """A run that starts fails the test."""
     monkeypatch.setattr(
-        "dassl_prompts.run.scheduler.subprocess.Popen", lambda *a, **k: pytest.fail("a run was started")
+        "dassl_prompts.run.launchers.local.subprocess.Popen", lambda *a, **k: pytest.fail("a run was started")
     )
 
 

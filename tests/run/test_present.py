@@ -8,7 +8,7 @@ from dassl_prompts.run import present
 from dassl_prompts.run.job import Job
 from dassl_prompts.run.plan import plan
 from dassl_prompts.run.protocols import PROTOCOLS
-from dassl_prompts.run.scheduler import Scheduler
+from dassl_prompts.run.launchers.local import Scheduler
 
 
 @pytest.fixture(autouse=True)

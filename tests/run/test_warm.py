@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dassl_prompts.configs.recipes import config_file
-from dassl_prompts.run.scheduler import launch
+from dassl_prompts.run.launchers.local import launch
 from dassl_prompts.run.warm import WarmRun, available
 
 COMMAND = [sys.executable, "-m", "dassl_prompts.train"]

@@ -1,4 +1,4 @@
-"""Runs a graph of steps, several at once on one machine."""
+"""Runs a graph of steps on this machine, several at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl_prompts.engine.files import require_writable
-from dassl_prompts.run.ahead import problems
-from dassl_prompts.run.overview import overview
+from dassl_prompts.engine.run_folder import in_use
+from dassl_prompts.run.launchers.base import Launcher
 from dassl_prompts.run.plan import Node, block_dependents
-from dassl_prompts.run.present import check_same_run
-from dassl_prompts.run.progress import Progress, last_line
+from dassl_prompts.run.progress import last_line
 from dassl_prompts.run.steps import CONSOLE, RESULTS, remove_run
 from dassl_prompts.run.warm import WarmRun, available
 
@@ -43,88 +41,20 @@ def make_slots(devices: list[str], jobs: int) -> list[Slot]:
     return [Slot(device) for _ in range(jobs) for device in (devices or [""])]
 
 
-class Scheduler:
-    """Runs every node of a plan once.
+class Scheduler(Launcher):
+    """Runs the nodes itself, several at once.
 
     Args:
-        nodes: from :func:`dassl_prompts.run.plan.plan`.
         slots: where runs can be; one run at a time by default.
-        force: repeat what is finished.
-        stream: the runs print to the screen; only for a single slot. Otherwise their output goes to
-        ``console.txt``. stop: start nothing more after the first failure.
-        retry: how often a failed run is tried again, after everything else. table: print the plan as a table first.
-
-    Attributes:
-        nodes: with their states after :meth:`run`.
+        stream: the runs print to the screen; only for a single slot. Otherwise their output goes to ``console.txt``.
+        given: the other arguments of :class:`Launcher`.
     """
 
-    def __init__(
-        self,
-        nodes: list[Node],
-        slots: list[Slot] | None = None,
-        *,
-        force: bool = False,
-        stream: bool = False,
-        stop: bool = False,
-        retry: int = 0,
-        table: bool = False,
-    ):
-        self.nodes = nodes
+    def __init__(self, nodes: list[Node], slots: list[Slot] | None = None, *, stream: bool = False, **given):
         self.slots = slots or [Slot()]
-        self.force, self.stop, self.retry, self.table = force, stop, retry, table
         self.stream = stream and len(self.slots) == 1
-        self.progress = Progress(nodes, len(self.slots), bar=not self.stream)
+        super().__init__(nodes, at_once=len(self.slots), bar=not self.stream, **given)
         self.running: dict[subprocess.Popen | WarmRun, tuple[Node, Slot, float]] = {}
-        self.stopped = False
-
-    def run(self) -> list[Node]:
-        """Run what is not finished.
-
-        Returns:
-            the nodes that failed and, after them, those that could not run because of these.
-
-        Raises:
-            ValueError: a finished folder holds the result of other settings or data, or a run could not start (a mistyped
-                key, missing data or weights); nothing was started.
-            OSError: a run folder cannot be written; names it; nothing was started.
-        """
-        self.skip_finished()
-        if self.table:
-            print(overview(self.nodes, len(self.slots), {str(n.step.output) for n in self.nodes if n.done}), flush=True)
-        self.progress.begin()
-        try:
-            self.work()
-            while not self.stopped and self.again():
-                self.work()
-        finally:
-            self.terminate()
-            self.progress.end()
-        return [n for n in self.nodes if n.state == "failed"] + [
-            n for n in self.nodes if n.state in ("blocked", "waiting")
-        ]
-
-    def skip_finished(self) -> None:
-        """Mark the finished nodes; checks all of them, and all that the others need, before anything starts."""
-        for node in self.nodes:
-            if not self.force and node.step.results() is not None:
-                check_same_run(node.step)
-                node.state = "skipped"
-            else:
-                require_writable(node.step.output, "run folder", "choose another root with --output")
-        todo = [node.step for node in self.nodes if node.state == "waiting"]
-        found = problems(todo, [node.step for node in self.nodes])
-        if found:
-            raise ValueError("\n  ".join(found) + ("\nNothing was started" if len(found) > 1 else ""))
-
-    def again(self) -> bool:
-        """Put failed nodes with tries left, and what waits for them, back; whether there are any."""
-        failed = [n for n in self.nodes if n.state == "failed" and n.tries <= self.retry]
-        for node in failed:
-            node.state = "waiting"
-        if failed:
-            for node in self.nodes:
-                node.state = "waiting" if node.state == "blocked" else node.state
-        return bool(failed)
 
     def work(self) -> None:
         """Run until nothing is left that can."""
@@ -160,21 +90,6 @@ class Scheduler:
                     del free[0]
         return held
 
-    def accept(self, node: Node) -> None:
-        """Take over what another process has finished meanwhile; of other settings, it fails this node alone."""
-        try:
-            check_same_run(node.step)
-            node.state = "skipped"
-        except ValueError as error:
-            self.refuse(node, str(error))
-
-    def refuse(self, node: Node, reason: str) -> None:
-        """Fail a node for good: trying again changes nothing."""
-        node.state, node.reason, node.tries = "failed", reason, self.retry + 1
-        self.stopped = self.stop
-        block_dependents(self.nodes)
-        self.progress.ended(node)
-
     def start(self, node: Node, slot: Slot) -> None:
         folder = node.step.output
         if self.force and node.tries == 0:
@@ -204,7 +119,7 @@ class Scheduler:
         self.progress.ended(node)
         return slot
 
-    def terminate(self) -> None:
+    def close(self) -> None:
         """End the runs that are left, after an interruption."""
         for process in self.running:
             process.terminate()
@@ -239,24 +154,3 @@ def failure(folder: Path, code: int, logged: bool) -> str:
     said = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
     last = last_line(log) if logged else ""
     return f"failed with {said}{f' ({last})' if last else ''}; see {log}"
-
-
-def in_use(folder: Path) -> bool:
-    """Whether another process holds the lock of a run folder (see engine/run_folder.py)."""
-    from dassl_prompts.engine.run_folder import LOCK
-
-    path = folder / LOCK
-    if not path.exists():
-        return False
-    try:
-        import fcntl
-    except ImportError:  # Windows: the file's existence is the lock
-        return True
-    try:
-        with open(path, "r+b") as handle:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
-    except FileNotFoundError:
-        return False
-    return False
