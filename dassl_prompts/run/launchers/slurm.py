@@ -189,6 +189,7 @@ class SlurmLauncher(Launcher):
         """A run that SLURM no longer has and that has no result: wait for its files, then say why."""
         if any(not n.done for n in node.after):  # what it needs is settled first
             if not any(n in self.active.values() for n in node.after):
+                node.state = "waiting"  # its job looked for what it needs and ended
                 block_dependents(self.nodes)
             return
         if time.monotonic() - self.gone.setdefault(id_, time.monotonic()) < SETTLE_SECONDS:
