@@ -5,7 +5,8 @@
 #         tools/slurm.sh kill-node FOLDER n1      # the node's daemon and all it runs, at once, as when the power goes
 #         tools/slurm.sh start-node FOLDER n1     # it comes back
 #         tools/slurm.sh stop FOLDER
-# There is no accounting: sacct fails, squeue and scontrol answer. A requeued job starts again after 5 s instead of SLURM's two minutes.
+# There is no accounting: sacct fails, squeue and scontrol answer. Jobs of the partition urgent put those of main back into the queue.
+# A requeued job starts again after 5 s instead of SLURM's two minutes.
 set -euo pipefail
 action=${1:?start, kill-node, start-node or stop} dir=$(realpath -m "${2:?folder}")
 export SLURM_CONF="$dir/slurm.conf"
@@ -65,13 +66,18 @@ MpiDefault=none
 ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=sched_interval=5,batch_sched_delay=1
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 MinJobAge=3600
-SlurmdTimeout=5
+SlurmdTimeout=3
+MessageTimeout=3
+TCPTimeout=1
 KillWait=2
 JobRequeue=1
 NodeName=n[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((base + 1))-$((base + nodes))] CPUs=1 RealMemory=$memory State=UNKNOWN
-PartitionName=main Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=n[1-$nodes] MaxTime=INFINITE State=UP PriorityTier=2
 CONF
     slurmctld -f "$SLURM_CONF" >&2
     for i in $(seq "$nodes"); do start_node "n$i"; done
@@ -83,7 +89,9 @@ CONF
     echo "export SLURM_CONF='$SLURM_CONF'"
     ;;
 kill-node)
-    for pid in $(processes "${3:?node, e.g. n1}"); do kill -KILL "$pid" 2>/dev/null || true; done
+    found=$(processes "${3:?node, e.g. n1}")
+    # all stand still first: none may tell the controller of another's end
+    for signal in STOP KILL; do for pid in $found; do kill -$signal "$pid" 2>/dev/null || true; done; done
     rm -f "$dir/slurmd.$3.pid"
     ;;
 start-node) start_node "${3:?node, e.g. n1}" ;;

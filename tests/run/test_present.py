@@ -6,9 +6,9 @@ import pytest
 
 from dassl_prompts.run import present
 from dassl_prompts.run.job import Job
+from dassl_prompts.run.launchers.local import Scheduler
 from dassl_prompts.run.plan import plan
 from dassl_prompts.run.protocols import PROTOCOLS
-from dassl_prompts.run.launchers.local import Scheduler
 
 
 @pytest.fixture(autouse=True)

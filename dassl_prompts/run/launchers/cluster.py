@@ -16,7 +16,7 @@ REFUSALS = {
     r"generic resource|gres": "the partition has no such GPUs: change --gpus or --partition (sinfo -o '%P %G' lists them)",
     r"memory specification|node configuration": "no node of the partition is that large: change --cpus, --mem, --gpus or --partition",
     r"time limit": "change --time or --partition (sinfo -s lists the limits)",
-    r"unable to contact|connect failure|configuration source|resolve_ctls": "the controller does not answer: try again, or ask its administrators",
+    r"unable to contact|connect failure|configuration source|resolve_ctls|s_p_parse_file": "the controller does not answer: try again, or ask its administrators",
     r"unrecognized option|invalid option": "sbatch does not know a flag that --slurm gives",
     r"I/O error|No space left": "the controller's disk is full: tell its administrators, and run the same command again then",
     r"job submit limit|QOSMax|AssocMax|temporarily unable": "submit fewer at once: the same command later submits the rest",

@@ -125,13 +125,24 @@ def start(command: list[str], console: Path) -> WarmRun | subprocess.Popen:
 
 
 def end(process: WarmRun | subprocess.Popen) -> None:
-    """End a run; what it saved last stays whole."""
-    process.terminate()
+    """End a run; what it saved last stays whole.
+
+    It is called in a signal's handler, so it takes none of the locks of ``subprocess``: the interrupted wait may hold them.
+    """
+    os.kill(process.pid, signal.SIGTERM)
+    late = time.monotonic() + GRACE_SECONDS
+    while running(process.pid):
+        if time.monotonic() > late:
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def running(pid: int) -> bool:
+    """Whether a child has not ended."""
     try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,11 +4,19 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 TOOL = Path(__file__).parents[3] / "tools" / "slurm.sh"
+
+
+def wait_for(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.2)
 
 
 class Cluster:
@@ -22,6 +30,14 @@ class Cluster:
 
     def ask(self, *command):
         return subprocess.run(command, check=True, text=True, capture_output=True).stdout
+
+    def repair(self):
+        """Both nodes are there and idle."""
+        for node in ("n1", "n2"):
+            if not Path(f"{self.folder}/slurmd.{node}.pid").exists():
+                self.tool("start-node", node)
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False)
+        wait_for(lambda: self.ask("sinfo", "-h", "-p", "main", "-o", "%t %D").split() == ["idle", "2"])
 
 
 @pytest.fixture(scope="session")

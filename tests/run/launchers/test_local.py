@@ -7,10 +7,10 @@ import sys
 import pytest
 from yacs.config import CfgNode
 
-from dassl_prompts.run.launchers import local as module
 from dassl_prompts.run.execute import execute
-from dassl_prompts.run.plan import plan
+from dassl_prompts.run.launchers import local as module
 from dassl_prompts.run.launchers.local import Scheduler, Slot, make_slots
+from dassl_prompts.run.plan import plan
 from dassl_prompts.run.steps import StepFailed
 from tests.run.fake import FakeStep, step
 

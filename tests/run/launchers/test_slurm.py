@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 
 import pytest
 
@@ -12,12 +11,12 @@ from dassl_prompts.run.__main__ import main
 from dassl_prompts.run.launchers import cluster
 from dassl_prompts.run.launchers.local import Scheduler
 from dassl_prompts.run.launchers.records import Records
-from dassl_prompts.run.launchers.slurm import SlurmLauncher, batches
+from dassl_prompts.run.launchers.slurm import SlurmLauncher
 from dassl_prompts.run.plan import plan
 from tests.run.fake import FakeStep, step
+from tests.run.launchers.conftest import wait_for
 
 pytestmark = pytest.mark.usefixtures("slurm", "quick")
-FAST = (("mem", "100M"), ("time", "10"))
 
 
 def starts(s):
@@ -35,14 +34,14 @@ def with_resources(s, **resources):
     return replace(s, resources=tuple(resources.items()))
 
 
-def test_runs_come_after_what_they_read_and_a_failure_blocks_only_what_needs_it(tmp_path, capsys):
-    first, bad = step(tmp_path, "stage1"), step(tmp_path, "bad", code=1)
+def test_order_failures_and_tries(tmp_path, capsys):
+    first, bad = step(tmp_path, "stage1", fails=1), step(tmp_path, "bad", code=1)
     second, third = step(tmp_path, "a", first), step(tmp_path, "b", first)
     after = step(tmp_path, "after", bad)
-    failed, nodes = launch(tmp_path, [first, second], [first, third], [bad, after])
+    failed, nodes = launch(tmp_path, [first, second], [first, third], [bad, after], retry=1)
     assert [(n.step.title, n.state) for n in failed] == [("bad", "failed"), ("after", "blocked")]
     assert failed[0].reason == f"failed (error: broken on purpose); see {bad.output / 'console.txt'}"
-    assert [starts(s) for s in (first, second, third)] == [1, 1, 1] and not (after.output / "begin").exists()
+    assert [starts(s) for s in (first, second, third, bad)] == [2, 1, 1, 2] and not (after.output / "begin").exists()
     out = capsys.readouterr().out
     assert "5 runs submitted in 2 job arrays" in out and re.search(r"\[2/5\] a: done in", out)
     wait_for(lambda: cluster.queue() == {})
@@ -64,13 +63,21 @@ def test_the_same_command_attaches_to_what_runs_and_skips_what_is_finished(tmp_p
     assert "2 runs are in the queue already and are watched" in capsys.readouterr().out
 
 
-def test_status_and_cancel(tmp_path, capsys):
-    steps = [step(tmp_path, name, seconds=60) for name in ("a", "b", "c")]
-    launch(tmp_path, steps[:1], steps[1:2], steps[2:], wait=False)
-    wait_for(lambda: sum((s.output / "begin").exists() for s in steps) == 2)
+def test_requeue_status_and_cancel(slurm, tmp_path, capsys):
+    steps = [step(tmp_path, name, seconds=600) for name in ("a", "b")]
+    held = with_resources(step(tmp_path, "c"), **{"slurm hold": ""})
+    launch(tmp_path, *[[s] for s in (*steps, held)], wait=False)
+    wait_for(lambda: all((s.output / "begin").exists() for s in steps))
     capsys.readouterr()
+    slurm.ask("scancel", "-s", "USR2", Records(tmp_path).all()[str(steps[0].output)].job)  # as before its time limit
+    wait_for(lambda: starts(steps[0]) == 2)
     assert main(["status", "--output", str(tmp_path)]) == 0
-    assert re.search(r"running +\d+_0 +n\d", out := capsys.readouterr().out) and "2 running, 1 waiting" in out
+    out = capsys.readouterr().out
+    assert (
+        re.search(r"running +\d+_0 +n\d", out)
+        and "2 running, 1 waiting" in out
+        and "it is held: scontrol release" in out
+    )
     assert main(["cancel", "--output", str(tmp_path)]) == 0
     assert "3 runs cancelled" in capsys.readouterr().out
     wait_for(lambda: not cluster.queue())
@@ -85,13 +92,6 @@ def test_at_most_parallel_runs_at_once_across_arrays(tmp_path):
     began = sorted(float((s.output / "begin").read_text().split()[0]) for s in steps)
     ended = sorted(float((s.output / "end").read_text()) for s in steps)
     assert began[1] >= ended[0]
-
-
-def test_a_retried_run_is_submitted_again_with_what_needs_it(tmp_path):
-    bad = step(tmp_path, "bad", fails=1)
-    after = step(tmp_path, "after", bad)
-    failed, nodes = launch(tmp_path, [bad, after], retry=1)
-    assert failed == [] and starts(bad) == 2 and [n.tries for n in nodes] == [2, 2]
 
 
 def test_a_killed_run_and_a_cancelled_one_say_why(tmp_path):
@@ -122,7 +122,7 @@ class Shot(FakeStep):
 def test_what_slurm_refuses_is_one_line_and_starts_nothing(tmp_path, capsys):
     wrong = with_resources(step(tmp_path, "a"), partition="nope")
     with pytest.raises(
-        ValueError, match=r"invalid partition.*give one of the partitions main with --partition\. Nothing"
+        ValueError, match=r"invalid partition.*give one of the partitions main, urgent with --partition\. Nothing"
     ):
         launch(tmp_path, [wrong])
     huge = with_resources(step(tmp_path, "b"), mem="900T")
@@ -134,7 +134,13 @@ def test_what_slurm_refuses_is_one_line_and_starts_nothing(tmp_path, capsys):
 
 
 def test_a_controller_that_does_not_answer(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2\nexit 1\n"
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
     with pytest.raises(ValueError, match=r"^SLURM refuses: .*the controller does not answer"):
         launch(tmp_path, [step(tmp_path, "a")])
 
@@ -155,10 +161,7 @@ def node_behind(slurm, tmp_path):
 
     yield start
     slurm.tool("kill-node", "n2")
-    slurm.tool("start-node", "n2")
-    for node in ("n1", "n2"):
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False)
-    wait_for(lambda: slurm.ask("sinfo", "-h", "-o", "%t %D").split() == ["idle", "2"])
+    slurm.repair()
 
 
 def test_a_folder_that_the_nodes_do_not_share(tmp_path, node_behind):
@@ -172,19 +175,3 @@ def test_a_full_spool(slurm, tmp_path, node_behind):
     failed, _ = launch(tmp_path, [step(tmp_path, "a")])
     assert "could not start it on its node, whose spool is full" in failed[0].reason
     assert cluster.queue() == {}
-
-
-def test_arrays_hold_a_level_and_one_set_of_resources_and_are_cut_to_size(tmp_path):
-    first = step(tmp_path, "first")
-    many = [step(tmp_path, f"m{i}", first) for i in range(3)]
-    other = with_resources(step(tmp_path, "other"), mem="1G")
-    nodes = plan([*([first, m] for m in many), [other]])
-    names = [[n.step.title for n in batch] for batch in batches(nodes, 2)]
-    assert names == [["first"], ["other"], ["m0", "m1"], ["m2"]]
-
-
-def wait_for(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.2)
