@@ -6,7 +6,7 @@ import os
 import random
 from collections import Counter
 
-from dassl_prompts.classification.split_files import Splits, check_labels, read_split, same_name, save_split
+from dassl_prompts.classification.split_files import Splits, check_labels, kept_split, read_split, same_name
 from dassl_prompts.classification.splits import (
     few_shot,
     list_folders,
@@ -90,11 +90,7 @@ class SplitDataset(DatasetBase):
         name = type(self).__name__
         if self.make_split_seed >= 0:
             path = os.path.join(self.dataset_dir, f"split_own{self.make_split_seed}_{name}.json")
-            if not os.path.exists(path):
-                splits = self.make_split(random.Random(self.make_split_seed))
-                check_labels(splits, f"{name} in {self.dataset_dir}")
-                save_split(splits, path, self.image_dir)
-                print(f"Made a split of our own: {path}")
+            splits = kept_split(path, self.image_dir, self.drawn)
         else:
             path = os.path.join(self.dataset_dir, self.split_file)
             self.require(
@@ -102,13 +98,19 @@ class SplitDataset(DatasetBase):
                 "DATASET.MAKE_SPLIT 1 makes a random split instead, whose numbers cannot be compared "
                 "with published ones",
             )
-        print(f"Reading split from {path}")
-        splits = read_split(path, self.image_dir)
+            print(f"Reading split from {path}")
+            splits = read_split(path, self.image_dir)
         if splits.train:
             return splits
         self.evaluation_only = True
         print(f"{path} has no training images: a test set, to be scored only")
         return splits._replace(train=splits.test)
+
+    def drawn(self) -> Splits:
+        """A split of our own, its labels checked."""
+        splits = self.make_split(random.Random(self.make_split_seed))
+        check_labels(splits, f"{type(self).__name__} in {self.dataset_dir}")
+        return splits
 
     def make_split(self, rng: random.Random) -> Splits:
         """A random split from the dataset's original files, in CoOp's proportions."""

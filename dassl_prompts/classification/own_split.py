@@ -17,7 +17,7 @@ from dassl_prompts.classification.own_lists import (
     renamed,
 )
 from dassl_prompts.classification.own_notes import check_pictures, notes_folder
-from dassl_prompts.classification.split_files import PARTS, Splits, read_split, save_split
+from dassl_prompts.classification.split_files import PARTS, Splits, kept_split
 from dassl_prompts.classification.splits import split_by_class
 from dassl_prompts.engine import Datum
 from dassl_prompts.engine.config import read_names
@@ -78,21 +78,15 @@ class OwnSplit:
         return self.notes / ("split_fewshot" if self.seed is None else f"split_fewshot_seed{self.seed}")
 
     def drawn(self, pictures: list[Picture]) -> list[Picture]:
-        """``pictures`` with the parts of the split that was drawn before, or is drawn now and written down.
+        """``pictures`` with the parts of the split that was drawn before, or is drawn now (see :func:`kept_split`).
 
         Raises:
             ValueError: a class is too small, or pictures came or went since the split was drawn.
         """
         path = self.notes / f"split_seed{self.seed}.json"
-        if not path.exists():
-            splits = split_by_class(
-                self.data(dict.fromkeys(p.path for p in pictures), pictures), random.Random(self.seed)
-            )
-            save_split(splits, path, self.root)
-            counts = ", ".join(f"{len(part):,} {name}" for name, part in zip(PARTS, splits))
-            print(f"Drew a split of {self.place} with seed {self.seed} ({counts}): {path}")
-        print(f"Reading split from {path}")
-        parts = {item.impath: part for part, items in zip(PARTS, read_split(path, self.root)) for item in items}
+        items = self.data(dict.fromkeys(p.path for p in pictures), pictures)
+        splits = kept_split(path, self.root, lambda: split_by_class(items, random.Random(self.seed)))
+        parts = {item.impath: part for part, found in zip(PARTS, splits) for item in found}
         came = [picture.path for picture in pictures if picture.path not in parts]
         gone = [name for name in parts if name not in {picture.path for picture in pictures}]
         if came or gone:

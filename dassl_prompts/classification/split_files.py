@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 from dassl_prompts.engine import Datum
@@ -23,6 +25,8 @@ class Splits(NamedTuple):
     test: list[Datum]
 
 
+#: whether splits that are drawn are written down
+_kept: ContextVar[bool] = ContextVar("_kept", default=True)
 #: what other programs call the three lists
 OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
@@ -186,6 +190,29 @@ def check_labels(splits: Splits, origin: str) -> None:
 
 def _alike(one: str, other: str) -> bool:
     return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio() > 0.8
+
+
+def kept_split(path: str | os.PathLike, image_root: str | os.PathLike, draw: Callable[[], Splits]) -> Splits:
+    """The split in ``path``; where there is none, ``draw()``, which is written there, except within :func:`unkept`."""
+    if not os.path.exists(path):
+        splits = draw()
+        if not _kept.get():
+            return splits
+        save_split(splits, path, image_root)
+        counts = ", ".join(f"{len(part):,} {name}" for name, part in zip(PARTS, splits))
+        print(f"Drew a split ({counts}): {path}")
+    print(f"Reading split from {path}")
+    return read_split(path, image_root)
+
+
+@contextlib.contextmanager
+def unkept() -> Iterator[None]:
+    """Splits are drawn and not written down: for those who look at data that no run has worked on."""
+    token = _kept.set(False)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def save_split(splits: Splits, path: str | os.PathLike, image_root: str | os.PathLike) -> None:

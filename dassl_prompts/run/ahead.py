@@ -114,7 +114,8 @@ def data_key(cfg) -> str:
 
 
 def build_data(cfg, key: str) -> str:
-    """Build the dataset with all its images and classes, so that no draw of a few shots is written down; count them."""
+    """Build the dataset with all its images and classes, and write down neither a split nor a draw of shots; count them."""
+    from dassl_prompts.classification.split_files import unkept
     from dassl_prompts.engine import build_dataset
 
     cfg = cfg.clone()
@@ -123,7 +124,7 @@ def build_data(cfg, key: str) -> str:
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     cfg.freeze()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with unkept(), contextlib.redirect_stdout(io.StringIO()):
             data = build_dataset(cfg)
     except (OSError, ValueError, KeyError) as error:
         return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())

@@ -65,11 +65,12 @@ def look_up(key: str, find, folder) -> dict[str, str]:
 
 
 def data_now(cfg) -> dict[str, str]:
+    from dassl_prompts.classification.split_files import unkept
     from dassl_prompts.engine import DATASET_REGISTRY, build_dataset
     from dassl_prompts.engine.digest import data_digests
 
     found = {}
-    with contextlib.redirect_stdout(io.StringIO()):
+    with unkept(), contextlib.redirect_stdout(io.StringIO()):
         for name in cfg.get("CIR", {}).get("EVAL", ()):
             found |= data_digests(DATASET_REGISTRY.get(name)(cfg), cfg)
         return {**found, **data_digests(build_dataset(cfg), cfg)}

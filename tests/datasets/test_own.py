@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import dassl_prompts
+from dassl_prompts.classification.split_files import unkept
 from dassl_prompts.engine import build_dataset, get_cfg_default
 
 NAMES = ("cat", "dog", "hen")
@@ -62,7 +63,11 @@ def test_a_folder_is_split_by_a_seed_that_is_written_down(tmp_path, capsys):
     assert [item.impath for item in again.test] == [item.impath for item in data.test]
     said = capsys.readouterr().out
     assert "Drew" not in said and "new pictures" not in said  # neither drawn nor read again
-    other = build(tmp_path, MAKE_SPLIT=2)
+    with unkept():
+        other = build(tmp_path, MAKE_SPLIT=2)
+    assert not (tmp_path / ".dassl_prompts" / "split_seed2.json").exists()
+    assert [item.impath for item in other.test] == [item.impath for item in build(tmp_path, MAKE_SPLIT=2).test]
+    assert (tmp_path / ".dassl_prompts" / "split_seed2.json").is_file()
     assert [item.impath for item in other.test] != [item.impath for item in data.test]
 
 

@@ -200,6 +200,7 @@ def test_a_plan_names_the_classes_with_fewer_pictures_than_shots(tmp_path, capsy
     code, lines = plan_of([*words, "4"], tmp_path, capsys)
     said = "pets: 1 classes have fewer than 4 training images and give all they have: 'cow' 3"
     assert code == 0 and lines.count(said) == 1
+    assert not list(tmp_path.rglob("split_*"))  # looked at, not worked on
     code, lines = plan_of([*words, "3"], tmp_path, capsys)
     assert code == 0 and not any("fewer than" in line for line in lines)
 
