@@ -55,6 +55,8 @@ def problems_of(config: Callable, folders: set[str]) -> list[str]:
         cfg = config()
         check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
         check_transforms(cfg.INPUT.TRANSFORMS)
+        trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+        trainer.check_cfg(object.__new__(trainer), cfg)  # as a trainer does first, before it has anything but the settings
     except (ValueError, OSError) as error:
         return [str(error)]
     name = cfg.MODEL.BACKBONE.NAME

@@ -6,7 +6,11 @@ from yacs.config import CfgNode
 from dassl_prompts.classification.templates import (
     CUSTOM_TEMPLATES,
     ENSEMBLE_TEMPLATES,
+    KGCOOP_TEMPLATES,
+    PROGRAD_TEMPLATES,
     PROMPTSRC_TEMPLATES,
+    TCP_STUDENT_TEMPLATES,
+    TCP_TEMPLATES,
     template_for,
 )
 
@@ -30,3 +34,11 @@ def test_template_for_unknown_dataset_lists_the_known():
     cfg.DATASET.NAME = "Nothing"
     with pytest.raises(ValueError, match="'Nothing'.*OxfordPets"):
         template_for(cfg)
+
+
+def test_every_method_has_a_text_for_every_dataset():
+    for table in (KGCOOP_TEMPLATES, TCP_TEMPLATES, TCP_STUDENT_TEMPLATES, PROGRAD_TEMPLATES):
+        assert set(table) == set(CUSTOM_TEMPLATES)
+    for name in ("IconPark", "QuickDraw", "ClipArt", "OwnPictures", "OwnCaptions"):
+        assert TCP_STUDENT_TEMPLATES[name] == "X X X X {}."
+    assert TCP_STUDENT_TEMPLATES["Emoji"] == "X X X X {}, a type of emoji."

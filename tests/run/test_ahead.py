@@ -28,6 +28,7 @@ WRONG = {
     "a missing backbone file": (["--common", "MODEL.BACKBONE.NAME", "/nowhere/clip.pt"], "/nowhere/clip.pt"),
     "a mistyped transform": (["--common", "INPUT.TRANSFORMS", "['random_flop']"], "unknown transform 'random_flop'"),
     "a mistyped backbone": (["--common", "MODEL.BACKBONE.NAME", "ViT-B-16x"], "unknown backbone 'ViT-B-16x'"),
+    "settings that contradict each other": (["TRAINER.DPC.PRESET", "fullmove"], "TRAINER.DPC.PRESET is 'fullmove'"),
     "a missing first stage": (
         ["TRAINER.DPC.CKPT_DIR", "/nowhere/run"],
         "TRAINER.DPC.CKPT_DIR: there is no /nowhere/run",
