@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,10 @@ from dassl_prompts.features.store import digest_of
 from dassl_prompts.images import decode_image, read_bytes
 from dassl_prompts.models.tokens import TokenEncoder
 
-#: references whose tokens are kept, the least recently used go first
-KEPT_REFERENCES = 64
+#: bytes of references' tokens that are kept, the least recently used go first
+KEPT_BYTES = 64 << 20
+#: texts whose tokens are kept
+KEPT_TEXTS = 64
 #: pixels of the largest picture that is decoded for a question, and letters of the longest sentence
 MAX_PIXELS, MAX_TEXT = 50_000_000, 2000
 #: the columns of an answer
@@ -78,6 +81,13 @@ class Method(NamedTuple):
     weighted: Any = None
 
 
+class KeptTexts:
+    """The text side of an encoder as training-free queries ask it; of the last texts it is kept."""
+
+    def __init__(self, encoder: TokenEncoder):
+        self.text_tokens = lru_cache(maxsize=KEPT_TEXTS)(lambda captions: encoder.text_tokens(list(captions)))
+
+
 class Answerer:
     """An index and the models that it is asked with; may be used by several threads.
 
@@ -92,7 +102,8 @@ class Answerer:
         self.encoder, query, ratio = load_model(model, device)
         self.require_towers(self.encoder, model.get("run") or model["backbone"])
         self.transform = transform_of(self.encoder, ratio)
-        self.methods = {name: Method(self.encoder, make(self.encoder)) for name, make in BASELINES.items()}
+        self.texts = KeptTexts(self.encoder)
+        self.methods = {name: Method(self.encoder, make(self.texts)) for name, make in BASELINES.items()}
         for name, first in SUMS.items():
             self.methods[name] = self.methods[name]._replace(weighted=self.weighted_sum(first))
         self.default = model.get("query", "")
@@ -133,7 +144,7 @@ class Answerer:
         return name
 
     def weighted_sum(self, normalize_first: bool):
-        return lambda weight: image_text_sum(self.encoder, normalize_first, weight)
+        return lambda weight: image_text_sum(self.texts, normalize_first, weight)
 
     # -- references ------------------------------------------------------------------------------------------
 
@@ -187,13 +198,13 @@ class Answerer:
         """
         name = self.check(question)
         times: dict[str, float] = {}
-        with timed(times, "encode"), self.lock:
-            queries = self.queries(question, self.methods[name])
         reference = question.reference
         hidden = [reference.row] if reference and reference.row is not None and not question.keep_reference else []
-        with timed(times, "search"):
-            # a product may round the same question otherwise beside others: every column is asked by itself
-            found = {c: self.index.search(query, question.k, hidden)[0] for c, query in queries.items()}
+        with self.lock:  # all processors for one question, then for the next
+            with timed(times, "encode"):
+                queries = self.queries(question, self.methods[name])
+            with timed(times, "search"):
+                found = dict(zip(queries, self.index.search(torch.cat(list(queries.values())), question.k, hidden)))
         column = COMPOSED if reference and question.text else TEXT if question.text else IMAGE
         return Answer(column, found, self.data(question, name, found), times)
 
@@ -214,13 +225,13 @@ class Answerer:
 
     def queries(self, question: Question, method: Method) -> dict[str, Tensor]:
         """Query features [1, d] of the columns."""
-        queries, texts = {}, [question.text]
+        queries, texts = {}, (question.text,)
         nothing = torch.zeros(1, 1, self.encoder.width, device=self.device)
         if question.text.strip():
-            queries[TEXT] = BASELINES["text"](self.encoder)(texts, nothing)
+            queries[TEXT] = self.methods["text"].query(texts, nothing)
         if question.reference:
             tokens = self.tokens(question.reference)
-            queries[IMAGE] = BASELINES["image"](self.encoder)(texts, tokens)
+            queries[IMAGE] = self.methods["image"].query(texts, tokens)
             if TEXT in queries:
                 query = method.weighted(question.weight) if method.weighted else method.query
                 queries[COMPOSED] = query(texts, tokens)
@@ -233,7 +244,7 @@ class Answerer:
             pixels = self.transform(reference.picture)[None].to(self.device)
             tokens = self.encoder.image_tokens(pixels).float()
         self.kept[reference.digest] = tokens
-        if len(self.kept) > KEPT_REFERENCES:
+        while len(self.kept) > 1 and sum(kept.nbytes for kept in self.kept.values()) > KEPT_BYTES:
             self.kept.popitem(last=False)
         return tokens
 

@@ -180,6 +180,7 @@ class Work:
                     if not np.isfinite(features).all():
                         raise ValueError("an image feature is not finite: the backbone's weights are damaged")
                     self.parts.add([item[2] for item in new], features.astype(np.float16))
+                    known.update((item[2], IN_PARTS) for item in new)  # of copies that follow
                 self.done.encoded += len(new)
                 for place, item in zip(itertools.islice(waiting, len(batch)), batch):
                     if item is not None:

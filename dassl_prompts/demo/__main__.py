@@ -80,15 +80,11 @@ def build_service(index: str | None, runs: list[str], classify: list[str]):
     Raises:
         FileNotFoundError, ValueError: no index, no run, or one that does not fit.
     """
-    import torch
-
     from dassl_prompts.composed.answers import Answerer
     from dassl_prompts.demo import emoji_set
     from dassl_prompts.demo.classify import Classifier
     from dassl_prompts.demo.service import Service
 
-    # several questions at a time are answered sooner by a thread each than by all threads one after the other
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     classifiers = [Classifier(folder) for folder in classify]
     targets = None if index else emoji_set.make_index(emoji_set.default_place())
     return Service(Answerer.open(index or emoji_set.default_place(), runs), classifiers, targets)

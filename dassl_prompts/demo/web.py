@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -27,6 +30,8 @@ from dassl_prompts.images import ImageReadError
 #: bytes of a request: a picture in base64 and what stands around it
 MAX_BODY = MAX_BYTES * 4 // 3 + (1 << 16)
 MAX_RESULTS, MAX_PATH = 200, 4096
+#: that answer requests
+THREADS = 2 * (os.cpu_count() or 1)
 #: addresses of Gradio's for files, for what it fetches from elsewhere, and for its own development
 ELSEWHERE = re.compile(
     r"(file|proxy)\s*=|/(file|stream|custom_component|component_server|deep_link|dev|monitoring|profiling|process_recording"
@@ -83,7 +88,9 @@ def build_app(service: Service, hosts: tuple[str, ...] = LOCAL) -> FastAPI:
         hosts: names of this server in requests, so that a page of somebody else's cannot reach it by a name of its own; ("*",)
             for any.
     """
-    app = FastAPI(title="dassl-prompts", version=dassl_prompts.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="dassl-prompts", version=dassl_prompts.__version__, docs_url=None, redoc_url=None, lifespan=few_threads
+    )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(Bounded, limit=MAX_BODY)
 
@@ -125,6 +132,13 @@ def build_app(service: Service, hosts: tuple[str, ...] = LOCAL) -> FastAPI:
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     return app
+
+
+@asynccontextmanager
+async def few_threads(app: FastAPI) -> AsyncIterator[None]:
+    """Answer by few threads: each holds memory of its own, and more than there are processors wait for each other anyway."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield
 
 
 class AddressedQuestion(BaseModel):
@@ -222,7 +236,7 @@ class Bounded:
             return
         told = dict(scope["headers"]).get(b"content-length", b"0")
         if not told.isdigit() or int(told[:20]) > self.limit:
-            await self.refuse_length(send)
+            await self.refuse_length(receive, send)
             return
         seen, answering = 0, False
 
@@ -243,9 +257,15 @@ class Bounded:
             await self.app(scope, counted, noticed)
         except TooLarge:
             if not answering:
-                await self.refuse_length(send)
+                await self.refuse_length(receive, send)
 
-    async def refuse_length(self, send) -> None:
+    async def refuse_length(self, receive, send) -> None:
+        """Many clients read no answer before they have sent everything: some more of it is taken and dropped."""
+        dropped, more = 0, True
+        while more and dropped < 8 * self.limit:
+            message = await receive()
+            dropped += len(message.get("body", b""))
+            more = message.get("more_body", False)
         await self.refuse(send, 413, f"the request has more than {self.limit:,} bytes, the limit")
 
     async def refuse(self, send, status: int, line: str) -> None:

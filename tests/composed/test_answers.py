@@ -98,7 +98,8 @@ def test_a_picture_that_was_sent_is_the_same_picture(answerer, place):
 
 
 def test_references_are_kept_and_not_without_end(answerer, monkeypatch):
-    monkeypatch.setattr(answers, "KEPT_REFERENCES", 2)
+    encoder = answerer.encoder
+    monkeypatch.setattr(answers, "KEPT_BYTES", 2 * 4 * encoder.n_image * encoder.width)
     encoded = []
     real = answerer.encoder.image_tokens
     monkeypatch.setattr(answerer.encoder, "image_tokens", lambda pixels: encoded.append(1) or real(pixels))

@@ -367,3 +367,10 @@ def test_faiss_that_is_not_installed_costs_nothing(photos, tmp_path, monkeypatch
     with pytest.raises(ImportError, match="dassl-prompts\\[faiss\\]"):
         update(tmp_path / "i", photos, faiss="Flat")
     assert not (tmp_path / "i").exists()
+
+
+def test_copies_are_encoded_once_and_have_equal_features(photos, tmp_path):
+    for number in range(5):
+        shutil.copy(photos / "0.png", photos / f"z{number}.png")
+    index, done = update(tmp_path / "i", photos, batch_size=2)
+    assert done.encoded == 6 and index.copies.tolist() == [[row, 0] for row in range(6, 11)]
