@@ -126,12 +126,16 @@ class ClassificationTrainer(FrozenImages, PromptTrainer):
     # -- Dassl's hooks --------------------------------------------------------------------------------------------
 
     def check_cfg(self, cfg):
-        precision = self.wanted_precision(cfg)
-        if precision not in PRECISIONS:
-            raise ValueError(f"TRAINER.{self.config_node}.PREC is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        self.check_precision(cfg)
         remedy = "it learns prompts, which have no layers to stage; set OPTIM.STAGED_LR False"
         refuse_pairs(cfg, "OPTIM", [(bool(cfg.get("OPTIM", {}).get("STAGED_LR")), "STAGED_LR", "TRAINER.NAME", remedy)])
         self.check_method(cfg)
+
+    @classmethod
+    def check_precision(cls, cfg) -> None:
+        precision = cls.wanted_precision(cfg)
+        if precision not in PRECISIONS:
+            raise ValueError(f"TRAINER.{cls.config_node}.PREC is {precision!r}; choose one of {', '.join(PRECISIONS)}")
 
     @classmethod
     def check_method(cls, cfg) -> None:

@@ -214,9 +214,10 @@ def label_images(run: TrainedRun, args: argparse.Namespace) -> int:
         print(describe_left_out(left_out), file=sys.stderr)
     top = min(args.top or len(run.classnames), len(run.classnames))
     broken = 0
+    rows_are_seen = args.output is None and sys.stdout.isatty()
     with (
         writer(args.output, top) as out,
-        tqdm(total=total, unit="image", file=sys.stderr, disable=total < 2) as bar,
+        tqdm(total=total, unit="image", file=sys.stderr, disable=rows_are_seen or total < 2) as bar,
     ):
         for path, scores in run.predict(find_images(args.images), args.batch_size, orientation=args.orientation):
             if isinstance(scores, OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dassl_prompts.configs.own_data import called
 from dassl_prompts.engine.checkpoint import require_finite
 from dassl_prompts.engine.files import atomic_path, write_text
 from dassl_prompts.predict.run import TrainedRun
@@ -99,7 +100,7 @@ def card_of(run: TrainedRun) -> dict:
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "classes": run.classnames,
         "trained_on": {
-            "dataset": results.get("dataset"),
+            "dataset": called(results.get("dataset", ""), cfg.DATASET.ROOT),
             "classes": run.trained,
             "shots": results.get("shots"),
             "seed": results.get("seed"),

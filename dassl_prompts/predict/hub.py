@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from dassl_prompts.configs.own_data import called
 from dassl_prompts.engine.checkpoint import find_checkpoint
 from dassl_prompts.engine.files import read_json, write_json, write_text
 from dassl_prompts.engine.places import FREE_PLACES
@@ -49,7 +50,7 @@ def model_card(run: TrainedRun) -> str:
     }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     lines = [
-        f"# {trainer} on {results.get('dataset', '')}",
+        f"# {trainer} on {called(results.get('dataset', ''), run.cfg.DATASET.ROOT)}",
         f"Prompts learned by {trainer} for the CLIP {backbone}, {results.get('shots', '?')} images per class, seed {results.get('seed', '?')}"
         + (f"; test accuracy {accuracy:.2f} %." if accuracy is not None else "."),
         "Classes of the training: " + ", ".join(run.trained) + ".",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -225,4 +227,6 @@ def load_run(
         raise ValueError(f"{text}: its prompts do not belong to them; name the run's own weights with --backbone FILE")
     if not name.startswith("Zeroshot"):
         trainer.load_net(model, folder, epoch)
-    return TrainedRun(folder, model, wanted, trained, build_transform(cfg, is_train=False), cfg, results)
+    with contextlib.redirect_stdout(io.StringIO()):  # the run's log lists the transforms
+        transform = build_transform(cfg, is_train=False)
+    return TrainedRun(folder, model, wanted, trained, transform, cfg, results)

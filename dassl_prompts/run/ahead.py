@@ -55,12 +55,10 @@ def problems_of(config: Callable, folders: set[str]) -> list[str]:
         cfg = config()
         check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
         check_transforms(cfg.INPUT.TRANSFORMS)
-        trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-        trainer.check_cfg(object.__new__(trainer), cfg)  # as a trainer does first, before it has anything but the settings
     except (ValueError, OSError) as error:
         return [str(error)]
     name = cfg.MODEL.BACKBONE.NAME
-    parts = missing_folders(cfg, folders)
+    parts = [settings_problem(cfg), *missing_folders(cfg, folders)]
     if not any(part.startswith("DATASET.") for part in parts):  # which the dataset would only say again
         parts.append(data_problem(cfg))
     if name:
@@ -68,6 +66,20 @@ def problems_of(config: Callable, folders: set[str]) -> list[str]:
 
         parts.append(look_up(f"weights {name}", lambda: weights_problem(name)))
     return [part for part in parts if part]
+
+
+def settings_problem(cfg) -> str:
+    """What the method says of its own keys; "" if it has nothing against them."""
+    from dassl_prompts.engine import TRAINER_REGISTRY
+
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    try:
+        trainer.check_cfg(object.__new__(trainer), cfg)  # as a trainer does first, before it has anything but the settings
+    except (ValueError, AssertionError) as error:
+        return str(error) or f"{cfg.TRAINER.NAME} refuses its settings, see its check_cfg"
+    except AttributeError:  # a lab's own that looks at more than the settings; the run will tell
+        pass
+    return ""
 
 
 def look_up(key: str, find: Callable[[], str]) -> str:

@@ -18,6 +18,8 @@ TOKENS = 24
 STEP = 3
 #: share of the speed of a large matrix product that towers reach; operations a second where a GPU computes
 EFFICIENCY, GPU_SPEED = 0.5, 2e13
+#: products that are timed, of which the fastest counts: the first ones are slow, and so are all while other programs compute
+TRIES = 40
 #: bytes of a run's logs and tables; of its predictions, per picture; copies of the learned tensors (best, last, to resume)
 FILES, PREDICTION, COPIES = 90_000, 60, 4
 #: methods that encode the classes for every picture; whose prompts for the image tower are projected from those for text
@@ -65,7 +67,7 @@ def speed() -> float:
     if torch.cuda.device_count():
         return GPU_SPEED
     a, tries = torch.ones(512, 512), []
-    for _ in range(3):
+    for _ in range(TRIES):
         start = time.perf_counter()
         a @ a
         tries.append(time.perf_counter() - start)

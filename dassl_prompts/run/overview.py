@@ -131,6 +131,13 @@ def overview(nodes: list[Node], slots: int = 1, finished: set[str] | None = None
     return "\n".join([table, *few_pictures(todo), summary_line(costs, todo, len(nodes), slots)])
 
 
+def expected(nodes: list[Node]) -> dict[int, float]:
+    """Seconds that the plan gives to each run that waits, by ``id(node)``; those that nothing is known of are left out."""
+    costs = Costs(nodes)
+    found = {id(node): estimate([costs.like(node.step)])[0] for node in nodes if node.state == "waiting"}
+    return {key: seconds for key, seconds in found.items() if seconds}
+
+
 def few_pictures(steps: Iterable[Step]) -> list[str]:
     """A line for every draw of shots to train on that some classes are too small for."""
     from dassl_prompts.classification.splits import small_classes

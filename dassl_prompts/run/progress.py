@@ -6,8 +6,10 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 from dassl_prompts.run.plan import Node
 from dassl_prompts.run.steps import CONSOLE
@@ -55,12 +57,18 @@ def kind(node: Node) -> tuple[str, bool]:
     return args[args.index("--trainer") + 1] if "--trainer" in args else "", node.step.is_training
 
 
-def time_left(nodes: list[Node], slots: int, lefts: dict[int, float | None], elapsed: dict[int, float]) -> float | None:
+def time_left(
+    nodes: list[Node],
+    slots: int,
+    lefts: dict[int, float | None],
+    elapsed: dict[int, float],
+    planned: Mapping[int, float] = MappingProxyType({}),
+) -> float | None:
     """Estimated seconds until all is done, None before there is anything to go by.
 
     Args:
         lefts: by ``id(node)``, what running steps say of themselves (None: nothing yet). elapsed: how long
-        they have run.
+        they have run. planned: what the plan gave to steps, which counts until one of the kind has shown more.
     """
     known: dict[tuple[str, bool], list[float]] = {}
     for node in nodes:
@@ -68,13 +76,14 @@ def time_left(nodes: list[Node], slots: int, lefts: dict[int, float | None], ela
             known.setdefault(kind(node), []).append(node.seconds)
         elif lefts.get(id(node)) is not None:
             known.setdefault(kind(node), []).append(elapsed[id(node)] + lefts[id(node)])
-    if not known:
-        return None
     mean = {k: sum(v) / len(v) for k, v in known.items()}
-    overall = sum(mean.values()) / len(mean)
+    guesses = list(mean.values()) or list(planned.values())
+    if not guesses:
+        return None
+    overall = sum(guesses) / len(guesses)
     work = 0.0
     for node in nodes:
-        expected = mean.get(kind(node), overall)
+        expected = mean.get(kind(node), planned.get(id(node), overall))
         if node.state == "waiting":
             work += expected
         elif node.state == "running":
@@ -94,10 +103,13 @@ class Progress:
         self.nodes, self.slots, self.wants_bar = nodes, slots, bar
         self.number = {id(node): i for i, node in enumerate(nodes, 1)}
         self.since: dict[int, float] = {}
+        self.planned: Mapping[int, float] = {}
         self.bar = None
         self.news = time.monotonic()
 
-    def begin(self) -> None:
+    def begin(self, planned: Mapping[int, float]) -> None:
+        """Name what is finished; ``planned`` as :func:`time_left` takes it."""
+        self.planned = planned
         for node in self.nodes:
             if node.state == "skipped":
                 self.say(f"{self.label(node)}: already finished in {node.step.output}")
@@ -148,7 +160,8 @@ class Progress:
     def status(self, running: list[Node], held: int, now: float) -> str:
         states = {id(node): running_state(node) for node in running}
         elapsed = {key: now - self.since[key] for key in states}
-        left = time_left(self.nodes, self.slots, {key: value[1] for key, value in states.items()}, elapsed)
+        lefts = {key: value[1] for key, value in states.items()}
+        left = time_left(self.nodes, self.slots, lefts, elapsed, self.planned)
         where = ", ".join(f"#{self.number[key]} {state[0]}".strip() for key, state in states.items())
         parts = [
             f"left about {clock(left)}" if left is not None else "left unknown",

@@ -29,6 +29,7 @@ WRONG = {
     "a mistyped transform": (["--common", "INPUT.TRANSFORMS", "['random_flop']"], "unknown transform 'random_flop'"),
     "a mistyped backbone": (["--common", "MODEL.BACKBONE.NAME", "ViT-B-16x"], "unknown backbone 'ViT-B-16x'"),
     "settings that contradict each other": (["TRAINER.DPC.PRESET", "fullmove"], "TRAINER.DPC.PRESET is 'fullmove'"),
+    "a setting that the method refuses": (["TRAINER.COOP.PREC", "fp17"], "TRAINER.COOP.PREC is 'fp17'; choose one of"),
     "a missing first stage": (
         ["TRAINER.DPC.CKPT_DIR", "/nowhere/run"],
         "TRAINER.DPC.CKPT_DIR: there is no /nowhere/run",

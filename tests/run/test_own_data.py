@@ -113,8 +113,12 @@ def test_own_pictures_with_a_trainer_of_a_lab_from_run_to_prediction(tmp_path, m
     assert "LabCoOp" in shown and "pets" in shown
     assert report(["output", "--errors", "errors"]) == 0
     assert "| LabCoOp open_tiny_epochs1 on pets (all classes), seed 1 |" in Path("errors/errors.md").read_text()
-    assert predict([str(folder), "pets/cat/000.png", "--device", "cpu", "--import", "lab.py"]) == 0
-    assert "pets/cat/000.png," in capsys.readouterr().out
+    words = [str(folder), "pets/cat/000.png", "--device", "cpu", "--import", "lab.py", "--export", "exported", "--hub"]
+    assert predict(words) == 0
+    out, err = capsys.readouterr()
+    assert "pets/cat/000.png," in out and "resize" not in err
+    assert json.loads(Path("exported/card.json").read_text())["trained_on"]["dataset"] == "pets"
+    assert "# LabCoOp on pets" in Path("exported/README.md").read_text()
 
 
 def test_a_list_of_own_captions_is_trained_and_ranked(tmp_path, monkeypatch, capsys):

@@ -36,3 +36,8 @@ def test_time_left_goes_by_steps_of_the_same_kind(tmp_path):
     other = node(tmp_path, "f", "MaPLe", "waiting")
     assert time_left([done, done_eval, other], 1, {}, {}) == 55
     assert time_left([other], 1, {}, {}) is None
+    # the plan's estimates: before anything has run, and of methods that never ran
+    assert time_left([other], 1, {}, {}, {id(other): 20.0}) == 20
+    assert time_left([done, done_eval, other], 1, {}, {}, {id(other): 20.0}) == 20
+    last = node(tmp_path, "g", "CoOp", "waiting")
+    assert time_left([done, last], 1, {}, {}, {id(last): 20.0}) == 100

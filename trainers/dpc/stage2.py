@@ -90,6 +90,10 @@ class DPC(MinesNegatives, ClassificationTrainer):
         return cls.backbone.wanted_precision(cfg)
 
     @classmethod
+    def check_precision(cls, cfg):
+        cls.backbone.check_precision(cfg)
+
+    @classmethod
     def check_method(cls, cfg):
         cls.backbone.check_method(cfg)
         both = bool(cfg.MODEL.INIT_WEIGHTS and cfg.TRAINER.DPC.CKPT_DIR)

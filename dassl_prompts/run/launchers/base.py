@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dassl_prompts.engine.files import require_writable
 from dassl_prompts.run.ahead import problems
-from dassl_prompts.run.overview import overview
+from dassl_prompts.run.overview import expected, overview
 from dassl_prompts.run.plan import Node, block_dependents
 from dassl_prompts.run.present import check_same_run
 from dassl_prompts.run.progress import Progress
@@ -61,7 +61,7 @@ class Launcher:
         self.skip_finished()
         if self.table:
             print(overview(self.nodes, self.at_once, {str(n.step.output) for n in self.nodes if n.done}), flush=True)
-        self.progress.begin()
+        self.progress.begin(expected(self.nodes))
         try:
             self.work()
             while not self.stopped and self.again():
