@@ -74,7 +74,8 @@ def settings_problem(cfg) -> str:
 
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     try:
-        trainer.check_cfg(object.__new__(trainer), cfg)  # as a trainer does first, before it has anything but the settings
+        # as a trainer does first, before it has anything but the settings
+        trainer.check_cfg(object.__new__(trainer), cfg)
     except (ValueError, AssertionError) as error:
         return str(error) or f"{cfg.TRAINER.NAME} refuses its settings, see its check_cfg"
     except AttributeError:  # a lab's own that looks at more than the settings; the run will tell
