@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import signal
 import sys
 
 from dassl_prompts import __version__
@@ -59,14 +61,18 @@ def main(argv: list[str] | None = None) -> int:
     if name in ("--version", "-V"):
         print(__version__)
         return 0
-    if name == "completion":
-        return completion(rest)
-    if name not in BY_NAME:
+    if name != "completion" and name not in BY_NAME:
         near = difflib.get_close_matches(name, BY_NAME, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         print(f"error: no command {name!r}{meant}; there are {', '.join(BY_NAME)}", file=sys.stderr)
         return 2
-    return BY_NAME[name].main(rest)
+    try:
+        code = completion(rest) if name == "completion" else BY_NAME[name].main(rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer would raise again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,7 @@ def datasets() -> list[dict[str, str]]:
             row["how"] = "partly by hand" if by_hand else f"dassl-prompts prepare {path.stem}"
         else:
             row["how"] = "by hand" if name in GUIDES and "emoji" not in path.stem else "embedded"
+            row |= counted(path) if row["how"] == "embedded" else {}
         row["licence"] = LICENCES.get(name, "NOTICE" if row["how"] == "embedded" else "see its page")
         rows.append(row)
     own = {
@@ -61,6 +64,28 @@ def datasets() -> list[dict[str, str]]:
         "how": "your own pictures: docs/own_pictures.md",
     }
     return [*rows, {**dict.fromkeys(rows[0], ""), **own}]
+
+
+def counted(path: Path) -> dict[str, str]:
+    """Classes and pictures of an embedded dataset by its configuration; queries of composed retrieval have neither."""
+    import dassl_prompts
+    from dassl_prompts.engine import build_dataset, get_cfg_default, merge_file
+
+    dassl_prompts.register_all()
+    cfg = get_cfg_default()
+    dassl_prompts.extend_cfg(cfg)
+    merge_file(cfg, path)
+    cfg.DATASET.NUM_SHOTS = -1
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = build_dataset(cfg)
+    if not hasattr(data, "test"):
+        return {}
+    parts = {"train": data.train_x, "val": getattr(data, "val", None), "test": data.test}
+    classes = {item.label for item in data.test}
+    return {
+        "classes": str(len(classes)),
+        **{part: f"{len(items):,}" if items else "-" for part, items in parts.items()},
+    }
 
 
 def protocols() -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """The front door: overview, dispatch, listing, completion; reading arguments imports no torch."""
 
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from dassl_prompts import __main__ as front
 from dassl_prompts.commands import BY_NAME, COMMANDS
 from dassl_prompts.composed.query import BASELINES
 from dassl_prompts.composed.search import QUERIES
+from dassl_prompts.datasets.testbed import read_splits
 from dassl_prompts.engine import TRAINER_REGISTRY
 
 #: a module finder that ends the process where torch is imported
@@ -82,6 +84,8 @@ def test_list_shows_what_is_registered_and_shipped(capsys):
     ):
         assert word in shown
     assert "a second prompt for the base classes" in shown
+    (row,) = [line.split() for line in shown.splitlines() if line.startswith("icon_park ")]
+    assert row[2:] == ["19", *(f"{n:,}" for n in map(len, read_splits("icons"))), "embedded", "Apache-2.0"]
     assert front.main(["list", "recipes"]) == 0
     assert "vit_b16_ep50_ctxv1" in capsys.readouterr().out
 
@@ -94,6 +98,14 @@ def test_every_method_is_described_in_a_line_for_people():
         if TRAINER_REGISTRY.get(row["method"]).__module__.startswith(dassl_prompts.__name__):
             words = row["what it does"]
             assert 0 < len(words) <= WIDEST and words.endswith(".") and "`" not in words and " = " not in words, row
+
+
+@pytest.mark.parametrize("words", [("list", "datasets"), ("completion", "bash")])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    command = [sys.executable, "-m", "dassl_prompts", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
 
 
 def test_info_names_engine_device_and_data(capsys, monkeypatch, tmp_path):

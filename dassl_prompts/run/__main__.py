@@ -79,7 +79,9 @@ def parser() -> argparse.ArgumentParser:
         "sub-folder per class) or csv:PATH (columns path and label)",
     )
     what.add_argument("--seed", type=int, nargs="+", metavar="N", help="one or several seeds (default 1)")
-    what.add_argument("--shots", type=int, nargs="+", metavar="N", help="training images per class (default 16)")
+    what.add_argument(
+        "--shots", type=int, nargs="+", metavar="N", help="training images per class, 0 for all (default 16)"
+    )
     what.add_argument("--cfg", help="file in configs/trainers/<trainer>, or a YAML of your own; default: the recipe")
     what.add_argument(
         "--epochs", type=int, metavar="N", help="epochs of the method and of its first stage, not of a teacher"

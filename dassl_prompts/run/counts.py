@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 
 #: seconds that a process takes to start, load a backbone and write its files; reading and transforming a picture, per pixel of S x S
-START, READ = 3.0, 1.2e-7
-#: tokens of a class prompt that are computed: context, name, both ends
-TOKENS = 24
+START, READ = 1.5, 1.2e-7
+#: tokens of a class prompt that are computed for it alone: its name and the end, for what stands before is computed once for all
+TOKENS = 8
 #: forward and backward, in forward passes
 STEP = 3
 #: share of the speed of a large matrix product that towers reach; operations a second where a GPU computes
-EFFICIENCY, GPU_SPEED = 0.5, 2e13
+EFFICIENCY, GPU_SPEED = 0.8, 2e13
 #: products that are timed, of which the fastest counts: the first ones are slow, and so are all while other programs compute
 TRIES = 40
 #: bytes of a run's logs and tables; of its predictions, per picture; copies of the learned tensors (best, last, to resume)
@@ -104,14 +104,15 @@ def rough_cost(step) -> tuple[float, float] | None:
     size_of = FILES + PREDICTION * test
     if step.is_training:
         train = half * sum(min(count, shots) if shots > 0 else count for count in data.train.values()) or data.all_train
-        batch = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        drawn, batch = train, cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         if name.startswith("DPC_"):  # a picture brings its hardest classes' with it, of each class one in a step
             shown = max(batch, min(batch * cfg.TRAINER.DPC.TOPK, classes))
             train, batch = train / batch * shown, shown
         encoded = train * classes if per_image else train / batch * min(classes, batch) if data.train else train
-        passes = 1 if vars(trainer).get("frozen_image_side") else STEP
-        operations = train * passes * size.image + encoded * STEP * size.text
-        seconds += cfg.OPTIM.MAX_EPOCH * (train * read + operations / rate)
+        frozen = bool(vars(trainer).get("frozen_image_side"))
+        views = min(train, drawn) if frozen else train  # their features are kept: a view is encoded once an epoch
+        operations = views * (1 if frozen else STEP) * size.image + encoded * STEP * size.text
+        seconds += cfg.OPTIM.MAX_EPOCH * (views * read + operations / rate)
         learned = 16 * size.text_width
         if any(word in name for word in COUPLED):
             learned += 9 * size.text_width * size.vision_width

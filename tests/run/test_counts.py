@@ -50,8 +50,14 @@ def test_a_step_of_dpc_shows_a_class_once(tmp_path, monkeypatch):
     *_, step = steps(tmp_path, "DPC_CoOp", "OPTIM.MAX_EPOCH", "10")
     cfg = step.config()
     batch, topk = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.TRAINER.DPC.TOPK
+    # its pictures are frozen features: those of negatives are there, as of anchors of the epoch
+    wanted = counts.START + counts.READ * 64 * 64 * (1072 + 10 * 4 * 67)
+    assert counts.rough_cost(step)[0] == pytest.approx(wanted)
+    # with learned image prompts each one is computed: every class once in a step
+    *_, step = steps(tmp_path, "DPC_MaPLe", "OPTIM.MAX_EPOCH", "10")
     pictures = 4 * 67 / batch * min(batch * topk, 67)
     wanted = counts.START + counts.READ * 64 * 64 * (1072 + 10 * pictures)
+    assert step.config().DATALOADER.TRAIN_X.BATCH_SIZE == batch
     assert counts.rough_cost(step)[0] == pytest.approx(wanted)
 
 
