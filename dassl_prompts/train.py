@@ -13,6 +13,7 @@ from dassl_prompts import engine, plugins
 from dassl_prompts.check import TorchMismatch, check_torch_pair
 from dassl_prompts.configs.own_data import is_own
 from dassl_prompts.configs.recipes import data_flags
+from dassl_prompts.engine import distributed
 from dassl_prompts.engine.ending import describe, message
 from dassl_prompts.images import ImageReadError
 
@@ -149,6 +150,24 @@ def different_from_defaults(cfg) -> str:
     return "\n".join(f"{key}: {now} (default {before})" for key, (before, now) in changed.items() if key not in foreign)
 
 
+def in_its_place(cfg):
+    """The configuration of this process, when torchrun has started several for the run.
+
+    Raises:
+        ValueError: they would draw different random numbers, or there are too few GPUs.
+    """
+    if distributed.wanted() == 1:
+        return cfg
+    if cfg.SEED < 0:
+        raise ValueError("several processes work on this run and have to draw the same random numbers: give --seed")
+    distributed.start(cfg.USE_CUDA)
+    cfg = cfg.clone()
+    cfg.defrost()
+    engine.merge_opts(cfg, ["OUTPUT_DIR", distributed.own_folder(cfg.OUTPUT_DIR)])
+    cfg.freeze()
+    return cfg
+
+
 def run(args) -> float | None:
     """Execute the parsed command; returns the final metric, or None when nothing was evaluated."""
     import torch
@@ -161,7 +180,7 @@ def run(args) -> float | None:
     plugins.load(getattr(args, "import"))
     # a fork of Dassl may bring a CoOp or Caltech101 of its own; this command promises ours
     dassl_prompts.register_all("replace")
-    cfg = setup_cfg(args)
+    cfg = in_its_place(setup_cfg(args))
     if cfg.SEED >= 0:
         engine.set_random_seed(cfg.SEED)
     # a restarted run goes on in its own log, where CoOp's result parser looks

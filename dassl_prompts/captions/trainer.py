@@ -17,7 +17,7 @@ from dassl_prompts.captions.losses import DIRECTIONS, contrastive
 from dassl_prompts.captions.negatives import given_negatives
 from dassl_prompts.classification.prompted import normalize
 from dassl_prompts.classification.trainer import ClassificationTrainer, method_node
-from dassl_prompts.engine import DataManager, build_transform
+from dassl_prompts.engine import DataManager, build_transform, distributed
 
 #: transforms that give the same picture every time
 FIXED_TRANSFORMS = ("normalize", "center_crop", "instance_norm")
@@ -182,7 +182,7 @@ class RetrievalTrainer(ClassificationTrainer):
 
         out = []
         for batch in tqdm(self.image_loader(split), desc=f"images of the {split} set", leave=False):
-            with self.autocast():
+            with self.autocast(), distributed.sharded():
                 out.append(encode(batch["img"].to(self.device)))
         return torch.cat(out)
 
@@ -198,7 +198,7 @@ class RetrievalTrainer(ClassificationTrainer):
 
     def encode_sorted(self, lengths: Tensor, encode) -> Tensor:
         """Like :func:`~dassl_prompts.captions.features.encode_sorted`, in the run's precision."""
-        with self.autocast():
+        with self.autocast(), distributed.sharded():
             return encode_sorted(lengths, encode, self.cfg.DATALOADER.TEST.BATCH_SIZE)
 
     # -- training --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dassl_prompts.engine import epochs, resume
+from dassl_prompts.engine import distributed, epochs, resume
 from dassl_prompts.engine.backend import DataManager, TrainerX, check_transforms
 from dassl_prompts.engine.builtin.trainer import SimpleTrainer
 from dassl_prompts.engine.checkpoint import (
@@ -115,6 +115,7 @@ class PromptTrainer(TrainerX):
                 for self.epoch in range(self.start_epoch, self.max_epoch):
                     self.before_epoch()
                     self.run_epoch()
+                    distributed.agree(self._models.values())
                     self.note_epoch()
                     self.after_epoch()
                     self.save_resume_state()
@@ -159,7 +160,8 @@ class PromptTrainer(TrainerX):
 
     def _checked_step(self, batch: Any) -> dict[str, float] | None:
         count_corrupt(batch, self.corrupt_images, self.cfg.DATALOADER.MAX_CORRUPT)
-        losses = self.forward_backward(batch)
+        with distributed.sharded():
+            losses = self.forward_backward(batch)
         bad = [name for name, value in (losses or {}).items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(self._not_finite(", ".join(bad)))
@@ -227,7 +229,8 @@ class PromptTrainer(TrainerX):
             answers = Collector(self.cfg.DATASET.ROOT)
             for number, batch in enumerate(tqdm(loader), 1):
                 input, label = self.parse_batch_test(batch)
-                output = self.model_inference(input)
+                with distributed.sharded():
+                    output = self.model_inference(input)
                 if isinstance(output, Tensor) and output.isnan().any():
                     raise FloatingPointError(
                         f"NaN among the logits of the {split} set, batch {number} of {len(loader)}"

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dassl_prompts.engine import distributed
 from dassl_prompts.engine.checkpoint import require_finite
 from dassl_prompts.engine.reading import read_json, reading
 from dassl_prompts.models.tokens import TextTokens, TokenEncoder
@@ -135,13 +136,15 @@ class BlipTokens(TokenEncoder):
             max_length=self.max_text,
             return_tensors="pt",
         ).to(self.text_proj.weight.device)
-        hidden = self.text_encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = distributed.by_rows(
+            self.text_encoder, input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state
         row = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         return TextTokens(self.text_proj(hidden), row, batch.attention_mask == 0)
 
     def image_tokens(self, images: Tensor) -> Tensor:
         # not pooler_output, to which transformers applies the final norm twice
-        return self.vision_proj(self.vision_model(images).last_hidden_state)
+        return self.vision_proj(distributed.by_rows(self.vision_model, pixel_values=images).last_hidden_state)
 
     def text_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.text_encoder.parameters()

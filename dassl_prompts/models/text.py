@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from dassl_prompts.engine import distributed
 from dassl_prompts.models.blocks import (
     attend_last_rows,
     attend_with_prefix,
@@ -187,6 +188,14 @@ class TextTower(nn.Module):
             ValueError: more deep prompts than blocks, deep prompts with a name that is not at the end.
         """
         self._check(prompts, ctx, deep, position)
+        if not return_tokens and (own := distributed.part(self, len(prompts))):
+            index = torch.arange(own.start, own.stop, device=prompts.tokens.device)
+            ctx, token_weights, *deep = distributed.enter(ctx, token_weights, *deep)
+            ctx, *deep = (t[0] if t is not None and t.ndim == 3 and len(t) == 1 else t for t in (ctx, *deep))
+            *given, weights = select_texts(index, prompts, ctx, deep, token_weights)
+            how = {"position": position, "share_prefix": share_prefix, "trim": trim, "chunk_tokens": chunk_tokens}
+            how |= {"token_weights": weights, "checkpoint": checkpoint, "accumulate": accumulate}
+            return distributed.run(self, own, len(prompts), *given, dim=-2, **how)
         if chunk_tokens is None and (checkpoint or not torch.is_grad_enabled()):
             chunk_tokens = CHUNK_TOKENS
         if accumulate and return_tokens:

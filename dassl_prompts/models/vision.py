@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dassl_prompts.engine import distributed
 from dassl_prompts.models.blocks import check_blocks, layer_norm, run_block, run_rows
 
 
@@ -81,6 +82,11 @@ class VisionTower(nn.Module):
             raise ValueError(
                 f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers"
             )
+        if own := distributed.part(self, len(images)):
+            images, prompts, *deep = distributed.enter(images, prompts, *deep)
+            cut = lambda t: t[own] if t is not None and t.ndim == 3 and len(t) > 1 else t
+            given = (images[own], cut(prompts), [cut(t) for t in deep], return_layers, return_tokens)
+            return distributed.run(self, own, len(images), *given)
         x, n = self._embed(images, prompts)
         outputs = []
         for i, block in enumerate(self.blocks):
@@ -135,4 +141,4 @@ class ResNetTower(nn.Module):
         """
         if prompts is not None or len(deep):
             raise ValueError("a ResNet image tower takes no prompts; set MODEL.BACKBONE.NAME to a ViT")
-        return self.visual(images.to(self.dtype)).float()
+        return distributed.by_rows(self.visual, x=images.to(self.dtype)).float()

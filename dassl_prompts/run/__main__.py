@@ -41,8 +41,8 @@ examples:
   python -m dassl_prompts.run status --output output         what the cluster has of these runs; cancel ends them
 
 A sweep file (YAML) has the same words as keys: protocol, trainer, dataset, shots, seed (one value or a list),
-cfg, tag, epochs, task, targets, template, class_names, import, opts (KEY: VALUE), common, root, output, jobs, devices, retry, launcher,
-parallel and a run's gpus, cpus, mem, time, partition, account, slurm; under 'runs' a list of blocks that
+cfg, tag, epochs, task, targets, template, class_names, import, opts (KEY: VALUE), common, root, output, jobs, devices, retry, gpus_per_run,
+launcher, parallel and a run's gpus, cpus, mem, time, partition, account, slurm; under 'runs' a list of blocks that
 differ from the rest. Flags win over the file. Finished runs are skipped, so the same command continues after
 an interruption and tries failed runs again.
 
@@ -125,6 +125,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="D",
         help="CUDA devices to use, e.g. 0 1, or cpu (default: what torch sees)",
     )
+    how.add_argument(
+        "--gpus-per-run",
+        type=int,
+        metavar="N",
+        help="N processes work on every run, each on a GPU of its own (or on a CPU), with the result of one",
+    )
     how.add_argument("--retry", type=int, metavar="N", help="try failed runs again, up to N times (default 0)")
     how.add_argument(
         "--stop", action="store_true", help="start nothing more after a failure; default: go on with the rest"
@@ -182,6 +188,7 @@ def settle(args: argparse.Namespace, content: dict, opts: list[str]) -> Sweep:
             "class_names",
             "import",
             "slurm",
+            "gpus_per_run",
             *RESOURCES,
         )
     }

@@ -25,13 +25,17 @@ def settle(values: dict[str, Any], extra: Any) -> tuple[tuple[str, str], ...]:
     """The resources of a run as text, with further flags of ``sbatch`` under ``slurm``.
 
     Args:
-        values: by the names of :data:`RESOURCES`; None or "" for what is not given.
+        values: by the names of :data:`RESOURCES`, and ``gpus_per_run``; None or "" for what is not given.
         extra: a mapping of flags, or a list of ``name=value``.
 
     Raises:
         ValueError: a value that SLURM would not take.
     """
     found = {key: str(values[key]) for key in RESOURCES if values.get(key) not in (None, "")}
+    if values.get("gpus_per_run"):
+        found = {"gpus": str(values["gpus_per_run"]), **found, "processes": str(values["gpus_per_run"])}
+        if not found["processes"].isdecimal():
+            raise ValueError(f"--gpus-per-run is {found['processes']!r}; it has to be a number from 1 on")
     for key, least in (("gpus", 0), ("cpus", 1)):
         if key in found and not (found[key].isdecimal() and int(found[key]) >= least):
             raise ValueError(f"--{key} is {found[key]!r}; it has to be a number from {least} on")

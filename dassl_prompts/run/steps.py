@@ -25,7 +25,8 @@ class Step:
         title: what the user sees.
         output: the run's folder.
         args: command line without ``--output-dir``.
-        resources: what it asks of a batch system, by the names of :data:`dassl_prompts.run.resources.RESOURCES`.
+        resources: what it asks of a batch system, by the names of :data:`dassl_prompts.run.resources.RESOURCES`, and under
+        ``processes`` how many work on it, see :mod:`dassl_prompts.engine.distributed`.
     """
 
     title: str
@@ -52,7 +53,7 @@ class Step:
         """The configuration that this step would run with."""
         from dassl_prompts.train import parser, setup_cfg
 
-        return setup_cfg(parser().parse_args(self.command()[3:]))
+        return setup_cfg(parser().parse_args(self.words))
 
     def problems(self, folders: set[str]) -> list[str]:
         """What would keep this run from starting, see :func:`dassl_prompts.run.ahead.problems_of`."""
@@ -66,7 +67,17 @@ class Step:
         return found
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "dassl_prompts.train", "--output-dir", str(self.output), *self.args]
+        several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
+        return [sys.executable, "-m", *(several if self.processes > 1 else ()), "dassl_prompts.train", *self.words]
+
+    @property
+    def words(self) -> list[str]:
+        """The command line of the training itself."""
+        return ["--output-dir", str(self.output), *self.args]
+
+    @property
+    def processes(self) -> int:
+        return int(dict(self.resources).get("processes", 1))
 
     def needs(self, other: Step) -> bool:
         """Whether this run reads what ``other`` leaves: its folder is on the command line."""

@@ -16,7 +16,8 @@ from dassl_prompts.run.resources import RESOURCES, settle
 
 #: what a file may say once for all runs or for each of its blocks; lists are combined with each other
 MATRIX = ("protocol", "trainer", "dataset", "shots", "seed")
-SETTINGS = ("cfg", "tag", "opts", "common", "epochs", "task", "targets", "template", "class_names", *RESOURCES, "slurm")
+SETTINGS = ("cfg", "tag", "opts", "common", "epochs", "task", "targets", "template", "class_names", "gpus_per_run")
+SETTINGS += (*RESOURCES, "slurm")
 #: what a file may say once
 PLACES = ("root", "output", "jobs", "devices", "retry", "import", "launcher", "parallel")
 DEFAULTS = {

@@ -60,4 +60,9 @@ def make(args: argparse.Namespace, nodes: list[Node]) -> Launcher:
         return SlurmLauncher(nodes, output, parallel=args.parallel, wait=not args.no_wait, **given)
     if args.launcher == "commands":
         return ScriptLauncher(nodes, output, parallel=args.parallel, **given)
-    return Scheduler(nodes, make_slots(args.devices, args.jobs), stream=args.stream, **given)
+    return Scheduler(
+        nodes,
+        make_slots(args.devices, args.jobs, max((node.step.processes for node in nodes), default=1)),
+        stream=args.stream,
+        **given,
+    )

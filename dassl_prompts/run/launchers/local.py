@@ -36,9 +36,23 @@ class Slot:
         return env
 
 
-def make_slots(devices: list[str], jobs: int) -> list[Slot]:
-    """``jobs`` slots on every device; devices take turns."""
-    return [Slot(device) for _ in range(jobs) for device in (devices or [""])]
+def make_slots(devices: list[str], jobs: int, each: int = 1) -> list[Slot]:
+    """``jobs`` slots on every device, or on every ``each`` devices for runs that take as many; they take turns.
+
+    Raises:
+        ValueError: the devices do not go into groups of ``each``.
+
+    >>> [slot.device for slot in make_slots(["0", "1", "2", "3"], 1, each=2)]
+    ['0,1', '2,3']
+    """
+    if devices in ([], ["cpu"]):
+        each = 1
+    if len(devices) % each:
+        raise ValueError(
+            f"--devices names {len(devices)} devices; with --gpus-per-run {each} give a multiple of {each}"
+        )
+    groups = [",".join(devices[at : at + each]) for at in range(0, len(devices), each)]
+    return [Slot(device) for _ in range(jobs) for device in (groups or [""])]
 
 
 class Scheduler(Launcher):

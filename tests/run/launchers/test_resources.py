@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dassl_prompts.run.__main__ import main, parser, settle
+from dassl_prompts.run.launchers.local import make_slots
 from dassl_prompts.run.launchers.script import ScriptLauncher
 from dassl_prompts.run.launchers.slurm import batches, parameters
 from dassl_prompts.run.plan import plan
@@ -71,6 +72,25 @@ def test_a_time_that_yaml_takes_for_a_number(tmp_path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content) + "time: 8:00:00\n")
     with pytest.raises(ValueError, match="time in a sweep file stands in quotes"):
         settle(parser().parse_args(["--output", str(tmp_path)]), read_file(str(tmp_path / "sweep.yaml")), [])
+
+
+def test_several_gpus_per_run(tmp_path, capsys):
+    words = [*RUN, "--gpus-per-run", "2"]
+    for node in nodes_of(tmp_path, [*words, "--launcher", "slurm"]):
+        assert parameters(dict(node.step.resources), "dassl-x", 60, [], 1)["gpus_per_node"] == 2
+        assert node.step.command()[1:7] == [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+        ]
+        assert node.step.config().TRAINER.NAME == "CoOp"
+    assert [slot.device for slot in make_slots(["0", "1", "2", "3"], 1, 2)] == ["0,1", "2,3"]
+    assert [slot.device for slot in make_slots(["cpu"], 2, 2)] == ["cpu", "cpu"]
+    assert main([*words, "--output", str(tmp_path), "--devices", "0", "1", "2"]) == 2
+    assert "--devices names 3 devices; with --gpus-per-run 2 give a multiple of 2" in capsys.readouterr().err
 
 
 def test_the_sweep_file_of_the_page(tmp_path):
