@@ -165,7 +165,7 @@ def test_a_folder_of_another_process_is_waited_for(tmp_path):
 
 
 def test_foreign_results_of_another_process_fail_their_own_run_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(FakeStep, "config", lambda self: CfgNode({"SEED": 1}))
+    monkeypatch.setattr(FakeStep, "config", lambda self: CfgNode({"SEED": 1, "TRAINER": {"NAME": "Fake"}}))
     one, free = step(tmp_path, "one"), step(tmp_path, "free")
     after = step(tmp_path, "after", one)
     other = hold_and_finish(one, config={"SEED": 7})
