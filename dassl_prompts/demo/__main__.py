@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import os
 from pathlib import Path
 
@@ -98,10 +100,22 @@ def serve(service, results: str | None, host: str, port: int) -> None:
     from dassl_prompts.demo.web import LOCAL, build_app
 
     app = mount(build_app(service, LOCAL if host in LOCAL else ("*",)), service, Path(results) if results else None)
+    logging.getLogger("uvicorn.error").addFilter(told_by_ending)
     print(f"Listening at http://{host}:{port} (Ctrl-C ends it)", flush=True)
     uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_keep_alive=30, h11_max_incomplete_event_size=1 << 16
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,  # an open page keeps a connection for as long as it is open
+        h11_max_incomplete_event_size=1 << 16,
     )
+
+
+def told_by_ending(record: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks of requests that the end of the server cuts."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def main(argv: list[str] | None = None) -> int:

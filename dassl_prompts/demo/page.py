@@ -72,6 +72,10 @@ def build_page(service: Service, results: Path | None) -> gr.Blocks:
 
 def search_tab(page: gr.Blocks, service: Service) -> None:
     answerer = service.answerer
+
+    def moves(method: str) -> dict[str, bool]:
+        return {"interactive": answerer.methods[method].weighted is not None}
+
     reference = gr.State("")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -85,7 +89,9 @@ def search_tab(page: gr.Blocks, service: Service) -> None:
             chosen = gr.HTML(pieces.reference("", False), elem_id="reference")
             text = gr.Textbox(label="What should be different", max_length=MAX_TEXT, elem_id="text", lines=1)
             method = gr.Dropdown(list(answerer.methods), value=answerer.default, label="Method", elem_id="method")
-            weight = gr.Slider(0, 1, 0.5, step=0.05, label="Weight of the text in a sum", elem_id="weight")
+            weight = gr.Slider(
+                0, 1, 0.5, step=0.05, label="Weight of the text in a sum", elem_id="weight", **moves(answerer.default)
+            )
             with gr.Row():
                 ask = gr.Button("Search", variant="primary", elem_id="ask", min_width=80)
                 clear = gr.Button("No picture", elem_id="clear", min_width=80)
@@ -153,6 +159,7 @@ def search_tab(page: gr.Blocks, service: Service) -> None:
     # without the queue an answer comes as soon as it is there
     options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     page.load(start, None, [*asked, *told], **options)
+    method.change(lambda name: gr.update(**moves(name)), method, weight, **options)
     for event in (ask.click, text.submit, method.input, weight.input):
         # of a slider that moves the last place counts
         event(show, asked, told, trigger_mode="always_last", **options).then(None, link, None, js=REMEMBER, **options)

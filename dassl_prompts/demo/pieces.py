@@ -113,9 +113,9 @@ def bars(found: dict[str, Any]) -> str:
 
 def sheet(picture: Image.Image | None) -> str:
     """What attribute prompts looked at."""
-    return (
-        "" if picture is None else f"<h2>What the attribute prompts looked at</h2>{drawing(png(picture), 'attributes')}"
-    )
+    if picture is None:
+        return ""
+    return f'<h2 class="sheet">What the attribute prompts looked at</h2>{drawing(png(picture), "attributes")}'
 
 
 def drawing(content: bytes, said: str) -> str:

@@ -57,7 +57,7 @@ def serving(service, results=None):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     app = mount(build_app(service), service, results)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -175,6 +175,39 @@ def test_the_slider_moves_the_sum(page, address):
     slider.fill("0")
     page.wait_for_url("**weight=0**")
     assert shown(page, 2) == shown(page, 1)  # nothing but the reference
+
+
+def test_the_slider_waits_for_a_sum(page):
+    """The method is chosen by the keyboard; others than sums have no weight."""
+    slider, field = page.locator("#weight input[type=range]"), page.locator("#method input")
+    assert slider.is_enabled() and field.input_value() == "image+text"
+    field.focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#weight input[type=range]').disabled")
+    assert field.input_value() == "text" and page.evaluate(FAINT) == []
+    field.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_function("!document.querySelector('#weight input[type=range]').disabled")
+
+
+def test_in_the_dark(browser, address):
+    """Gradio goes by the browser's colours; every place that Tab reaches has a ring that is seen."""
+    page = browser.new_page(color_scheme="dark")
+    page.set_default_timeout(15_000)
+    page.goto(address)
+    page.locator("#answers .hit[data-path='0.png']").click()
+    page.wait_for_selector("#answers .columns")
+    assert page.evaluate(FAINT) == []
+    page.mouse.click(2, 2)
+    reached = set()
+    for _ in range(15):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName + ' ' + document.activeElement.type"))
+        # Gradio's buttons fade into it
+        page.wait_for_function("getComputedStyle(document.activeElement).outline === 'rgb(147, 197, 253) solid 3px'")
+    assert {"TEXTAREA textarea", "INPUT range", "INPUT number", "BUTTON submit", "BUTTON button"} <= reached
+    page.close()
 
 
 def send(page, path, into="upload"):

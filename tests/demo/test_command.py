@@ -65,6 +65,9 @@ def test_it_listens_to_this_machine_and_ends(place):
                 with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/about") as answer:
                     assert json.load(answer)["images"] == 10
                     break
+            # an open page holds such a connection as long as it is open
+            page = urllib.request.urlopen(f"http://127.0.0.1:{port}/gradio_api/heartbeat/page")
         finally:
             server.send_signal(signal.SIGINT)
         assert server.wait(30) == 0 and "Traceback" not in server.stderr.read()
+        page.close()
