@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import traceback
 from contextlib import suppress
@@ -82,11 +83,18 @@ def data_of(args) -> tuple[str, str]:
     return data_flags(args.dataset, args.root)[1::2]
 
 
+@functools.cache
+def defaults(others: tuple):
+    """All keys with their defaults, not to be changed; ``others``: the modules of plug-ins that bring some."""
+    cfg = engine.get_cfg_default()
+    dassl_prompts.extend_cfg(cfg)
+    return cfg
+
+
 def setup_cfg(args):
     """The resolved, frozen configuration: defaults < dataset file < method file < flags < KEY VALUE pairs."""
     root, dataset_file = data_of(args)
-    cfg = engine.get_cfg_default()
-    dassl_prompts.extend_cfg(cfg)
+    cfg = defaults(tuple(plugins.modules())).clone()
     for path in (dataset_file, args.config_file):
         if path:
             engine.merge_file(cfg, path)
