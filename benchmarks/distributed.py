@@ -87,7 +87,7 @@ def disturbed(folder: Path, slurm: Path) -> tuple[str, int, int, int]:
         the transcript, the number of runs, those with equal results, and epochs that were trained twice.
     """
     command = [sys.executable, "-m", "dassl_prompts.run", *SWEEP.split()]
-    local, remote = folder / "local", folder / "slurm"
+    local, remote = folder / "local", folder / "remote"
     subprocess.run([*command, "--jobs", "2", "--output", str(local)], check=True, capture_output=True)
     said = []
 
