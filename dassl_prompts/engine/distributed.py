@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,19 +138,20 @@ def sharded():
     return _sharding(True)
 
 
-def part(module: nn.Module, rows: int) -> slice | None:
-    """This process' rows of ``module``'s input; None: it has to take all.
+def part(module: nn.Module, rows: Sized) -> slice | None:
+    """This process' rows of ``module``'s input ``rows``; None: it has to take all.
 
     That is so outside :func:`sharded`, with fewer rows than processes, and where a row depends on the others or on random numbers
     (batch normalisation and dropout in training mode), which would not be those of one process.
     """
-    if not getattr(_this_thread, "on", False) or count() == 1 or rows < count():
+    # the length last: an export to other formats must not be asked for it
+    if not getattr(_this_thread, "on", False) or count() == 1 or len(rows) < count():
         return None
     if any(
         m.training and (isinstance(m, _BatchNorm) or isinstance(m, _DropoutNd) and m.p > 0) for m in module.modules()
     ):
         return None
-    return slice(rank() * rows // count(), (rank() + 1) * rows // count())
+    return slice(rank() * len(rows) // count(), (rank() + 1) * len(rows) // count())
 
 
 def enter(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -181,11 +182,11 @@ def run(module: nn.Module, own: slice, rows: int, *args: Any, dim: int = 0, **kw
 
 def by_rows(module: nn.Module, **batch: Tensor) -> Any:
     """``module(**batch)``, where every tensor in and out has a row for each item; a part of them here, if that is possible."""
-    rows = len(next(iter(batch.values())))
-    own = part(module, rows)
+    first = next(iter(batch.values()))
+    own = part(module, first)
     if own is None:
         return module(**batch)
-    return run(module, own, rows, **{name: t[own] for name, t in zip(batch, enter(*batch.values()))})
+    return run(module, own, len(first), **{name: t[own] for name, t in zip(batch, enter(*batch.values()))})
 
 
 class _Enter(torch.autograd.Function):

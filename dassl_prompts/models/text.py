@@ -188,7 +188,7 @@ class TextTower(nn.Module):
             ValueError: more deep prompts than blocks, deep prompts with a name that is not at the end.
         """
         self._check(prompts, ctx, deep, position)
-        if not return_tokens and (own := distributed.part(self, len(prompts))):
+        if not return_tokens and (own := distributed.part(self, prompts)):
             index = torch.arange(own.start, own.stop, device=prompts.tokens.device)
             ctx, token_weights, *deep = distributed.enter(ctx, token_weights, *deep)
             ctx, *deep = (t[0] if t is not None and t.ndim == 3 and len(t) == 1 else t for t in (ctx, *deep))

@@ -82,7 +82,7 @@ class VisionTower(nn.Module):
             raise ValueError(
                 f"{len(deep)} deep prompts need a prompt depth of {len(deep) + 1}, the tower has {self.layers} layers"
             )
-        if own := distributed.part(self, len(images)):
+        if own := distributed.part(self, images):
             images, prompts, *deep = distributed.enter(images, prompts, *deep)
             cut = lambda t: t[own] if t is not None and t.ndim == 3 and len(t) > 1 else t
             given = (images[own], cut(prompts), [cut(t) for t in deep], return_layers, return_tokens)
