@@ -24,24 +24,35 @@ QUERIES = ("image", "text", "image+text", "image+text, normalised")
 
 def index(args) -> None:
     """Make an index of folders, or bring it up to date."""
-    # absolute, so that the index can be asked from another working directory
-    if args.run:
-        model = {"run": os.path.abspath(args.run)}
-    else:
-        backbone = os.path.abspath(args.backbone) if os.path.exists(args.backbone) else args.backbone
-        model = {
-            "backbone": backbone,
-            "query": args.query,
-            **({"activation": args.activation} if args.activation else {}),
-        }
-    starts = starts_of(args.folder)
-    there = known_starts(args.index)
+    starts, known = starts_of(args.folder), known_index(args.index)
+    there = known.get("starts", [])
     if there and set(there) != set(starts) and not args.replace:
         raise ValueError(
             f"{args.index} is an index of {' and '.join(map(place_of, there))}: give --replace to index "
             f"{' and '.join(args.folder)} in its place, or use `search add` to have both in it"
         )
-    write_index(args, starts, model, args.faiss, args.orientation)
+    faiss = known.get("faiss", "") if args.faiss is None else args.faiss
+    orientation = args.orientation or known.get("settings", {}).get("orientation", "camera")
+    write_index(args, starts, model_of(args, known.get("model", {})), faiss, orientation)
+
+
+def model_of(args, own: dict) -> dict:
+    """The model that the arguments name, see :func:`~dassl_prompts.composed.asked_models.load_model`; what they leave open is as in
+    ``own``, that of the index which is there."""
+    # absolute, so that the index can be asked from another working directory
+    if args.run:
+        return {"run": os.path.abspath(args.run)}
+    if args.backbone or "run" in own and args.query:
+        own = {}
+    if "run" in own:
+        return own
+    backbone = args.backbone or own.get("backbone", "ViT-B/32")
+    activation = args.activation or own.get("activation", "")
+    return {
+        "backbone": os.path.abspath(backbone) if os.path.exists(backbone) else backbone,
+        "query": args.query or own.get("query", "image+text"),
+        **({"activation": activation} if activation else {}),
+    }
 
 
 def add(args) -> None:
@@ -58,12 +69,12 @@ def starts_of(folders: list[str]) -> list[str]:
     return list(dict.fromkeys(map(start_of, folders)))
 
 
-def known_starts(folder: str) -> list[str]:
-    """Of the index that is in a folder; none where it cannot be read."""
+def known_index(folder: str) -> dict:
+    """The manifest of the index that is in a folder; empty where it cannot be read."""
     try:
-        return read_manifest(Path(folder))["starts"]
+        return read_manifest(Path(folder))
     except (FileNotFoundError, DamagedFile):
-        return []
+        return {}
 
 
 def write_index(args, starts: list[str], model: dict, faiss: str, orientation: str) -> None:
@@ -137,7 +148,12 @@ def parser() -> argparse.ArgumentParser:
     i = sub.add_parser("index", help="encode folders of images, or what has changed in them")
     add_files(i)
     i.add_argument("--replace", action="store_true", help="also where INDEX is one of other folders, which leave it")
-    i.add_argument("--backbone", default="ViT-B/32", help="CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco")
+    kept = "default: as the index has it, else {}"
+    i.add_argument(
+        "--backbone",
+        default="",
+        help=f"CLIP or BLIP, e.g. ViT-L/14, emoji-tiny, blip-itm-base-coco ({kept.format('ViT-B/32')})",
+    )
     i.add_argument(
         "--activation",
         default="",
@@ -146,22 +162,20 @@ def parser() -> argparse.ArgumentParser:
     )
     i.add_argument(
         "--query",
-        default="image+text",
+        default="",
         choices=QUERIES,
-        help="how image and sentence are combined without --run",
+        help=f"how image and sentence are combined without --run ({kept.format('image+text')})",
     )
     i.add_argument("--run", default="", help="folder of a PVLF or TransAgg run to ask with")
     i.add_argument(
         "--faiss",
-        default="",
         metavar="FACTORY",
-        help='approximate search, e.g. "HNSW32" (needs the extra dassl-prompts[faiss])',
+        help='approximate search, e.g. "HNSW32" (needs the extra dassl-prompts[faiss]); "" for exact, which is the default of a new index',
     )
     i.add_argument(
         "--orientation",
-        default="camera",
         choices=ORIENTATIONS,
-        help="turn pictures upright as EXIF says, or leave them as they are stored (default camera; `ask` follows)",
+        help=f"turn pictures upright as EXIF says, or leave them as they are stored ({kept.format('camera')}; `ask` follows)",
     )
     i.set_defaults(run_command=index)
     more = sub.add_parser("add", help="add folders to an index")

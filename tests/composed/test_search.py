@@ -13,7 +13,7 @@ from PIL import Image
 from dassl_prompts.composed import search
 from dassl_prompts.composed.asked_models import load_model, transform_of
 from dassl_prompts.composed.index import ImageIndex, chunked_topk
-from dassl_prompts.composed.index_table import NUMBER, list_root
+from dassl_prompts.composed.index_table import NUMBER, list_root, read_manifest
 from dassl_prompts.ranking.sheet import Row, contact_sheet
 from tests.datasets.cir_trees import picture
 from tests.models.test_blip import write_tiny_blip
@@ -369,3 +369,16 @@ def test_contact_sheet(tmp_path, folder):
         contact_sheet([], tmp_path / "s.png")
     with pytest.raises(ValueError, match="end its name"):
         contact_sheet([Row("", "x", [right], ["1"])], tmp_path / "s.txt")
+
+
+def test_what_is_not_said_of_an_index_stays_as_it_was(folder, blip, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    own = ["--backbone", blip, "--query", "text", "--orientation", "stored"]
+    assert search.main(["index", str(folder), "--index", index, *own]) == 0
+    (folder / "more.png").write_bytes((folder / "0.png").read_bytes())
+    assert search.main(["index", str(folder), "--index", index]) == 0
+    assert ": 0 encoded, " in capsys.readouterr().out  # by the same towers, and as a copy of what they know
+    manifest = read_manifest(Path(index))
+    assert manifest["model"] == {"backbone": blip, "query": "text"} and manifest["settings"]["orientation"] == "stored"
+    assert search.main(["index", str(folder), "--index", index, "--query", "image"]) == 0
+    assert read_manifest(Path(index))["model"] == {"backbone": blip, "query": "image"}
