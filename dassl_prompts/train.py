@@ -14,7 +14,6 @@ from dassl_prompts import engine, plugins
 from dassl_prompts.check import TorchMismatch, check_torch_pair
 from dassl_prompts.configs.own_data import is_own
 from dassl_prompts.configs.recipes import data_flags
-from dassl_prompts.engine import distributed
 from dassl_prompts.engine.ending import describe, message
 from dassl_prompts.images import ImageReadError
 
@@ -164,6 +163,8 @@ def in_its_place(cfg):
     Raises:
         ValueError: they would draw different random numbers, or there are too few GPUs.
     """
+    from dassl_prompts.engine import distributed  # torch is imported when work starts
+
     if distributed.wanted() == 1:
         return cfg
     if cfg.SEED < 0:

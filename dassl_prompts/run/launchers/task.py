@@ -15,7 +15,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from dassl_prompts.engine.resume import FILE as RESUME_FILE
 from dassl_prompts.engine.run_folder import in_use
 from dassl_prompts.run.steps import CONSOLE, RESULTS, Step
 from dassl_prompts.run.warm import WarmRun, available
@@ -72,6 +71,8 @@ class Task:
 
     def saved(self) -> float:
         """When the last epoch was saved; 0 before the first."""
+        from dassl_prompts.engine.resume import FILE as RESUME_FILE  # torch is imported when work starts
+
         with suppress(FileNotFoundError):
             return (self.folder / RESUME_FILE).stat().st_mtime
         return 0.0
