@@ -56,7 +56,7 @@ def thousand(folder: Path) -> float:
     seconds = time.perf_counter() - begin
     waiting = cluster.queue()
     assert len(waiting) == 1000, len(waiting)
-    cluster.cancel(list({job.split("_")[0] for job in waiting}))
+    cluster.cancel({id_.split("_")[0]: job.name for id_, job in waiting.items()})
     return seconds
 
 

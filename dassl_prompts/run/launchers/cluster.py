@@ -101,9 +101,20 @@ def ended(job: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
-def cancel(jobs: list[str]) -> None:
-    for at in range(0, len(jobs), 500):
-        ask("scancel", *jobs[at : at + 500])
+def find(queue: dict[str, Job], id_: str, name: str) -> Job | None:
+    """The job of a number and a name: a new controller begins with its numbers anew, so that the number alone may be another's."""
+    job = queue.get(id_)
+    return job if job is not None and job.name == name else None
+
+
+def cancel(jobs: dict[str, str]) -> None:
+    """End jobs, by id; each only if it has the name that is given."""
+    ids: dict[str, list[str]] = {}
+    for id_, name in jobs.items():
+        ids.setdefault(name, []).append(id_)
+    for name, same in ids.items():
+        for at in range(0, len(same), 500):
+            ask("scancel", "--name", name, *same[at : at + 500])
 
 
 def largest_array() -> int:

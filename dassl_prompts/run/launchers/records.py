@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dassl_prompts.engine.files import write_json
 from dassl_prompts.engine.reading import read_json
-from dassl_prompts.run.launchers.cluster import Job
+from dassl_prompts.run.launchers.cluster import Job, find
 
 FOLDER = ".slurm"
 #: begins the names of the jobs
@@ -52,8 +52,4 @@ class Records:
 
     def live(self, queue: dict[str, Job]) -> dict[str, Entry]:
         """Those that SLURM still has, by run folder."""
-        return {
-            folder: entry
-            for folder, entry in self.all().items()
-            if entry.job in queue and queue[entry.job].name == entry.name
-        }
+        return {folder: entry for folder, entry in self.all().items() if find(queue, entry.job, entry.name)}

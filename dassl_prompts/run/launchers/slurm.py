@@ -39,6 +39,7 @@ class SlurmLauncher(Launcher):
         self.output, self.parallel, self.watches = output, parallel, wait
         self.records = Records(output)
         self.active: dict[str, Node] = {}
+        self.names: dict[str, str] = {}
         self.attached = False
         self.since: dict[int, float] = {}
         self.gone: dict[str, float] = {}
@@ -70,7 +71,7 @@ class SlurmLauncher(Launcher):
         super().skip_finished()
         for folder, entry in live.items():
             if mine[folder].state == "waiting":
-                self.active[entry.job] = mine[folder]
+                self.active[entry.job], self.names[entry.job] = mine[folder], entry.name
                 mine[folder].tries += 1
 
     # -- submission ---------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class SlurmLauncher(Launcher):
                 self.submit_array(batch)
                 arrays += 1
         except (FailedJobError, FailedSubmissionError, cluster.NoAnswer) as error:
-            taken = sum(id(node) in {id(n) for n in self.active.values()} for node in nodes)
+            taken = len({id(n) for n in self.active.values()} & {id(n) for n in nodes})
             raise ValueError(
                 f"{cluster.refusal(str(error))}. {f'{taken} runs were submitted before' if taken else 'Nothing was started'}"
             ) from error
@@ -136,7 +137,7 @@ class SlurmLauncher(Launcher):
             submitted = [executor.submit(task) for task in tasks]
         entries = []
         for job, node in zip(submitted, nodes):
-            self.active[job.job_id] = node
+            self.active[job.job_id], self.names[job.job_id] = node, name
             node.tries += 1
             entries.append(Entry(job.job_id, name, str(node.step.output.absolute()), node.step.args))
         self.records.add(name, entries)
@@ -151,7 +152,7 @@ class SlurmLauncher(Launcher):
             self.tell(f"SLURM does not answer ({error}); the jobs go on, asking again")
             return
         for id_, node in sorted(self.active.items(), key=lambda pair: self.progress.number[id(pair[1])]):
-            job = queue.get(id_)
+            job = cluster.find(queue, id_, self.names[id_])
             if node.state == "blocked":
                 self.drop(id_)
             elif self.finished(node):
@@ -218,19 +219,16 @@ class SlurmLauncher(Launcher):
         block_dependents(self.nodes)
         self.progress.ended(node)
         if self.stopped:
-            self.cancel([job for job, other in self.active.items() if other.state != "running"])
+            for job in [job for job, other in self.active.items() if other.state != "running"]:
+                self.drop(job)
 
     def drop(self, id_: str) -> None:
         """Give up a job; one that is still in the queue is cancelled."""
         self.active.pop(id_, None)
         try:
-            cluster.cancel([id_])
+            cluster.cancel({id_: self.names[id_]})
         except cluster.NoAnswer:  # it is gone already
             pass
-
-    def cancel(self, jobs: list[str]) -> None:
-        for job in jobs:
-            self.drop(job)
 
     def tell(self, text: str) -> None:
         """Say something once."""
@@ -299,9 +297,7 @@ def status(output: Path) -> str:
     entries, queue = submitted(output)
     rows, counts = [], {}
     for folder, entry in entries.items():
-        job, step = queue.get(entry.job), Step("", Path(folder), entry.args)
-        if job is not None and job.name != entry.name:
-            job = None
+        job, step = cluster.find(queue, entry.job, entry.name), Step("", Path(folder), entry.args)
         done = step.results() is not None
         state = "finished" if done else {"RUNNING": "running"}.get(job.state, "waiting") if job else "failed"
         counts[state] = counts.get(state, 0) + 1
@@ -318,7 +314,7 @@ def status(output: Path) -> str:
 def cancel(output: Path) -> str:
     """End the runs of an output tree that wait or run; a line that says how many."""
     entries, queue = submitted(output)
-    jobs = [e.job for e in entries.values() if e.job in queue and queue[e.job].name == e.name]
+    jobs = {e.job: e.name for e in entries.values() if cluster.find(queue, e.job, e.name)}
     cluster.cancel(jobs)
     return f"{len(jobs)} runs cancelled; what they saved stays, the same command goes on from there"
 

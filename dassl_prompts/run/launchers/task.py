@@ -6,6 +6,7 @@ It may be killed and started again, on another node too: the run goes on from it
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ class Task:
         self.command, self.folder, self.needs = command, folder, needs
         self.memory, self.minutes = memory, minutes
         self.process: WarmRun | subprocess.Popen | None = None
+        self.began, self.epochs = math.inf, 0.0  # when the run was started, and what it had then
 
     def __call__(self) -> None:
         """What submitit calls; ends the process with the exit code of the run."""

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dassl_prompts.run.__main__ import main, parser, settle
 from dassl_prompts.run.launchers.local import make_slots
 from dassl_prompts.run.launchers.script import ScriptLauncher
 from dassl_prompts.run.launchers.slurm import batches, parameters
+from dassl_prompts.run.launchers.task import Task
 from dassl_prompts.run.plan import plan
 from dassl_prompts.run.sweep import read_file
 from tests.run.fake import FakeStep, step
@@ -133,3 +135,13 @@ def test_the_script_of_commands_runs_each_array_after_the_other(tmp_path, capfd)
     gone = subprocess.run(["bash", tmp_path / "jobs.sh", "1", "9"], check=False)
     assert gone.returncode == 2 and "there is no run 1.9" in capfd.readouterr().err
     assert sys.executable in text
+
+
+def test_a_run_that_still_waits_for_its_folder_is_put_back(tmp_path):
+    pytest.importorskip("submitit")
+    waiting = Task(["run"], tmp_path, [], minutes=60)
+    assert waiting.checkpoint() is not None  # nothing has begun that could have finished an epoch
+    waiting.began = time.monotonic() - 45 * 60
+    assert (
+        waiting.checkpoint() is None and "no epoch was finished in 60 minutes" in (tmp_path / "console.txt").read_text()
+    )

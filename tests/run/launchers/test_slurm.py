@@ -112,6 +112,22 @@ def test_a_killed_run_and_a_cancelled_one_say_why(tmp_path):
     assert re.match(r"job \d+ was cancelled .*see .*console.txt", reasons["slow"])
 
 
+def test_only_a_job_of_the_name_is_ended(tmp_path):
+    """Numbers begin anew on a new controller, where one of ours may be somebody's other job."""
+    out = subprocess.run(
+        ["sbatch", "--parsable", "--job-name=mine", f"--output={tmp_path}/log", "--wrap", "sleep 60"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    job = out.stdout.strip()
+    cluster.cancel({job: "dassl-0"})
+    queue = cluster.queue()
+    assert cluster.find(queue, job, "dassl-0") is None and cluster.find(queue, job, "mine").id == job
+    cluster.cancel({job: "mine"})
+    wait_for(lambda: job not in cluster.queue())
+
+
 class Shot(FakeStep):
     """A run that the kernel ends."""
 
